@@ -1,0 +1,142 @@
+//! The CustomResourceDefinitions, made from the Rust types.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionVersion,
+    JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
+use kube::CustomResourceExt;
+
+use crate::kubevirt::{VERSIONS, v1::VirtualMachineInstance};
+
+/// Every CustomResourceDefinition of berth.
+///
+/// Each is served in all [`VERSIONS`] with one schema and stored as `v1`. Objects inside `spec` keep fields that
+/// the schema does not describe (`x-kubernetes-preserve-unknown-fields`), so that admission sees them and refuses
+/// them by name instead of the API server dropping them unseen.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    vec![publish(VirtualMachineInstance::crd(), &instance_columns())]
+}
+
+/// The columns of `kubectl get vmi`; those with priority 1 only with `-o wide`.
+fn instance_columns() -> [CustomResourceColumnDefinition; 7] {
+    [
+        column("Age", "date", ".metadata.creationTimestamp", 0),
+        column("Phase", "string", ".status.phase", 0),
+        column("IP", "string", ".status.interfaces[0].ipAddress", 0),
+        column("NodeName", "string", ".status.nodeName", 0),
+        column(
+            "Ready",
+            "string",
+            ".status.conditions[?(@.type=='Ready')].status",
+            0,
+        ),
+        column(
+            "Live-Migratable",
+            "string",
+            ".status.conditions[?(@.type=='LiveMigratable')].status",
+            1,
+        ),
+        column(
+            "Paused",
+            "string",
+            ".status.conditions[?(@.type=='Paused')].status",
+            1,
+        ),
+    ]
+}
+
+fn column(
+    name: &str,
+    type_: &str,
+    json_path: &str,
+    priority: i32,
+) -> CustomResourceColumnDefinition {
+    CustomResourceColumnDefinition {
+        name: name.to_owned(),
+        type_: type_.to_owned(),
+        json_path: json_path.to_owned(),
+        priority: (priority != 0).then_some(priority),
+        ..Default::default()
+    }
+}
+
+/// Turns the definition that the derive made into the one that is served.
+fn publish(
+    mut crd: CustomResourceDefinition,
+    columns: &[CustomResourceColumnDefinition],
+) -> CustomResourceDefinition {
+    let Some(mut base) = crd.spec.versions.pop() else {
+        return crd;
+    };
+    base.additional_printer_columns = Some(columns.to_vec());
+    if let Some(root) = base
+        .schema
+        .as_mut()
+        .and_then(|s| s.open_api_v3_schema.as_mut())
+    {
+        tidy(root);
+        if let Some(spec) = root.properties.as_mut().and_then(|p| p.get_mut("spec")) {
+            preserve_unknown(spec);
+        }
+    }
+    let kind = &crd.spec.names.kind;
+    crd.spec.versions = VERSIONS
+        .iter()
+        .map(|name| {
+            let storage = *name == base.name;
+            CustomResourceDefinitionVersion {
+                name: (*name).to_owned(),
+                served: true,
+                storage,
+                deprecated: (!storage).then_some(true),
+                deprecation_warning: (!storage).then(|| {
+                    format!("kubevirt.io/{name} {kind} is deprecated: use kubevirt.io/v1 {kind}")
+                }),
+                ..base.clone()
+            }
+        })
+        .collect();
+    crd
+}
+
+/// Takes out what the schema generator adds and a structural schema should not say: defaults (admission sets
+/// them) and number formats that Kubernetes does not know.
+fn tidy(schema: &mut JSONSchemaProps) {
+    schema.default = None;
+    match schema.format.as_deref() {
+        Some("uint8" | "uint16") => schema.format = Some("int32".to_owned()),
+        Some("uint32" | "uint" | "uint64") => schema.format = Some("int64".to_owned()),
+        _ => {}
+    }
+    // Doc comments wrap at the line width of the source; a description is one flowing text.
+    if let Some(text) = schema.description.as_mut().filter(|t| t.contains('\n')) {
+        *text = text
+            .split('\n')
+            .map(str::trim)
+            .collect::<Vec<_>>()
+            .join(" ");
+    }
+    for_each_child(schema, tidy);
+}
+
+/// Marks every object with properties, here and below, to keep fields that it does not describe.
+fn preserve_unknown(schema: &mut JSONSchemaProps) {
+    let open_object =
+        schema.type_.as_deref() == Some("object") && schema.additional_properties.is_none();
+    if open_object {
+        schema.x_kubernetes_preserve_unknown_fields = Some(true);
+    }
+    for_each_child(schema, preserve_unknown);
+}
+
+fn for_each_child(schema: &mut JSONSchemaProps, visit: fn(&mut JSONSchemaProps)) {
+    if let Some(properties) = &mut schema.properties {
+        properties.values_mut().for_each(visit);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        visit(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        visit(values);
+    }
+}

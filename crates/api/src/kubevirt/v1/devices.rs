@@ -1,0 +1,135 @@
+//! The devices of a virtual machine.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Disks, network interfaces and other devices.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Devices {
+    /// Disks and CD-ROM drives. Each shows the volume of the same name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Network interfaces. Each connects to the network of the same name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
+    /// Pointing devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Input>,
+    /// A virtio random number generator, fed by the node's /dev/urandom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rng: Option<Rng>,
+    /// Whether a display is attached. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoattach_graphics_device: Option<bool>,
+    /// Whether a serial console is attached. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoattach_serial_console: Option<bool>,
+    /// Whether the virtio memory balloon is attached. Default true.
+    #[serde(
+        default,
+        rename = "autoattachMemBalloon",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub autoattach_mem_balloon: Option<bool>,
+    /// Whether a machine that names no network gets an interface on the pod network. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoattach_pod_interface: Option<bool>,
+    /// Whether what the guest writes to its serial console is kept in the log of the launcher. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_serial_console: Option<bool>,
+}
+
+/// A disk or a CD-ROM drive. Exactly one of `disk` and `cdrom` must be set; admission sets `disk` when none is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Disk {
+    /// Name of the volume that the device shows; unique among the disks.
+    pub name: String,
+    /// The volume is shown as a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskTarget>,
+    /// The volume is shown as a CD-ROM in its drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cdrom: Option<CDRomTarget>,
+    /// Place in the boot order, 1 first; unique among all devices. When no device has one, the disks are tried in
+    /// their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_order: Option<u32>,
+    /// Serial number that the guest sees: letters, digits and `. _ - +`, no more than fit the bus (20 for virtio
+    /// and sata, 36 for scsi and usb).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Host caching: `none`, `writethrough` or `writeback`. Default: QEMU's, which is `writeback`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
+    /// How the host does the reads and writes: `threads` (the default) or `native`, which needs `cache: none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io: Option<String>,
+}
+
+/// A volume that is shown as a disk.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskTarget {
+    /// Bus: `virtio` (the default), `sata`, `scsi` or `usb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+    /// Whether the guest is kept from writing. Default false. Not possible on the `sata` bus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readonly: Option<bool>,
+}
+
+/// A volume that is shown as a CD-ROM in its drive.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CDRomTarget {
+    /// Bus: `sata` (the default), `scsi` or `usb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+    /// A CD-ROM cannot be written: only `true`, the default, is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readonly: Option<bool>,
+}
+
+/// A network interface. Exactly one way to connect it must be set.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    /// Name of the network that the interface connects to; unique among the interfaces.
+    pub name: String,
+    /// A layer 2 connection: the guest takes over the address of the pod, which DHCP gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<InterfaceBridge>,
+    /// Emulated card: `virtio` (the default), `e1000`, `e1000e` or `rtl8139`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Hardware address, six hex bytes with colons, unicast. Default: one that is derived from the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_address: Option<String>,
+    /// Place in the boot order (network boot by the card's own ROM), 1 first; unique among all devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_order: Option<u32>,
+}
+
+/// A layer 2 connection. It has no settings.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+pub struct InterfaceBridge {}
+
+/// A pointing device.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Input {
+    /// Name, unique among the inputs.
+    pub name: String,
+    /// Kind of device: `tablet`.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// Bus: `usb` (the default) or `virtio`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+}
+
+/// A virtio random number generator. It has no settings.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+pub struct Rng {}

@@ -1,0 +1,67 @@
+//! The VirtualMachineInstance itself and the parts of its spec that are not the virtual hardware.
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{DomainSpec, VirtualMachineInstanceStatus, Volume};
+
+/// One run of a virtual machine, from its start to its end. It does not start again once it has ended.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "kubevirt.io",
+    version = "v1",
+    kind = "VirtualMachineInstance",
+    plural = "virtualmachineinstances",
+    singular = "virtualmachineinstance",
+    shortname = "vmi",
+    shortname = "vmis",
+    category = "all",
+    namespaced,
+    status = "VirtualMachineInstanceStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "One run of a virtual machine, from its start to its end. It does not start again once it has ended."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineInstanceSpec {
+    /// Processor architecture of the guest: `amd64`, which is also the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// Host name that the guest is offered by DHCP: one DNS label of at most 63 characters. Default: the name of
+    /// the VirtualMachineInstance up to its first dot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Seconds between the request to the guest to power off and the moment the power is cut. Default 30; 0 cuts
+    /// at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub termination_grace_period_seconds: Option<i64>,
+    /// Labels that a node must carry to run this machine.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// The virtual hardware.
+    pub domain: DomainSpec,
+    /// The networks that `domain.devices.interfaces` connect to, joined by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Network>,
+    /// The storage behind `domain.devices.disks`, joined by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+}
+
+/// A network that an interface of the same name connects to. Exactly one source must be set.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Network {
+    /// Name, unique among the networks; a DNS label.
+    pub name: String,
+    /// The network of the pod that the machine runs in. At most one network may be of this kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodNetwork>,
+}
+
+/// The network of the pod that the machine runs in. It has no settings.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+pub struct PodNetwork {}

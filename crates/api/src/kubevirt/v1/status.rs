@@ -1,0 +1,268 @@
+//! What became of a VirtualMachineInstance. Until the phase is `Scheduled` the VMI controller writes it, from
+//! then on the agent of the node.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Machine;
+use crate::quantity;
+
+/// Where a VirtualMachineInstance is in its life.
+///
+/// ```text
+/// Pending → Scheduling → Scheduled → Running → Succeeded
+///    └──────────┴────────────┴──────────┴────→ Failed
+/// ```
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord,
+)]
+pub enum VirtualMachineInstancePhase {
+    /// Accepted; something it needs is not there yet.
+    Pending,
+    /// Its pod exists and is not ready yet.
+    Scheduling,
+    /// Its pod is ready on a node, whose agent has taken over.
+    Scheduled,
+    /// The guest runs.
+    Running,
+    /// The guest ended by itself or on request.
+    Succeeded,
+    /// It ended by a failure.
+    Failed,
+    /// The node has not been heard of.
+    Unknown,
+}
+
+/// Short name of [`VirtualMachineInstancePhase`].
+pub type VmiPhase = VirtualMachineInstancePhase;
+
+impl VirtualMachineInstancePhase {
+    /// The word in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Scheduling => "Scheduling",
+            Self::Scheduled => "Scheduled",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::Unknown => "Unknown",
+        }
+    }
+
+    /// Whether the machine has ended and will not run again.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
+impl fmt::Display for VirtualMachineInstancePhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What became of a VirtualMachineInstance.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineInstanceStatus {
+    /// Where the machine is in its life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<VirtualMachineInstancePhase>,
+    /// When each phase was entered, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phase_transition_timestamps: Vec<VirtualMachineInstancePhaseTransitionTimestamp>,
+    /// One word for why the machine is in this phase, set on failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Observations, at most one of each type.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<VirtualMachineInstanceCondition>,
+    /// Name of the node that the machine runs or ran on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// The network interfaces, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<VirtualMachineInstanceNetworkInterface>,
+    /// The pods that hold this machine: UID to node name (empty while not scheduled).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub active_pods: BTreeMap<String, String>,
+    /// The volumes, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_status: Vec<VolumeStatus>,
+    /// How a live migration would move the disks: `LiveMigration` or `BlockMigration`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration_method: Option<String>,
+    /// How a live migration would move the memory: `Unix`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration_transport: Option<String>,
+    /// Quality of service of the pod: `Guaranteed`, `Burstable` or `BestEffort`.
+    #[serde(default, rename = "qosClass", skip_serializing_if = "Option::is_none")]
+    pub qos_class: Option<String>,
+    /// User id that QEMU runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_user: Option<i64>,
+    /// Version of the launcher image that the machine was started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launcher_container_image_version: Option<String>,
+    /// SELinux context that QEMU runs in, `none` without SELinux.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux_context: Option<String>,
+    /// The mainboard that the guest really has, with its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    /// The virtual processors that the guest really has.
+    #[serde(
+        default,
+        rename = "currentCPUTopology",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub current_cpu_topology: Option<CPUTopology>,
+    /// The memory that the guest really has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryStatus>,
+}
+
+/// When a phase was entered.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineInstancePhaseTransitionTimestamp {
+    /// The phase.
+    pub phase: VirtualMachineInstancePhase,
+    /// The moment.
+    pub phase_transition_timestamp: Time,
+}
+
+/// An observation about the machine.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineInstanceCondition {
+    /// What is observed, for example `Ready`.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// One word for why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// A sentence for a reader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// When the observation was last made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_probe_time: Option<Time>,
+    /// When `status` last changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<Time>,
+}
+
+/// Short name of [`VirtualMachineInstanceCondition`].
+pub type VmiCondition = VirtualMachineInstanceCondition;
+
+/// What is known of a network interface.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineInstanceNetworkInterface {
+    /// Name of the interface in the spec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// First address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_address: Option<String>,
+    /// All addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ip_addresses: Vec<String>,
+    /// Hardware address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Name of the interface inside the guest, when an agent in the guest told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface_name: Option<String>,
+    /// Name of the pod's interface behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_interface_name: Option<String>,
+    /// Who told this, joined by commas: `domain`, `guest-agent`, `multus-status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub info_source: Option<String>,
+    /// State of the link: `up` or `down`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_state: Option<String>,
+    /// Number of queue pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_count: Option<i32>,
+}
+
+/// Short name of [`VirtualMachineInstanceNetworkInterface`].
+pub type NetworkInterfaceStatus = VirtualMachineInstanceNetworkInterface;
+
+/// What is known of a volume.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStatus {
+    /// Name of the volume in the spec.
+    pub name: String,
+    /// Name of the device in libvirt, for example `vda`; empty while there is none.
+    pub target: String,
+    /// Where the volume is in its life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// One word for why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// A sentence for a reader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Size in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<i64>,
+}
+
+/// A processor topology.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CPUTopology {
+    /// Cores in each socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
+    /// Sockets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<u32>,
+    /// Threads in each core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+}
+
+/// Guest memory, as quantities of bytes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryStatus {
+    /// What the guest was started with.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::de::option"
+    )]
+    #[schemars(schema_with = "quantity::schema::optional")]
+    pub guest_at_boot: Option<Quantity>,
+    /// What the guest has now.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::de::option"
+    )]
+    #[schemars(schema_with = "quantity::schema::optional")]
+    pub guest_current: Option<Quantity>,
+    /// What the spec asks for.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::de::option"
+    )]
+    #[schemars(schema_with = "quantity::schema::optional")]
+    pub guest_requested: Option<Quantity>,
+}

@@ -1,0 +1,87 @@
+//! The names that berth puts on objects: labels, annotations, finalizers, condition types and reasons. Those
+//! under `kubevirt.io` are upstream's, because clients select by them.
+
+/// Label of launcher pods; its value is [`LAUNCHER`].
+pub const APP: &str = "kubevirt.io";
+/// Value of [`APP`] on launcher pods.
+pub const LAUNCHER: &str = "virt-launcher";
+/// Label of a launcher pod: UID of its VirtualMachineInstance.
+pub const CREATED_BY: &str = "kubevirt.io/created-by";
+/// Label of a launcher pod: name of its VirtualMachineInstance.
+pub const VM_NAME: &str = "vm.kubevirt.io/name";
+/// Label of a VirtualMachineInstance and its pod: name of the node that it runs on.
+pub const NODE_NAME: &str = "kubevirt.io/nodeName";
+/// Label of a node: whether machines may be scheduled on it, `true` or `false`.
+pub const SCHEDULABLE: &str = "kubevirt.io/schedulable";
+
+/// Annotation of a launcher pod: name of its VirtualMachineInstance.
+pub const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
+/// Annotation of a launcher pod: the container that `kubectl logs` and `kubectl exec` mean by default.
+pub const DEFAULT_CONTAINER_ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
+/// Name of the one container of a launcher pod.
+pub const COMPUTE_CONTAINER: &str = "compute";
+/// What the names of launcher pods begin with; the machine's name and five random characters follow.
+pub const LAUNCHER_PREFIX: &str = "virt-launcher-";
+
+/// Finalizer of a VirtualMachineInstance. Admission sets it on create; the VMI controller takes it off when no
+/// pod of the machine is left.
+pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
+
+/// Field manager of the controllers.
+pub const CONTROLLER_MANAGER: &str = "berth-controller";
+/// Field manager of the node agent.
+pub const NODE_MANAGER: &str = "berth-node";
+
+/// Condition: the guest runs and its pod is ready.
+pub const CONDITION_READY: &str = "Ready";
+/// Condition: the machine can move to another node while it runs.
+pub const CONDITION_LIVE_MIGRATABLE: &str = "LiveMigratable";
+/// Condition: the guest is paused.
+pub const CONDITION_PAUSED: &str = "Paused";
+/// Condition: the last attempt to bring the machine to its spec failed or worked.
+pub const CONDITION_SYNCHRONIZED: &str = "Synchronized";
+/// Condition: the node has no usable KVM, or the cluster asks for emulation: the guest is emulated in software.
+pub const CONDITION_SOFTWARE_EMULATION: &str = "SoftwareEmulation";
+
+/// Reason of `Ready=False`: the guest does not run.
+pub const REASON_GUEST_NOT_RUNNING: &str = "GuestNotRunning";
+/// Reason of `Ready=False`: there is no launcher pod.
+pub const REASON_POD_NOT_EXISTS: &str = "PodNotExists";
+/// Reason of `Ready=False`: the launcher pod has a deletion timestamp.
+pub const REASON_POD_TERMINATING: &str = "PodTerminating";
+/// Reason of `Ready=False`: the launcher pod is not ready.
+pub const REASON_POD_NOT_READY: &str = "PodConditionMissing";
+/// Reason of `LiveMigratable=False`: a disk is local to the node.
+pub const REASON_DISKS_NOT_LIVE_MIGRATABLE: &str = "DisksNotLiveMigratable";
+/// Reason of `LiveMigratable=False`: an interface is bound in a way that cannot move.
+pub const REASON_INTERFACE_NOT_LIVE_MIGRATABLE: &str = "InterfaceNotLiveMigratable";
+/// Reason of `Paused=True`: a user paused the guest.
+pub const REASON_PAUSED_BY_USER: &str = "PausedByUser";
+/// Reason of `Paused=True`: the guest stopped on a disk error, most often a full disk of the node.
+pub const REASON_PAUSED_IO_ERROR: &str = "PausedIOError";
+/// Reason of `Synchronized=False` and of events: the machine could not be brought to its spec.
+pub const REASON_SYNC_FAILED: &str = "SyncFailed";
+/// Reason of `Synchronized=False` and of events: the launcher pod could not be made.
+pub const REASON_FAILED_CREATE: &str = "FailedCreate";
+/// Reason of events: the launcher pod was made.
+pub const REASON_SUCCESSFUL_CREATE: &str = "SuccessfulCreate";
+/// Reason of events: the launcher pod was deleted.
+pub const REASON_SUCCESSFUL_DELETE: &str = "SuccessfulDelete";
+/// Reason of `Synchronized=False` and of events: the container disk's image could not be pulled.
+pub const REASON_IMAGE_PULL_FAILED: &str = "ErrImagePull";
+/// Reason of `Synchronized=False` and of events: the image was pulled and is no usable container disk.
+pub const REASON_IMAGE_INVALID: &str = "InvalidContainerDisk";
+/// Reason of `SoftwareEmulation=True`: the probe found KVM missing or unusable.
+pub const REASON_KVM_UNUSABLE: &str = "KVMUnusable";
+/// Reason of `SoftwareEmulation=True`: the configuration asks for emulation.
+pub const REASON_EMULATION_REQUESTED: &str = "EmulationRequested";
+/// Reason of events: the domain was created.
+pub const REASON_CREATED: &str = "Created";
+/// Reason of events: the guest started.
+pub const REASON_STARTED: &str = "Started";
+/// Reason of events: the guest was asked to shut down.
+pub const REASON_SHUTTING_DOWN: &str = "ShuttingDown";
+/// Reason of events: the guest ended.
+pub const REASON_STOPPED: &str = "Stopped";
+/// Reason of events: the machine was deleted.
+pub const REASON_DELETED: &str = "Deleted";

@@ -1,0 +1,19 @@
+//! The API types of berth: what a manifest may say and what a status reports.
+//!
+//! The JSON names are KubeVirt's, so manifests and clients written for it work unchanged. A field that is
+//! described here is a field that berth honours; a field that is not described is refused at admission with
+//! its path (see `berth-admission`), never dropped.
+//!
+//! - [`kubevirt`] holds the types of the API group `kubevirt.io`.
+//! - [`crds`] turns them into CustomResourceDefinitions.
+//! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names.
+//!
+//! This crate does no IO.
+
+pub mod conditions;
+mod crd;
+pub mod kubevirt;
+pub mod labels;
+pub mod quantity;
+
+pub use crd::crds;
