@@ -1,0 +1,49 @@
+//! berth's controllers: each turns what users ask for into other objects, and reports what became of it.
+//!
+//! Every controller is the same three steps: observe (watches into caches), plan (a pure function, tested with
+//! tables), act (API requests that name the version they were planned on). They see a [`kube::Client`] and
+//! nothing else, so the same code runs in `berth up` on the embedded API server and in a cluster.
+//!
+//! - [`vmi`]: a VirtualMachineInstance → its launcher pod, and its status until the node agent has it;
+//! - [`scheduler`]: pods → nodes, standalone only.
+
+pub mod scheduler;
+pub mod vmi;
+
+use berth_api::events::Recorder;
+use berth_api::labels;
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+/// What the controllers need to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Image of the launcher container. The standalone pod runtime runs its own binary whatever the image says.
+    pub launcher_image: String,
+    /// Whether to place pods on nodes. False on a cluster, which has its own scheduler.
+    pub schedule: bool,
+}
+
+impl Default for Settings {
+    /// Standalone, with the launcher of this version.
+    fn default() -> Self {
+        Self {
+            launcher_image: format!("berth-launcher:{}", env!("CARGO_PKG_VERSION")),
+            schedule: true,
+        }
+    }
+}
+
+/// Runs every controller until `shutdown`.
+pub async fn run(settings: Settings, client: Client, shutdown: CancellationToken) {
+    let recorder = Recorder::new(client.clone(), labels::CONTROLLER_MANAGER, None);
+    let schedule = settings.schedule;
+    let vmi = vmi::run(settings, client.clone(), recorder, shutdown.clone());
+    let scheduler = async {
+        if schedule {
+            let recorder = Recorder::new(client.clone(), "berth-scheduler", None);
+            scheduler::run(client, recorder, shutdown).await;
+        }
+    };
+    tokio::join!(vmi, scheduler);
+}

@@ -1,0 +1,351 @@
+//! VirtualMachineInstance → launcher pod. Pure; the golden file under `snapshots/` shows the result.
+//!
+//! The pod has exactly one container. Container disks come in as image volumes, so there is no helper container
+//! a disk and nothing to copy: whoever runs the pod (the node agent, a kubelet) pulls the images.
+//!
+//! Requests: the guest's memory plus what runs beside it ([`overhead`]), and a tenth of a CPU for each vCPU.
+//! Limits are set only where the user gave them; a guessed memory limit kills guests.
+
+use std::collections::BTreeMap;
+
+use berth_api::kubevirt::v1::{
+    CPU, ResourceRequirements, VirtualMachineInstance, VirtualMachineInstanceSpec,
+};
+use berth_api::{labels, quantity};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource, ResourceExt};
+
+use crate::Settings;
+
+/// Where the launcher's sockets, overlays and final state are, inside the pod.
+pub const RUN_DIR: &str = "/var/run/berth";
+/// Under which the container disks are mounted, inside the pod.
+pub const DISKS_DIR: &str = "/var/run/berth-disks";
+/// Grace when the VirtualMachineInstance says none, in seconds.
+pub const DEFAULT_GRACE: i64 = 30;
+/// What the pod gets on top of the guest's grace, so that the launcher can end the guest and say so.
+const GRACE_MARGIN: i64 = 30;
+
+const MI: u64 = 1 << 20;
+
+/// The launcher pod of `vmi`, to be named `virt-launcher-<name>-<suffix>`.
+#[must_use]
+pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &str) -> core::Pod {
+    let name = vmi.name_any();
+    let namespace = vmi.namespace().unwrap_or_else(|| "default".to_owned());
+    let uid = vmi.uid().unwrap_or_default();
+    let disks = container_disks(&vmi.spec);
+
+    let mut mounts = vec![core::VolumeMount {
+        name: "run".to_owned(),
+        mount_path: RUN_DIR.to_owned(),
+        ..Default::default()
+    }];
+    let mut volumes = vec![core::Volume {
+        name: "run".to_owned(),
+        empty_dir: Some(core::EmptyDirVolumeSource::default()),
+        ..core::Volume::default()
+    }];
+    for (volume, image, pull_policy) in &disks {
+        mounts.push(core::VolumeMount {
+            name: format!("disk-{volume}"),
+            mount_path: format!("{DISKS_DIR}/{volume}"),
+            read_only: Some(true),
+            ..core::VolumeMount::default()
+        });
+        volumes.push(core::Volume {
+            name: format!("disk-{volume}"),
+            image: Some(core::ImageVolumeSource {
+                reference: Some(image.clone()),
+                pull_policy: pull_policy.clone(),
+            }),
+            ..core::Volume::default()
+        });
+    }
+
+    let command = [
+        "/usr/bin/berth",
+        "launcher",
+        "--name",
+        &name,
+        "--namespace",
+        &namespace,
+        "--uid",
+        &uid,
+    ];
+    let command = command
+        .iter()
+        .chain(&["--run-dir", RUN_DIR])
+        .map(ToString::to_string)
+        .collect();
+    let compute = core::Container {
+        name: labels::COMPUTE_CONTAINER.to_owned(),
+        image: Some(settings.launcher_image.clone()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(command),
+        resources: Some(resources(&vmi.spec)),
+        volume_mounts: Some(mounts),
+        ..core::Container::default()
+    };
+    core::Pod {
+        metadata: kube::core::ObjectMeta {
+            name: Some(pod_name(&name, suffix)),
+            namespace: Some(namespace),
+            labels: Some(pod_labels(vmi)),
+            annotations: Some(pod_annotations(vmi)),
+            owner_references: owner(vmi).map(|o| vec![o]),
+            ..Default::default()
+        },
+        spec: Some(core::PodSpec {
+            restart_policy: Some("Never".to_owned()),
+            termination_grace_period_seconds: Some(
+                grace_seconds(&vmi.spec).saturating_add(GRACE_MARGIN),
+            ),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            hostname: Some(hostname(vmi.spec.hostname.as_deref().unwrap_or(&name))),
+            node_selector: (!vmi.spec.node_selector.is_empty())
+                .then(|| vmi.spec.node_selector.clone()),
+            image_pull_secrets: pull_secrets(&vmi.spec),
+            containers: vec![compute],
+            volumes: Some(volumes),
+            ..core::PodSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The guest's grace period in seconds.
+#[must_use]
+pub fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
+    spec.termination_grace_period_seconds
+        .unwrap_or(DEFAULT_GRACE)
+        .max(0)
+}
+
+/// `(volume name, image, pull policy)` of each container disk.
+fn container_disks(spec: &VirtualMachineInstanceSpec) -> Vec<(&str, String, Option<String>)> {
+    let disks = spec
+        .volumes
+        .iter()
+        .filter_map(|v| Some((v.name.as_str(), v.container_disk.as_ref()?)));
+    disks
+        .map(|(name, disk)| (name, disk.image.clone(), disk.image_pull_policy.clone()))
+        .collect()
+}
+
+fn pull_secrets(spec: &VirtualMachineInstanceSpec) -> Option<Vec<core::LocalObjectReference>> {
+    let secrets = spec
+        .volumes
+        .iter()
+        .filter_map(|v| v.container_disk.as_ref()?.image_pull_secret.clone());
+    let mut names: Vec<String> = secrets.filter(|s| !s.is_empty()).collect();
+    names.sort();
+    names.dedup();
+    (!names.is_empty()).then(|| {
+        names
+            .into_iter()
+            .map(|name| core::LocalObjectReference { name })
+            .collect()
+    })
+}
+
+fn pod_labels(vmi: &VirtualMachineInstance) -> BTreeMap<String, String> {
+    let mut all = vmi.labels().clone();
+    // It names the node of the VMI; on a pod it would be a second, stale truth.
+    all.remove(labels::NODE_NAME);
+    all.insert(labels::APP.to_owned(), labels::LAUNCHER.to_owned());
+    all.insert(labels::CREATED_BY.to_owned(), vmi.uid().unwrap_or_default());
+    all.insert(
+        labels::VM_NAME.to_owned(),
+        cut(&vmi.name_any(), 63).to_owned(),
+    );
+    all
+}
+
+fn pod_annotations(vmi: &VirtualMachineInstance) -> BTreeMap<String, String> {
+    let own = vmi
+        .annotations()
+        .iter()
+        .filter(|(key, _)| !key.starts_with("kubectl.kubernetes.io/"));
+    let mut all: BTreeMap<String, String> = own.map(|(k, v)| (k.clone(), v.clone())).collect();
+    all.insert(labels::DOMAIN_ANNOTATION.to_owned(), vmi.name_any());
+    all.insert(
+        labels::DEFAULT_CONTAINER_ANNOTATION.to_owned(),
+        labels::COMPUTE_CONTAINER.to_owned(),
+    );
+    all
+}
+
+fn owner(vmi: &VirtualMachineInstance) -> Option<OwnerReference> {
+    let mut owner = vmi.controller_owner_ref(&())?;
+    owner.block_owner_deletion = Some(true);
+    Some(owner)
+}
+
+/// A pod name is at most 253 characters; the machine's part gives way.
+fn pod_name(vmi: &str, suffix: &str) -> String {
+    let room = 253 - labels::LAUNCHER_PREFIX.len() - 1 - suffix.len();
+    format!("{}{}-{suffix}", labels::LAUNCHER_PREFIX, cut(vmi, room))
+}
+
+/// A host name is one DNS label: no dots, at most 63 characters.
+fn hostname(name: &str) -> String {
+    cut(&name.replace('.', "-"), 63)
+        .trim_end_matches('-')
+        .to_owned()
+}
+
+fn cut(text: &str, max: usize) -> &str {
+    text[..text.floor_char_boundary(max)].trim_end_matches(['-', '.', '_'])
+}
+
+fn resources(spec: &VirtualMachineInstanceSpec) -> core::ResourceRequirements {
+    let none = ResourceRequirements::default();
+    let given = spec.domain.resources.as_ref().unwrap_or(&none);
+    let bytes = |q: &Quantity| quantity::parse_bytes(q).ok();
+    let guest = spec
+        .domain
+        .memory
+        .as_ref()
+        .and_then(|m| m.guest.as_ref())
+        .and_then(bytes);
+    let limit = given.limits.get("memory").and_then(bytes);
+    // A request below the guest's memory is how a user overcommits; without one the guest's memory is the request.
+    let memory = given
+        .requests
+        .get("memory")
+        .and_then(bytes)
+        .or(guest)
+        .or(limit);
+    let vcpus = spec.domain.cpu.as_ref().map_or(1, CPU::vcpus).max(1);
+    let beside = overhead(guest.or(memory).unwrap_or(0), vcpus, graphics(spec));
+
+    let mut requests = given.requests.clone();
+    requests.insert(
+        "memory".to_owned(),
+        quantity::from_bytes(memory.unwrap_or(0).saturating_add(beside)),
+    );
+    requests.entry("cpu".to_owned()).or_insert_with(|| {
+        given
+            .limits
+            .get("cpu")
+            .cloned()
+            .unwrap_or_else(|| quantity::from_millis(u64::from(vcpus) * 100))
+    });
+    let mut limits = given.limits.clone();
+    if let Some(limit) = limit {
+        limits.insert(
+            "memory".to_owned(),
+            quantity::from_bytes(limit.saturating_add(beside)),
+        );
+    }
+    core::ResourceRequirements {
+        requests: Some(requests),
+        limits: (!limits.is_empty()).then_some(limits),
+        claims: None,
+    }
+}
+
+fn graphics(spec: &VirtualMachineInstanceSpec) -> bool {
+    spec.domain
+        .devices
+        .autoattach_graphics_device
+        .unwrap_or(true)
+}
+
+/// Memory that a machine needs besides its guest's, in bytes: launcher and libvirtd (32 MiB), QEMU itself
+/// (50 MiB, 8 MiB a vCPU, 8 MiB for its IO thread, 32 MiB for graphics) and page tables (1/512 of the guest).
+///
+/// Software emulation also keeps translated code; that depends on the node, which is not known yet, and is not
+/// reserved.
+#[must_use]
+pub fn overhead(guest_bytes: u64, vcpus: u32, graphics: bool) -> u64 {
+    const PROCESSES: u64 = 32 * MI;
+    const QEMU: u64 = 50 * MI;
+    const IO_THREAD: u64 = 8 * MI;
+    let video = if graphics { 32 * MI } else { 0 };
+    PROCESSES + QEMU + IO_THREAD + video + u64::from(vcpus) * 8 * MI + guest_bytes / 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn vmi(spec: &serde_json::Value) -> VirtualMachineInstance {
+        serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachineInstance",
+            "metadata": {
+                "name": "first.light", "namespace": "lab", "uid": "0a1b",
+                "labels": {"app": "web", "kubevirt.io/nodeName": "old"},
+                "annotations": {"note": "kept", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            },
+            "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            launcher_image: "berth-launcher:0.1.0".to_owned(),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn a_machine_with_a_container_disk() {
+        let vmi = vmi(&json!({
+            "terminationGracePeriodSeconds": 5,
+            "nodeSelector": {"disk": "fast"},
+            "domain": {
+                "cpu": {"cores": 2},
+                "memory": {"guest": "1Gi"},
+                "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]},
+            },
+            "volumes": [{"name": "root", "containerDisk": {
+                "image": "registry.example/guest:1", "imagePullPolicy": "Always", "imagePullSecret": "login"}}],
+        }));
+        let pod = launcher_pod(&vmi, &settings(), "abcde");
+        insta::assert_snapshot!(serde_json::to_string_pretty(&pod).unwrap());
+    }
+
+    fn amounts(spec: &serde_json::Value) -> (serde_json::Value, serde_json::Value) {
+        let r = serde_json::to_value(resources(&vmi(spec).spec)).unwrap();
+        (r["requests"].clone(), r["limits"].clone())
+    }
+
+    #[test]
+    fn limits_only_where_the_user_gave_them() {
+        // 32 + 50 + 8 + 32 + 8 for one vCPU, and 1 MiB of page tables for 512 MiB.
+        let (requests, limits) =
+            amounts(&json!({"domain": {"devices": {}, "memory": {"guest": "512Mi"}}}));
+        assert_eq!(requests, json!({"cpu": "100m", "memory": "643Mi"}));
+        assert!(limits.is_null());
+        let (requests, limits) = amounts(&json!({"domain": {
+            "devices": {"autoattachGraphicsDevice": false}, "cpu": {"sockets": 2, "cores": 2},
+            "resources": {"requests": {"memory": "512Mi"}, "limits": {"memory": "512Mi", "cpu": "2"}},
+        }}));
+        assert_eq!(requests, json!({"cpu": "2", "memory": "635Mi"}));
+        assert_eq!(limits, json!({"cpu": "2", "memory": "635Mi"}));
+    }
+
+    #[test]
+    fn a_request_below_the_guest_is_overcommitment() {
+        let (requests, _) = amounts(&json!({"domain": {
+            "devices": {}, "memory": {"guest": "1Gi"}, "resources": {"requests": {"memory": "256Mi"}},
+        }}));
+        assert_eq!(requests["memory"], "388Mi");
+    }
+
+    #[test]
+    fn names_stay_within_their_bounds() {
+        let long = "a".repeat(253);
+        assert_eq!(pod_name(&long, "abcde").len(), 253);
+        assert_eq!(hostname("first.light"), "first-light");
+        assert_eq!(hostname(&format!("{}-b", "a".repeat(62))), "a".repeat(62));
+    }
+}

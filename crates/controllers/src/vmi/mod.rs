@@ -1,0 +1,487 @@
+//! The VirtualMachineInstance controller: a machine → its launcher pod, and the machine's status until the node
+//! agent has it.
+//!
+//! Observe → [`plan`] → act. A change of a machine or of a pod that it owns wakes the reconciler for that machine;
+//! at most one reconcile of a machine runs at a time.
+//!
+//! # Guarantees
+//! - Never a second launcher pod: before a creation the API server itself is asked for pods of this machine, not
+//!   the cache, and a created pod is remembered until the cache has it.
+//! - A status is written as a merge patch of the changed fields with the version that was read. On a conflict
+//!   the machine is read again and planned anew; nothing is overwritten unseen.
+
+pub mod launcher_pod;
+pub mod plan;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use berth_api::events::{EventType, Recorder};
+use berth_api::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus};
+use berth_api::{labels, merge};
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::controller::{self, Action as Requeue, trigger_owners, trigger_self};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, applier, watcher};
+use kube::{Client, ResourceExt};
+use rand::Rng;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::Settings;
+use plan::{Action, Observed, plan};
+
+/// How often a conflicting write is planned anew within one reconcile.
+const ATTEMPTS: usize = 5;
+/// First pause after a failed reconcile; doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Why a reconcile failed. It is tried again with a growing pause.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A request to the API server.
+    #[error("{operation} of {name}: {source}")]
+    Api {
+        /// What was asked.
+        operation: &'static str,
+        /// `namespace/name` of the machine.
+        name: String,
+        /// The answer.
+        source: Box<kube::Error>,
+    },
+    /// Somebody else kept changing the machine.
+    #[error("status of {0}: still in conflict after {ATTEMPTS} attempts")]
+    Conflict(String),
+}
+
+/// Runs the controller until `shutdown`.
+pub async fn run(
+    settings: Settings,
+    client: Client,
+    recorder: Recorder,
+    shutdown: CancellationToken,
+) {
+    let (machines, machines_writer) = reflector::store::<VirtualMachineInstance>();
+    let (pods, pods_writer) = reflector::store::<Pod>();
+    let machine_watch = watcher(
+        Api::<VirtualMachineInstance>::all(client.clone()),
+        watcher::Config::default(),
+    )
+    .default_backoff();
+    let launchers =
+        watcher::Config::default().labels(&format!("{}={}", labels::APP, labels::LAUNCHER));
+    let pod_watch = watcher(Api::<Pod>::all(client.clone()), launchers).default_backoff();
+    let machine_triggers = trigger_self(
+        reflector::reflector(machines_writer, machine_watch).touched_objects(),
+        (),
+    );
+    let pod_triggers = trigger_owners::<VirtualMachineInstance, _>(
+        reflector::reflector(pods_writer, pod_watch).touched_objects(),
+        (),
+        (),
+    );
+    let queue = futures::stream::select(machine_triggers, pod_triggers)
+        .take_until(shutdown.cancelled_owned());
+
+    let controller = Arc::new(Controller {
+        settings,
+        client,
+        recorder,
+        pods,
+        created: Mutex::default(),
+        down_since: Mutex::default(),
+        failures: Mutex::default(),
+    });
+    let outcomes = applier(
+        |vmi, controller: Arc<Controller>| async move { controller.reconcile(vmi).await }.boxed(),
+        |vmi, _error, controller| Requeue::requeue(controller.pause_after_failure(&vmi)),
+        controller,
+        machines,
+        queue,
+        // Machines start side by side; a slow answer for one does not hold up the others.
+        controller::Config::default().concurrency(16),
+    );
+    outcomes
+        .for_each(|outcome| async {
+            match outcome {
+                Ok(_) => {}
+                // A pod event for a machine that is gone.
+                Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "vmi: gone"),
+                Err(error) => warn!(%error, "vmi: reconcile failed, will be tried again"),
+            }
+        })
+        .await;
+}
+
+struct Controller {
+    settings: Settings,
+    client: Client,
+    recorder: Recorder,
+    pods: Store<Pod>,
+    /// Pods made here that the cache has not shown yet: machine UID → pod UID.
+    created: Mutex<HashMap<String, String>>,
+    /// Since when no pod of the machine was alive, by machine UID.
+    down_since: Mutex<HashMap<String, Instant>>,
+    /// Failed reconciles in a row, by machine UID.
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+/// Locks a map. Nothing here panics while it holds one, so a poisoned map is still whole.
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `namespace/name`, for messages.
+fn full_name(vmi: &VirtualMachineInstance) -> String {
+    format!("{}/{}", vmi.namespace().unwrap_or_default(), vmi.name_any())
+}
+
+/// Puts the operation and the machine's name to an API error.
+fn failed(
+    operation: &'static str,
+    vmi: &VirtualMachineInstance,
+) -> impl FnOnce(kube::Error) -> Error {
+    let name = full_name(vmi);
+    move |source| Error::Api {
+        operation,
+        name,
+        source: Box::new(source),
+    }
+}
+
+fn code(error: &kube::Error) -> u16 {
+    match error {
+        kube::Error::Api(status) => status.code,
+        _ => 0,
+    }
+}
+
+/// What became of one step of a plan.
+enum Step {
+    Done,
+    /// The machine changed meanwhile: read it again and plan anew.
+    Stale,
+}
+
+impl Controller {
+    async fn reconcile(&self, vmi: Arc<VirtualMachineInstance>) -> Result<Requeue, Error> {
+        let uid = vmi.uid().unwrap_or_default();
+        // The pod cache must be filled before it can be asked; this waits only at the start of the process.
+        let _ = self.pods.wait_until_ready().await;
+        let mut vmi = vmi;
+        for _ in 0..ATTEMPTS {
+            let pods = self.observe_pods(&vmi).await?;
+            let refs: Vec<&Pod> = pods.iter().map(Arc::as_ref).collect();
+            let down_for = self.down_for(&uid, &refs);
+            let plan = plan(&Observed {
+                vmi: &vmi,
+                pods: &refs,
+                down_for,
+                now: Time(whole_second()),
+            });
+            if self.act(&vmi, plan.actions).await? {
+                locked(&self.failures).remove(&uid);
+                return Ok(plan
+                    .again
+                    .map_or_else(Requeue::await_change, Requeue::requeue));
+            }
+            match self
+                .machines(&vmi)
+                .get_opt(&vmi.name_any())
+                .await
+                .map_err(failed("get", &vmi))?
+            {
+                Some(fresh) if fresh.uid().as_deref() == Some(&uid) => vmi = Arc::new(fresh),
+                _ => {
+                    self.forget(&uid);
+                    return Ok(Requeue::await_change());
+                }
+            }
+        }
+        Err(Error::Conflict(full_name(&vmi)))
+    }
+
+    fn pause_after_failure(&self, vmi: &VirtualMachineInstance) -> Duration {
+        let mut failures = locked(&self.failures);
+        let count = failures.entry(vmi.uid().unwrap_or_default()).or_default();
+        *count = count.saturating_add(1);
+        RETRY_MIN
+            .saturating_mul(1 << (*count - 1).min(16))
+            .min(RETRY_MAX)
+    }
+
+    fn forget(&self, uid: &str) {
+        locked(&self.created).remove(uid);
+        locked(&self.down_since).remove(uid);
+        locked(&self.failures).remove(uid);
+    }
+
+    fn machines(&self, vmi: &VirtualMachineInstance) -> Api<VirtualMachineInstance> {
+        Api::namespaced(
+            self.client.clone(),
+            vmi.namespace().as_deref().unwrap_or("default"),
+        )
+    }
+
+    fn pods_of(&self, vmi: &VirtualMachineInstance) -> Api<Pod> {
+        Api::namespaced(
+            self.client.clone(),
+            vmi.namespace().as_deref().unwrap_or("default"),
+        )
+    }
+
+    /// The machine's pods: from the cache, or from the API server while the cache lacks one that was made here.
+    async fn observe_pods(&self, vmi: &VirtualMachineInstance) -> Result<Vec<Arc<Pod>>, Error> {
+        let uid = vmi.uid().unwrap_or_default();
+        let cached: Vec<Arc<Pod>> = self
+            .pods
+            .state()
+            .into_iter()
+            .filter(|p| is_owned(p, &uid))
+            .collect();
+        let expected = locked(&self.created).get(&uid).cloned();
+        let Some(expected) = expected else {
+            return Ok(cached);
+        };
+        if cached.iter().any(|p| p.uid().as_deref() == Some(&expected)) {
+            locked(&self.created).remove(&uid);
+            return Ok(cached);
+        }
+        let live = self.list_pods(vmi).await?;
+        if !live.iter().any(|p| p.uid().as_deref() == Some(&expected)) {
+            locked(&self.created).remove(&uid);
+        }
+        Ok(live)
+    }
+
+    /// The machine's pods by the word of the API server.
+    async fn list_pods(&self, vmi: &VirtualMachineInstance) -> Result<Vec<Arc<Pod>>, Error> {
+        let uid = vmi.uid().unwrap_or_default();
+        let by_owner = ListParams::default().labels(&format!("{}={uid}", labels::CREATED_BY));
+        let list = self
+            .pods_of(vmi)
+            .list(&by_owner)
+            .await
+            .map_err(failed("list pods", vmi))?;
+        Ok(list
+            .items
+            .into_iter()
+            .filter(|p| is_owned(p, &uid))
+            .map(Arc::new)
+            .collect())
+    }
+
+    fn down_for(&self, uid: &str, pods: &[&Pod]) -> Duration {
+        let mut down = locked(&self.down_since);
+        if pods.iter().any(|p| !crate::scheduler::is_over(p)) {
+            down.remove(uid);
+            return Duration::ZERO;
+        }
+        down.entry(uid.to_owned())
+            .or_insert_with(Instant::now)
+            .elapsed()
+    }
+
+    /// Takes the steps in order; false when the machine changed meanwhile.
+    async fn act(&self, vmi: &VirtualMachineInstance, actions: Vec<Action>) -> Result<bool, Error> {
+        // Each write moves the version; the next one must name it.
+        let mut version = vmi.resource_version();
+        for action in actions {
+            let step = match action {
+                Action::CreatePod => self.create_pod(vmi).await?,
+                Action::DeletePod(name) => self.delete_pod(vmi, &name).await?,
+                Action::LabelNode(node) => self.label_node(vmi, &node, &mut version).await?,
+                Action::RemoveFinalizer => self.remove_finalizer(vmi, &version).await?,
+                Action::WriteStatus(status) => {
+                    self.write_status(vmi, &status, &mut version).await?
+                }
+                Action::Event(type_, reason, message) => {
+                    self.recorder.record(vmi, type_, &reason, &message).await;
+                    Step::Done
+                }
+            };
+            if matches!(step, Step::Stale) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn create_pod(&self, vmi: &VirtualMachineInstance) -> Result<Step, Error> {
+        let existing = self.list_pods(vmi).await?;
+        if let Some(pod) = existing.first() {
+            // The cache is behind; what it lacks is what `observe_pods` looks for next time.
+            locked(&self.created)
+                .insert(vmi.uid().unwrap_or_default(), pod.uid().unwrap_or_default());
+            return Ok(Step::Stale);
+        }
+        let pod = launcher_pod::launcher_pod(vmi, &self.settings, &random_suffix());
+        match self.pods_of(vmi).create(&manager_post(), &pod).await {
+            Ok(pod) => {
+                let name = pod.name_any();
+                locked(&self.created)
+                    .insert(vmi.uid().unwrap_or_default(), pod.uid().unwrap_or_default());
+                info!(vmi = %full_name(vmi), pod = %name, "launcher pod created");
+                let message = format!("Created virtual machine pod {name}");
+                self.recorder
+                    .normal(vmi, labels::REASON_SUCCESSFUL_CREATE, &message)
+                    .await;
+                Ok(Step::Done)
+            }
+            // The name is taken by a pod of something else: another random name.
+            Err(error) if code(&error) == 409 => Ok(Step::Stale),
+            Err(error) => {
+                let message = format!("Error creating pod: {error}");
+                self.recorder
+                    .record(
+                        vmi,
+                        EventType::Warning,
+                        labels::REASON_FAILED_CREATE,
+                        &message,
+                    )
+                    .await;
+                Err(failed("create pod", vmi)(error))
+            }
+        }
+    }
+
+    async fn delete_pod(&self, vmi: &VirtualMachineInstance, name: &str) -> Result<Step, Error> {
+        match self
+            .pods_of(vmi)
+            .delete(name, &DeleteParams::default())
+            .await
+        {
+            Ok(_) => {
+                info!(vmi = %full_name(vmi), pod = name, "launcher pod deletion asked for");
+                Ok(Step::Done)
+            }
+            Err(error) if code(&error) == 404 => Ok(Step::Done),
+            Err(error) => Err(failed("delete pod", vmi)(error)),
+        }
+    }
+
+    async fn label_node(
+        &self,
+        vmi: &VirtualMachineInstance,
+        node: &str,
+        version: &mut Option<String>,
+    ) -> Result<Step, Error> {
+        let patch =
+            json!({"metadata": {"resourceVersion": version, "labels": {labels::NODE_NAME: node}}});
+        let patched = self
+            .machines(vmi)
+            .patch(&vmi.name_any(), &manager_patch(), &Patch::Merge(&patch))
+            .await;
+        stale_or(patched, "label", vmi, version)
+    }
+
+    async fn write_status(
+        &self,
+        vmi: &VirtualMachineInstance,
+        status: &VirtualMachineInstanceStatus,
+        version: &mut Option<String>,
+    ) -> Result<Step, Error> {
+        let patch = merge::status_patch(version.as_deref(), vmi.status.as_ref(), status)
+            .map_err(|e| failed("status", vmi)(kube::Error::SerdeError(e)))?;
+        let Some(patch) = patch else {
+            return Ok(Step::Done);
+        };
+        let patched = self
+            .machines(vmi)
+            .patch_status(&vmi.name_any(), &manager_patch(), &Patch::Merge(&patch))
+            .await;
+        if patched.is_ok() && vmi.status.as_ref().and_then(|s| s.phase) != status.phase {
+            let phase = status.phase.map_or("", |p| p.as_str());
+            info!(vmi = %full_name(vmi), phase, reason = status.reason.as_deref(), "phase");
+        }
+        stale_or(patched, "status", vmi, version)
+    }
+
+    async fn remove_finalizer(
+        &self,
+        vmi: &VirtualMachineInstance,
+        version: &Option<String>,
+    ) -> Result<Step, Error> {
+        // By the server's word, not the cache's: a pod that the cache has not seen must not be orphaned.
+        if !self.list_pods(vmi).await?.is_empty() {
+            return Ok(Step::Done);
+        }
+        let left: Vec<&String> = vmi
+            .finalizers()
+            .iter()
+            .filter(|f| *f != labels::VMI_FINALIZER)
+            .collect();
+        let patch = json!({"metadata": {"resourceVersion": version, "finalizers": left}});
+        let patched = self
+            .machines(vmi)
+            .patch(&vmi.name_any(), &manager_patch(), &Patch::Merge(&patch))
+            .await;
+        let mut version = version.clone();
+        let step = stale_or(patched, "remove finalizer", vmi, &mut version)?;
+        if matches!(step, Step::Done) {
+            info!(vmi = %full_name(vmi), "released");
+            self.forget(&vmi.uid().unwrap_or_default());
+        }
+        Ok(step)
+    }
+}
+
+/// A conflict means: read and plan again. A missing machine means there is nothing left to do for it, which the
+/// same re-reading finds out.
+fn stale_or(
+    patched: Result<VirtualMachineInstance, kube::Error>,
+    operation: &'static str,
+    vmi: &VirtualMachineInstance,
+    version: &mut Option<String>,
+) -> Result<Step, Error> {
+    match patched {
+        Ok(written) => {
+            *version = written.resource_version();
+            Ok(Step::Done)
+        }
+        Err(error) if matches!(code(&error), 404 | 409) => Ok(Step::Stale),
+        Err(error) => Err(failed(operation, vmi)(error)),
+    }
+}
+
+/// True when the machine with this UID controls the pod.
+fn is_owned(pod: &Pod, uid: &str) -> bool {
+    pod.owner_references()
+        .iter()
+        .any(|o| o.controller == Some(true) && o.uid == uid)
+}
+
+fn manager_patch() -> PatchParams {
+    PatchParams {
+        field_manager: Some(labels::CONTROLLER_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+fn manager_post() -> PostParams {
+    PostParams {
+        field_manager: Some(labels::CONTROLLER_MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+/// Now, to the second, which is what the API keeps.
+fn whole_second() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Five characters for a pod name; no vowels and no look-alikes, as the API server's own generated names.
+fn random_suffix() -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut rng = rand::rng();
+    (0..5)
+        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
+        .collect()
+}
