@@ -1,0 +1,24 @@
+# Every target installs what it needs by itself and leaves no process behind (`make run` leaves the virtual machine that it shows).
+.PHONY: run clean-run test bench fuzz help
+
+help:
+	@echo "make run        install, build, start berth and boot a virtual machine"
+	@echo "make clean-run  remove every trace of make run"
+	@echo "make test       format, lints, unit tests and end-to-end tests with real guests"
+	@echo "make bench      measure start-up, memory and the rest, and print the figures"
+	@echo "make fuzz       fuzz the parsers for a bounded time"
+
+run:
+	@scripts/run.sh
+
+clean-run:
+	@scripts/clean-run.sh
+
+test:
+	@scripts/test.sh
+
+bench:
+	@scripts/bench.sh
+
+fuzz:
+	@scripts/fuzz.sh

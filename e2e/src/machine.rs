@@ -1,0 +1,342 @@
+//! A machine that runs `berth up`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::{Census, Console, Outcome, run, wait_for};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// How a machine differs from the ordinary one.
+#[derive(Debug, Clone, Default)]
+pub struct MachineOptions {
+    /// More arguments for `berth up`.
+    pub arguments: Vec<String>,
+    /// Where the state lies; a fresh temporary directory if unset.
+    pub state: Option<PathBuf>,
+}
+
+/// A network namespace with a `berth up` in it.
+pub struct Machine {
+    name: String,
+    berth: Option<Child>,
+    options: MachineOptions,
+    state: PathBuf,
+    run_dir: PathBuf,
+    _temporary: tempfile::TempDir,
+}
+
+impl Machine {
+    /// Makes the machine and starts `berth up` on it; returns when the API server is ready.
+    pub fn start() -> anyhow::Result<Self> {
+        Self::start_with(MachineOptions::default())
+    }
+
+    /// The same, with options.
+    pub fn start_with(options: MachineOptions) -> anyhow::Result<Self> {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("berth-e2e-{}-{number}", std::process::id());
+        let temporary = tempfile::Builder::new()
+            .prefix("be2e")
+            .tempdir()
+            .context("temporary directory")?;
+        // The state directory is root's, as it is on a real machine; the pods' users get in only where berth lets them.
+        let state = options
+            .state
+            .clone()
+            .unwrap_or_else(|| temporary.path().join("state"));
+        let run_dir = temporary.path().join("run");
+        run(Command::new("ip").args(["netns", "add", &name]), "")?.ok()?;
+        let mut machine = Self {
+            name,
+            berth: None,
+            options,
+            state,
+            run_dir,
+            _temporary: temporary,
+        };
+        machine.exec("ip", &["link", "set", "lo", "up"])?.ok()?;
+        machine.up()?;
+        Ok(machine)
+    }
+
+    /// Starts `berth up` (again) and waits until it is ready.
+    pub fn up(&mut self) -> anyhow::Result<()> {
+        ensure!(self.berth.is_none(), "berth up already runs");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .context("log file")?;
+        let mut command = self.inside(&crate::berth_binary());
+        command
+            .arg("up")
+            .args(["--node-name", "machine"])
+            .arg("--state-dir")
+            .arg(&self.state)
+            .arg("--run-dir")
+            .arg(&self.run_dir)
+            .args(&self.options.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("log file")?)
+            .stderr(log);
+        self.berth = Some(command.spawn().context("berth up")?);
+        wait_for("berth up is ready", Duration::from_secs(60), || {
+            if let Some(status) = self
+                .berth
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten())
+            {
+                bail!("berth up ended with {status}:\n{}", self.log_tail());
+            }
+            let ready = self.kubectl(&["get", "--raw", "/readyz"])?.ok()?;
+            ensure!(ready.trim() == "ok", "readyz says {ready}");
+            self.kubectl(&["get", "node", "machine", "-o", "jsonpath={.metadata.name}"])?
+                .ok()
+                .map(drop)
+        })
+        .with_context(|| self.log_tail())
+    }
+
+    /// The name of the machine's network namespace.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process id of `berth up`.
+    pub fn berth_pid(&self) -> u32 {
+        self.berth.as_ref().map_or(0, Child::id)
+    }
+
+    /// `kill -9` of `berth up`.
+    pub fn kill_berth(&mut self) -> anyhow::Result<()> {
+        let mut child = self.berth.take().context("berth up does not run")?;
+        child.kill().context("kill -9")?;
+        child.wait().context("wait for berth up")?;
+        Ok(())
+    }
+
+    /// Where this machine keeps its state.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// What `berth up` logs.
+    pub fn log_path(&self) -> PathBuf {
+        self._temporary.path().join("berth.log")
+    }
+
+    fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        format!(
+            "log of berth up:\n{}",
+            lines[lines.len().saturating_sub(60)..].join("\n")
+        )
+    }
+
+    /// A command that runs in the machine's network. `nsenter` and not `ip netns exec`: that would give it a mount
+    /// namespace of its own, which dies with it.
+    pub fn inside(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg("--")
+            .arg(program);
+        command
+            .env("KUBECONFIG", self.state.join("admin.kubeconfig"))
+            .env("NO_COLOR", "1");
+        // Each machine has a cache of its own: kubectl keeps discovery by host and port, which all machines share.
+        command.env("KUBECACHEDIR", self._temporary.path().join("kube-cache"));
+        command
+    }
+
+    /// Runs a program in the machine's network.
+    pub fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Outcome> {
+        run(self.inside(Path::new(program)).args(arguments), "")
+    }
+
+    /// The stock kubectl.
+    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<Outcome> {
+        self.exec("kubectl", arguments)
+    }
+
+    /// `kubectl` with a manifest on its standard input.
+    pub fn kubectl_with(&self, arguments: &[&str], manifest: &str) -> anyhow::Result<Outcome> {
+        run(self.inside(Path::new("kubectl")).args(arguments), manifest)
+    }
+
+    /// `kubectl apply` of a manifest that must be accepted.
+    pub fn apply(&self, manifest: &str) -> anyhow::Result<String> {
+        self.kubectl_with(&["apply", "-f", "-"], manifest)?.ok()
+    }
+
+    /// berth's own command.
+    pub fn berth(&self, arguments: &[&str]) -> anyhow::Result<Outcome> {
+        run(self.inside(&crate::berth_binary()).args(arguments), "")
+    }
+
+    /// Builds a container disk in the machine's image store.
+    pub fn build_image(&self, tag: &str, disk: &Path) -> anyhow::Result<()> {
+        let root = self.state.join("images");
+        let (root, disk) = (root.to_string_lossy(), disk.to_string_lossy());
+        self.berth(&["image", "build", "--root", &root, "-t", tag, &disk])?
+            .ok()
+            .map(drop)
+    }
+
+    /// One field of a VMI by JSONPath; empty where it is not set.
+    pub fn vmi(&self, name: &str, path: &str) -> anyhow::Result<String> {
+        self.kubectl(&["get", "vmi", name, "-o", &format!("jsonpath={{{path}}}")])?
+            .ok()
+    }
+
+    /// Waits until a VMI is in a phase. A final phase that is not the wanted one ends the wait at once.
+    pub fn wait_phase(&self, name: &str, phase: &str, limit: Duration) -> anyhow::Result<()> {
+        let mut final_phase = None;
+        let waited = wait_for(&format!("vmi {name} is {phase}"), limit, || {
+            let now = self.vmi(name, ".status.phase")?;
+            if now != phase && (now == "Failed" || now == "Succeeded") {
+                final_phase = Some(now);
+                return Ok(());
+            }
+            ensure!(now == phase, "it is {now:?}");
+            Ok(())
+        });
+        let problem = match (waited, final_phase) {
+            (Ok(()), None) => return Ok(()),
+            (Ok(()), Some(phase)) => format!("vmi {name} ended as {phase}"),
+            (Err(error), _) => format!("{error:#}"),
+        };
+        let describe = self.kubectl(&["get", "vmi,pod,events", "-o", "yaml"])?;
+        bail!("{problem}\n{}\n{}", describe.stdout, self.log_tail())
+    }
+
+    /// Waits until a condition of a VMI holds the text in its message; gives the message.
+    pub fn wait_condition(
+        &self,
+        name: &str,
+        kind: &str,
+        text: &str,
+        limit: Duration,
+    ) -> anyhow::Result<String> {
+        let path = format!(".status.conditions[?(@.type=='{kind}')].message");
+        wait_for(
+            &format!("condition {kind} of vmi {name} says {text:?}"),
+            limit,
+            || {
+                let message = self.vmi(name, &path)?;
+                ensure!(message.contains(text), "it says {message:?}");
+                Ok(message)
+            },
+        )
+        .with_context(|| self.log_tail())
+    }
+
+    /// The address that the VMI's status shows, when it shows one.
+    pub fn address(&self, name: &str) -> anyhow::Result<String> {
+        wait_for(
+            &format!("vmi {name} has an address"),
+            Duration::from_secs(30),
+            || {
+                let address = self.vmi(name, ".status.interfaces[0].ipAddress")?;
+                ensure!(!address.is_empty(), "status.interfaces is empty");
+                Ok(address)
+            },
+        )
+    }
+
+    /// Waits until an address answers a ping from the machine.
+    pub fn ping(&self, address: &str, limit: Duration) -> anyhow::Result<()> {
+        wait_for(&format!("{address} answers ping"), limit, || {
+            self.exec("ping", &["-c", "1", "-W", "1", address])?
+                .ok()
+                .map(drop)
+        })
+    }
+
+    /// Opens a VMI's console with the real command.
+    pub fn console(&self, name: &str) -> anyhow::Result<Console> {
+        Console::open(self.inside(&crate::berth_binary()).args(["console", name]))
+    }
+
+    /// Deletes a VMI and waits until the object is gone.
+    pub fn delete(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
+        let timeout = format!("--timeout={}s", limit.as_secs());
+        self.kubectl(&["delete", "vmi", name, &timeout])?
+            .ok()
+            .with_context(|| self.log_tail())
+            .map(drop)
+    }
+
+    /// What the machine holds now.
+    pub fn census(&self) -> anyhow::Result<Census> {
+        let links = self.exec("ip", &["-o", "link"])?.ok()?;
+        // "7: bp0a1b@if2: <…" and "bp0a1b" are one link.
+        let links = links
+            .lines()
+            .filter_map(|line| line.split(": ").nth(1))
+            .map(|name| name.split('@').next().unwrap_or(name).to_owned())
+            .collect::<BTreeSet<_>>();
+        Ok(Census::take(
+            self.berth_pid(),
+            &self.state,
+            &self.run_dir,
+            links,
+        ))
+    }
+
+    /// Waits until no pod is left in any way: process, link, mount, namespace, directory.
+    pub fn wait_nothing_left(&self, limit: Duration) -> anyhow::Result<Census> {
+        wait_for("nothing of a pod is left", limit, || {
+            let census = self.census()?;
+            let pod_links: Vec<_> = census
+                .links
+                .iter()
+                .filter(|name| name.starts_with("bp"))
+                .collect();
+            ensure!(
+                census.processes.is_empty()
+                    && census.netns.is_empty()
+                    && census.pods.is_empty()
+                    && pod_links.is_empty(),
+                "{census:#?}"
+            );
+            Ok(census)
+        })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+        if let Some(mut berth) = self.berth.take() {
+            let _ = berth.kill();
+            let _ = berth.wait();
+        }
+        let down = run(
+            self.inside(&crate::berth_binary())
+                .arg("down")
+                .arg("--purge")
+                .arg("--state-dir")
+                .arg(&self.state)
+                .arg("--run-dir")
+                .arg(&self.run_dir),
+            "",
+        );
+        if let Ok(down) = down
+            && down.code != 0
+        {
+            eprintln!("{down}");
+        }
+        let _ = run(Command::new("ip").args(["netns", "delete", &self.name]), "");
+    }
+}

@@ -1,0 +1,67 @@
+//! A real container registry (Debian's `docker-registry`) on a machine's loopback.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::{Machine, run, wait_for};
+
+/// Where it listens, as image references name it.
+pub const REGISTRY: &str = "127.0.0.1:5000";
+
+/// The running registry; killed when dropped.
+pub struct Registry {
+    child: Child,
+    _files: tempfile::TempDir,
+}
+
+impl Registry {
+    /// Starts it; with `credentials` (user, password) it refuses everyone else.
+    pub fn on(machine: &Machine, credentials: Option<(&str, &str)>) -> anyhow::Result<Self> {
+        let files = tempfile::Builder::new().prefix("be2e-registry").tempdir()?;
+        let path = |name: &str| files.path().join(name);
+        let mut config = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp:\n  addr: {REGISTRY}\n",
+            path("data").display()
+        );
+        if let Some((user, password)) = credentials {
+            let htpasswd =
+                run(Command::new("htpasswd").args(["-Bbn", user, password]), "")?.ok()?;
+            fs::write(path("htpasswd"), htpasswd)?;
+            config += &format!(
+                "auth:\n  htpasswd: {{realm: test, path: {}}}\n",
+                path("htpasswd").display()
+            );
+        }
+        fs::write(path("config.yml"), config)?;
+        let child = machine
+            .inside(Path::new("docker-registry"))
+            .arg("serve")
+            .arg(path("config.yml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("docker-registry")?;
+        let registry = Self {
+            child,
+            _files: files,
+        };
+        wait_for("the registry answers", Duration::from_secs(20), || {
+            let answer = machine.exec("busybox", &["nc", "-z", "127.0.0.1", "5000"])?;
+            ensure!(answer.code == 0, "{answer}");
+            Ok(())
+        })?;
+        Ok(registry)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

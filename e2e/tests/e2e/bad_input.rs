@@ -1,0 +1,269 @@
+//! What is wrong is told: which object, which field, which value; and nothing half-done stays.
+
+use std::io::Write as _;
+use std::process::Command;
+
+use anyhow::ensure;
+use berth_e2e::{
+    Machine, MachineOptions, Need, REGISTRY, Registry, manifest, missing, run, small_guest,
+};
+
+use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
+
+#[test]
+fn manifests_with_mistakes_are_refused_by_field() -> anyhow::Result<()> {
+    if missing("bad manifests", &[Need::Root]) {
+        return Ok(());
+    }
+    let machine = Machine::start()?;
+    let good = manifest("bad", "some/image:1", "64Mi");
+    let apply = |text: &str| machine.kubectl_with(&["apply", "-f", "-"], text)?.err();
+    let cases: &[(&str, &str, &[&str])] = &[
+        // Fields of KubeVirt that berth does not have (yet) are named, never dropped.
+        (
+            "      rng: {}\n",
+            "      rng: {}\n      gpus:\n      - name: g\n        deviceName: d\n",
+            &["spec.domain.devices.gpus"],
+        ),
+        (
+            "      rng: {}\n",
+            "      rng: {}\n      sound:\n        name: s\n",
+            &["spec.domain.devices.sound"],
+        ),
+        (
+            "bridge: {}",
+            "masquerade: {}",
+            &["spec.domain.devices.interfaces[0].masquerade"],
+        ),
+        (
+            "bridge: {}",
+            "slirp: {}",
+            &["spec.domain.devices.interfaces[0].slirp"],
+        ),
+        // Values.
+        (
+            "guest: 64Mi",
+            "guest: plenty",
+            &["spec.domain.memory.guest", "plenty"],
+        ),
+        ("guest: 64Mi", "guest: \"0\"", &["spec.domain.memory.guest"]),
+        (
+            "bus: virtio",
+            "bus: floppy",
+            &["spec.domain.devices.disks[0].disk.bus", "floppy"],
+        ),
+        (
+            "bridge: {}",
+            "bridge: {}\n        macAddress: 01:00:5e:00:00:01",
+            &["macAddress", "01:00:5e:00:00:01"],
+        ),
+        (
+            "      image: some/image:1",
+            "      image: \"some image\"",
+            &["spec.volumes[0].containerDisk.image", "some image"],
+        ),
+        (
+            "terminationGracePeriodSeconds: 30",
+            "terminationGracePeriodSeconds: soon",
+            &["terminationGracePeriodSeconds"],
+        ),
+        // References.
+        (
+            "  volumes:\n  - name: root",
+            "  volumes:\n  - name: other",
+            &["spec.domain.devices.disks[0].name", "root"],
+        ),
+        (
+            "  networks:\n  - name: default",
+            "  networks:\n  - name: blue",
+            &["blue"],
+        ),
+        (
+            "  name: bad\n",
+            "  name: Bad_Name\n",
+            &["metadata.name", "Bad_Name"],
+        ),
+    ];
+    for (from, to, wanted) in cases {
+        ensure!(good.contains(from), "the case {to:?} replaces nothing");
+        let refusal = apply(&good.replacen(from, to, 1))?;
+        for word in *wanted {
+            ensure!(
+                refusal.contains(word),
+                "no {word:?} in the refusal of {to:?}: {refusal}"
+            );
+        }
+    }
+    // Not YAML at all, and a kind that is not there.
+    apply("apiVersion: kubevirt.io/v1\nkind: VirtualMachineInstance\n  metadata: x\n")?;
+    apply(&good.replace(
+        "kind: VirtualMachineInstance",
+        "kind: VirtualMachineInstanse",
+    ))?;
+    let none = machine.kubectl(&["get", "vmi,pods", "-o", "name"])?.ok()?;
+    ensure!(
+        none.trim().is_empty(),
+        "something was made of a refused manifest: {none}"
+    );
+    // Two mistakes are told at once.
+    let refusal = apply(
+        &good
+            .replace("bus: virtio", "bus: floppy")
+            .replace("guest: 64Mi", "guest: plenty"),
+    )?;
+    ensure!(
+        refusal.contains("floppy") && refusal.contains("plenty"),
+        "{refusal}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_missing_image_is_told_on_the_vmi_and_by_an_event() -> anyhow::Result<()> {
+    if missing("missing image", &[Need::Root, Need::Registry]) {
+        return Ok(());
+    }
+    let machine = Machine::start_with(plain_http())?;
+    let _registry = Registry::on(&machine, None)?;
+    let image = format!("{REGISTRY}/no/such:thing");
+    machine.apply(&manifest("lost", &image, "64Mi"))?;
+    machine.wait_condition("lost", "Synchronized", &image, SOON)?;
+    let reason = machine.vmi(
+        "lost",
+        ".status.conditions[?(@.type=='Synchronized')].reason",
+    )?;
+    ensure!(
+        reason == "ErrImagePull" || reason == "ImagePullBackOff",
+        "{reason}"
+    );
+    let events = machine
+        .kubectl(&[
+            "get",
+            "events",
+            "--field-selector",
+            "involvedObject.kind=VirtualMachineInstance,type=Warning",
+        ])?
+        .ok()?;
+    ensure!(events.contains(&image), "{events}");
+    machine.delete("lost", SOON)?;
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
+}
+
+#[test]
+fn an_image_that_cannot_boot_is_told() -> anyhow::Result<()> {
+    if missing("not bootable", &[Need::Root, Need::Qemu]) {
+        return Ok(());
+    }
+    let machine = Machine::start()?;
+    let mut disk = tempfile::NamedTempFile::new()?;
+    disk.write_all(&vec![0x55; 4 << 20])?;
+    machine.build_image("blank:latest", disk.path())?;
+    machine.apply(&manifest("blank", "blank:latest", "64Mi"))?;
+    machine.wait_phase("blank", "Running", SOON)?;
+    berth_e2e::wait_for("a warning about the disk", SOON, || {
+        let events = machine
+            .kubectl(&["get", "events", "--field-selector", "type=Warning"])?
+            .ok()?;
+        ensure!(
+            events.contains("NotBootable") && events.contains("root"),
+            "{events}"
+        );
+        Ok(())
+    })?;
+    machine.delete("blank", SOON * 2)?;
+    Ok(())
+}
+
+#[test]
+fn a_vm_too_large_for_the_machine_waits_and_says_why() -> anyhow::Result<()> {
+    let Some(machine) = machine_with_guest("too large")? else {
+        return Ok(());
+    };
+    machine.apply(&manifest("giant", IMAGE, "4000Gi"))?;
+    machine.wait_condition("giant", "PodScheduled", "Insufficient memory", SOON)?;
+    ensure!(machine.vmi("giant", ".status.phase")? == "Scheduling");
+    machine.delete("giant", SOON)?;
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_vm_starts_when_there_is_room() -> anyhow::Result<()> {
+    if missing(
+        "full disk",
+        &[Need::Root, Need::Qemu, Need::SmallGuest, Need::Registry],
+    ) {
+        return Ok(());
+    }
+    let mount = tempfile::tempdir()?;
+    let path = mount.path().to_string_lossy().into_owned();
+    run(
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=96m,mode=755", "tmpfs", &path]),
+        "",
+    )?
+    .ok()?;
+    let unmount = Unmount(path);
+    let state = mount.path().join("state");
+    let mut machine = Machine::start_with(MachineOptions {
+        state: Some(state.clone()),
+        ..plain_http()
+    })?;
+    let _registry = Registry::on(&machine, None)?;
+    let image = format!("{REGISTRY}/small:guest");
+    // Pushed from a store elsewhere, so that the machine's own has nothing of it.
+    let elsewhere = tempfile::tempdir()?;
+    let root = elsewhere.path().to_string_lossy().into_owned();
+    let guest = small_guest().to_string_lossy().into_owned();
+    machine
+        .berth(&["image", "build", "--root", &root, "-t", &image, &guest])?
+        .ok()?;
+    machine
+        .berth(&["image", "push", "--root", &root, "--plain-http", &image])?
+        .ok()?;
+
+    let filler = state.join("filler");
+    let free = run(
+        Command::new("df").args(["--output=avail", "-B1", &state.to_string_lossy()]),
+        "",
+    )?
+    .ok()?;
+    let free: u64 = free.lines().nth(1).unwrap_or("0").trim().parse()?;
+    std::fs::write(&filler, vec![1u8; usize::try_from(free - (8 << 20))?])?;
+    machine.apply(&manifest("squeezed", &image, MEMORY))?;
+    machine.wait_condition("squeezed", "Synchronized", "No space left on device", SOON)?;
+    let halves: Vec<_> = std::fs::read_dir(state.join("images/blobs/sha256"))?
+        .flatten()
+        .filter(|entry| {
+            entry
+                .metadata()
+                .is_ok_and(|metadata| metadata.len() > 1 << 20)
+        })
+        .collect();
+    ensure!(halves.is_empty(), "half a blob stays: {halves:?}");
+    std::fs::remove_file(&filler)?;
+    machine.wait_phase("squeezed", "Running", SOON * 2)?;
+    machine.console("squeezed")?.log_in(BOOT)?;
+    machine.delete("squeezed", SOON * 2)?;
+    machine.wait_nothing_left(SOON)?;
+    machine.kill_berth()?;
+    drop(machine);
+    drop(unmount);
+    Ok(())
+}
+
+/// A machine that may talk to the test's registry without TLS.
+fn plain_http() -> MachineOptions {
+    MachineOptions {
+        arguments: vec!["--insecure-registry".into(), REGISTRY.into()],
+        ..MachineOptions::default()
+    }
+}
+
+struct Unmount(String);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("-l").arg(&self.0), "");
+    }
+}

@@ -1,0 +1,38 @@
+#!/bin/bash
+# `make clean-run`: undoes everything that `make run` did outside the source tree, and checks that it is gone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+berth=$PWD/target/release/berth
+if [ -e "$pidfile" ] && as_root kill -0 "$(cat "$pidfile")" 2>/dev/null; then
+    pid=$(cat "$pidfile")
+    step "stopping berth up (process $pid)"
+    as_root kill -TERM "$pid"
+    end=$((SECONDS + 30))
+    while as_root kill -0 "$pid" 2>/dev/null; do
+        [ $SECONDS -lt $end ] || as_root kill -KILL "$pid" 2>/dev/null || true
+        sleep 0.1
+    done
+fi
+if [ -e "$state" ] || [ -e "$run" ]; then
+    step "removing virtual machines, network, mounts and files"
+    [ -x "$berth" ] || { echo "clean-run: $berth is missing; build it with cargo build --release" >&2; exit 1; }
+    as_root "$berth" down --purge --state-dir "$state" --run-dir "$run"
+    as_root rm -rf "$run"
+fi
+
+left=0
+check() { # WHAT, what is left of it
+    if [ -n "$2" ]; then
+        printf 'left behind: %s:\n%s\n' "$1" "$2" >&2
+        left=1
+    fi
+}
+check processes "$(pgrep -af 'berth (up|launcher|pod-init)' || true)"
+check links "$(ip -o link | grep -E ': (berth0|bp[0-9a-f]{8,})' || true)"
+check mounts "$(grep -E " ($state|$run)" /proc/self/mountinfo || true)"
+check "nft tables" "$(as_root nft list tables 2>/dev/null | grep -E 'berth' || true)"
+check files "$(ls -d $state $run 2>/dev/null || true)"
+[ $left = 0 ] && echo "clean-run: nothing is left"
+exit $left

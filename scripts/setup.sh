@@ -1,0 +1,81 @@
+#!/bin/bash
+# Installs what a target of the Makefile needs on Debian 12, and says what it does. What is there already is left alone.
+#
+# usage: scripts/setup.sh run|test|bench|fuzz
+set -euo pipefail
+
+target=${1:?usage: scripts/setup.sh run|test|bench|fuzz}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Package and a file that it brings: looking at files is quicker than asking dpkg, and also right where a tool came
+# another way (kubectl).
+needs=(
+    "gcc /usr/bin/gcc"
+    "libc6-dev /usr/include/stdio.h"
+    "make /usr/bin/make"
+    "pkg-config /usr/bin/pkg-config"
+    "cmake /usr/bin/cmake"
+    "libvirt-dev /usr/include/libvirt/libvirt.h"
+    "libvirt-daemon /usr/sbin/libvirtd"
+    "libvirt-daemon-driver-qemu /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"
+    "qemu-system-x86 /usr/bin/qemu-system-x86_64"
+    "qemu-utils /usr/bin/qemu-img"
+    "nftables /usr/sbin/nft"
+    "iproute2 /usr/sbin/ip /bin/ip"
+    "iputils-ping /usr/bin/ping /bin/ping"
+    "util-linux /usr/bin/nsenter"
+    "kubernetes-client /usr/bin/kubectl /usr/local/bin/kubectl"
+    # The small guest.
+    "busybox-static /usr/bin/busybox /bin/busybox"
+    "syslinux /usr/bin/syslinux"
+    "mtools /usr/bin/mcopy"
+    "dosfstools /usr/sbin/mkfs.vfat"
+    "cpio /usr/bin/cpio /bin/cpio"
+    "kmod /usr/sbin/modprobe /sbin/modprobe"
+)
+case $target in
+run) ;;
+test | bench)
+    needs+=(
+        "ipxe /usr/lib/ipxe/ipxe.iso"
+        "docker-registry /usr/bin/docker-registry"
+        "skopeo /usr/bin/skopeo"
+        "libvirt-clients /usr/bin/virt-xml-validate"
+        "isc-dhcp-client /usr/sbin/dhclient /sbin/dhclient"
+        "apache2-utils /usr/bin/htpasswd"
+        "curl /usr/bin/curl"
+    )
+    ;;
+fuzz) ;;
+*)
+    echo "setup: unknown target $target" >&2
+    exit 2
+    ;;
+esac
+
+missing=()
+for need in "${needs[@]}"; do
+    read -r package files <<<"$need"
+    found=
+    for file in $files; do
+        [ -e "$file" ] && found=1
+    done
+    [ -n "$found" ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "setup: installing ${missing[*]}"
+    as_root apt-get -qq update
+    # No recommends: they would bring libvirt's system-wide daemon and its network, which berth does not use.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "${missing[@]}" >/dev/null
+fi
+if [ "$target" != fuzz ] && [ -z "$(apt-cache depends linux-image-cloud-amd64 2>/dev/null)" ] && ! [ -s .cache/guest.qcow2 ]; then
+    # The guest's kernel is found through apt's lists.
+    as_root apt-get -qq update
+fi
+if ! command -v cargo >/dev/null; then
+    echo "setup: cargo is missing; install Rust 1.95 or newer (https://rustup.rs)" >&2
+    exit 1
+fi
