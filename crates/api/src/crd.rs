@@ -105,7 +105,11 @@ fn tidy(schema: &mut JSONSchemaProps) {
     schema.default = None;
     match schema.format.as_deref() {
         Some("uint8" | "uint16") => schema.format = Some("int32".to_owned()),
-        Some("uint32" | "uint" | "uint64") => schema.format = Some("int64".to_owned()),
+        Some("uint32") => {
+            schema.format = Some("int64".to_owned());
+            schema.maximum = Some(f64::from(u32::MAX));
+        }
+        Some("uint" | "uint64") => schema.format = Some("int64".to_owned()),
         _ => {}
     }
     // Doc comments wrap at the line width of the source; a description is one flowing text.

@@ -84,7 +84,7 @@ pub struct DiskTarget {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CDRomTarget {
-    /// Bus: `sata` (the default), `scsi` or `usb`.
+    /// Bus: `sata` (the default) or `scsi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
     /// A CD-ROM cannot be written: only `true`, the default, is accepted.

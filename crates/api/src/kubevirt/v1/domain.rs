@@ -129,6 +129,12 @@ pub struct Firmware {
     pub bootloader: Option<Bootloader>,
 }
 
+/// The firmware UUID of a machine whose manifest gives none: the same for the same namespace and name, for ever.
+pub fn default_firmware_uuid(namespace: &str, name: &str) -> String {
+    const SPACE: uuid::Uuid = uuid::uuid!("b3d1c0f7-52d5-4e4c-9a63-1a0f1be8c7aa");
+    uuid::Uuid::new_v5(&SPACE, format!("{namespace}/{name}").as_bytes()).to_string()
+}
+
 /// Which firmware starts the guest.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

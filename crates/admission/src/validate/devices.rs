@@ -1,0 +1,335 @@
+//! Devices with the volumes and networks behind them.
+
+use std::collections::BTreeSet;
+
+use berth_api::kubevirt::v1::{
+    ContainerDiskSource, Disk, Interface, VirtualMachineInstanceSpec, Volume,
+};
+
+use super::one_of;
+use crate::cause::Cause;
+use crate::syntax;
+
+/// The pod's volume for a container disk is called `disk-<name>`, and that is a DNS label too.
+const VOLUME_NAME_MAX: usize = syntax::LABEL_MAX - "disk-".len();
+
+pub(super) fn check(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
+    let devices = &spec.domain.devices;
+    let disks = Names::check(
+        "spec.domain.devices.disks",
+        devices.disks.iter().map(|d| &*d.name),
+        causes,
+    );
+    let volumes = Names::check(
+        "spec.volumes",
+        spec.volumes.iter().map(|v| &*v.name),
+        causes,
+    );
+    disks.each_in(&volumes, "volume", causes);
+
+    let nics = Names::check(
+        "spec.domain.devices.interfaces",
+        devices.interfaces.iter().map(|i| &*i.name),
+        causes,
+    );
+    let networks = Names::check(
+        "spec.networks",
+        spec.networks.iter().map(|n| &*n.name),
+        causes,
+    );
+    nics.each_in(&networks, "network", causes);
+    networks.each_in(&nics, "interface", causes);
+
+    for (i, disk) in devices.disks.iter().enumerate() {
+        check_disk(&format!("spec.domain.devices.disks[{i}]"), disk, causes);
+    }
+    for (i, volume) in spec.volumes.iter().enumerate() {
+        check_volume(&format!("spec.volumes[{i}]"), volume, causes);
+    }
+    check_interfaces(&devices.interfaces, causes);
+    check_networks(spec, causes);
+    check_boot_order(spec, causes);
+
+    Names::check(
+        "spec.domain.devices.inputs",
+        devices.inputs.iter().map(|i| &*i.name),
+        causes,
+    );
+    for (i, input) in devices.inputs.iter().enumerate() {
+        let path = format!("spec.domain.devices.inputs[{i}]");
+        one_of(
+            &format!("{path}.type"),
+            Some(&input.type_),
+            &["tablet"],
+            causes,
+        );
+        one_of(
+            &format!("{path}.bus"),
+            input.bus.as_deref(),
+            &["usb", "virtio"],
+            causes,
+        );
+    }
+}
+
+/// The names in one list of the spec.
+struct Names<'a> {
+    path: &'static str,
+    names: Vec<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    /// Each must be a DNS label and unique.
+    fn check(
+        path: &'static str,
+        names: impl Iterator<Item = &'a str>,
+        causes: &mut Vec<Cause>,
+    ) -> Self {
+        let names: Vec<_> = names.collect();
+        let mut seen = BTreeSet::new();
+        for (i, name) in names.iter().enumerate() {
+            let field = format!("{path}[{i}].name");
+            if name.is_empty() {
+                causes.push(Cause::required(field, "must be given"));
+            } else if !syntax::is_dns_label(name) {
+                causes.push(Cause::invalid(
+                    field,
+                    name,
+                    "must be a DNS label: at most 63 lower case letters, digits and inner dashes",
+                ));
+            } else if !seen.insert(*name) {
+                causes.push(Cause::duplicate(field, name));
+            }
+        }
+        Self { path, names }
+    }
+
+    /// Each must have its counterpart, a `what`, in `others`.
+    fn each_in(&self, others: &Self, what: &str, causes: &mut Vec<Cause>) {
+        for (i, name) in self.names.iter().enumerate() {
+            if !name.is_empty() && !others.names.contains(name) {
+                causes.push(Cause::invalid(
+                    format!("{}[{i}].name", self.path),
+                    name,
+                    format!("there is no {what} of this name in {}", others.path),
+                ));
+            }
+        }
+    }
+}
+
+fn check_disk(path: &str, disk: &Disk, causes: &mut Vec<Cause>) {
+    if disk.disk.is_some() && disk.cdrom.is_some() {
+        causes.push(Cause::forbidden(
+            format!("{path}.cdrom"),
+            format!("cannot be given together with {path}.disk"),
+        ));
+    }
+    if let Some(target) = &disk.disk {
+        one_of(
+            &format!("{path}.disk.bus"),
+            target.bus.as_deref(),
+            &["virtio", "sata", "scsi", "usb"],
+            causes,
+        );
+        if target.bus.as_deref() == Some("sata") && target.readonly == Some(true) {
+            causes.push(Cause::invalid(
+                format!("{path}.disk.readonly"),
+                true,
+                "a disk on the sata bus cannot be read-only; use another bus or a cdrom",
+            ));
+        }
+    }
+    if let Some(target) = &disk.cdrom {
+        one_of(
+            &format!("{path}.cdrom.bus"),
+            target.bus.as_deref(),
+            &["sata", "scsi"],
+            causes,
+        );
+        if target.readonly == Some(false) {
+            causes.push(Cause::invalid(
+                format!("{path}.cdrom.readonly"),
+                false,
+                "a cdrom cannot be written",
+            ));
+        }
+    }
+    let bus = disk.disk.as_ref().map_or_else(
+        || disk.cdrom.as_ref().and_then(|t| t.bus.as_deref()),
+        |t| t.bus.as_deref(),
+    );
+    // What the device models of QEMU store; they would cut the rest off unseen.
+    let serial_max = if matches!(bus, Some("scsi" | "usb")) {
+        36
+    } else {
+        20
+    };
+    if let Some(serial) = &disk.serial
+        && !(serial.len() <= serial_max && syntax::is_word(serial, "._-+"))
+    {
+        causes.push(Cause::invalid(
+            format!("{path}.serial"),
+            serial,
+            format!("must be 1 to {serial_max} letters, digits and ._-+ on this bus"),
+        ));
+    }
+    one_of(
+        &format!("{path}.cache"),
+        disk.cache.as_deref(),
+        &["none", "writethrough", "writeback"],
+        causes,
+    );
+    one_of(
+        &format!("{path}.io"),
+        disk.io.as_deref(),
+        &["threads", "native"],
+        causes,
+    );
+    if disk.io.as_deref() == Some("native") && disk.cache.as_deref() != Some("none") {
+        causes.push(Cause::invalid(
+            format!("{path}.io"),
+            "native",
+            format!("needs {path}.cache to be none"),
+        ));
+    }
+}
+
+fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
+    if volume.name.len() > VOLUME_NAME_MAX {
+        causes.push(Cause::invalid(
+            format!("{path}.name"),
+            &volume.name,
+            format!("must be no more than {VOLUME_NAME_MAX} characters"),
+        ));
+    }
+    match &volume.container_disk {
+        None => causes.push(Cause::required(path, "must have a source: containerDisk")),
+        Some(source) => check_container_disk(&format!("{path}.containerDisk"), source, causes),
+    }
+}
+
+fn check_container_disk(path: &str, source: &ContainerDiskSource, causes: &mut Vec<Cause>) {
+    if let Some(why) = syntax::image_reference_error(&source.image) {
+        let field = format!("{path}.image");
+        causes.push(if source.image.is_empty() {
+            Cause::required(field, "must be the reference of an image")
+        } else {
+            Cause::invalid(field, &source.image, why)
+        });
+    }
+    one_of(
+        &format!("{path}.imagePullPolicy"),
+        source.image_pull_policy.as_deref(),
+        &["Always", "IfNotPresent", "Never"],
+        causes,
+    );
+    if let Some(secret) = &source.image_pull_secret
+        && !syntax::is_dns_subdomain(secret)
+    {
+        causes.push(Cause::invalid(
+            format!("{path}.imagePullSecret"),
+            secret,
+            "must be the name of a secret",
+        ));
+    }
+    if let Some(file) = &source.path
+        && !is_disk_path(file)
+    {
+        causes.push(Cause::invalid(
+            format!("{path}.path"),
+            file,
+            "must be an absolute path below /disk/ without empty, . or .. parts",
+        ));
+    }
+}
+
+/// `/disk/` and a file below it, of characters that are plain in every place a path is used.
+fn is_disk_path(path: &str) -> bool {
+    path.len() <= 1024
+        && path.strip_prefix("/disk/").is_some_and(|rest| {
+            rest.split('/')
+                .all(|part| syntax::is_word(part, "._-+@ ") && part != "." && part != "..")
+        })
+}
+
+fn check_interfaces(interfaces: &[Interface], causes: &mut Vec<Cause>) {
+    let mut macs = BTreeSet::new();
+    for (i, interface) in interfaces.iter().enumerate() {
+        let path = format!("spec.domain.devices.interfaces[{i}]");
+        if interface.bridge.is_none() {
+            causes.push(Cause::required(&path, "must have a way to connect: bridge"));
+        }
+        one_of(
+            &format!("{path}.model"),
+            interface.model.as_deref(),
+            &["virtio", "e1000", "e1000e", "rtl8139"],
+            causes,
+        );
+        let Some(text) = &interface.mac_address else {
+            continue;
+        };
+        let field = format!("{path}.macAddress");
+        match syntax::parse_mac(text) {
+            None => {
+                causes.push(Cause::invalid(
+                    field,
+                    text,
+                    "must be six bytes in hex, for example 02:00:00:00:00:01",
+                ));
+            }
+            Some(mac) if mac == [0; 6] => {
+                causes.push(Cause::invalid(field, text, "must not be zero"));
+            }
+            Some(mac) if mac[0] & 1 == 1 => causes.push(Cause::invalid(
+                field,
+                text,
+                "must be a unicast address: the lowest bit of its first byte is a multicast mark",
+            )),
+            Some(mac) if !macs.insert(mac) => causes.push(Cause::duplicate(field, text)),
+            Some(_) => {}
+        }
+    }
+}
+
+fn check_networks(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
+    let mut pod_network = None;
+    for (i, network) in spec.networks.iter().enumerate() {
+        let path = format!("spec.networks[{i}]");
+        if network.pod.is_none() {
+            causes.push(Cause::required(path, "must have a source: pod"));
+        } else if let Some(first) = pod_network.replace(i) {
+            causes.push(Cause::forbidden(
+                format!("{path}.pod"),
+                format!(
+                    "a machine joins the pod network once, and spec.networks[{first}] does already"
+                ),
+            ));
+        }
+    }
+}
+
+/// Disks and interfaces share one order.
+fn check_boot_order(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
+    let devices = &spec.domain.devices;
+    let disks = devices
+        .disks
+        .iter()
+        .enumerate()
+        .map(|(i, d)| ("disks", i, d.boot_order));
+    let nics = devices
+        .interfaces
+        .iter()
+        .enumerate()
+        .map(|(i, n)| ("interfaces", i, n.boot_order));
+    let mut seen = BTreeSet::new();
+    for (list, i, order) in disks.chain(nics) {
+        let Some(order) = order else { continue };
+        let field = format!("spec.domain.devices.{list}[{i}].bootOrder");
+        if order == 0 {
+            causes.push(Cause::invalid(field, order, "must be at least 1"));
+        } else if !seen.insert(order) {
+            causes.push(Cause::duplicate(field, order));
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Processor, memory, machine, firmware and clock.
+
+use std::collections::BTreeMap;
+
+use berth_api::kubevirt::v1::{CPU, Clock, DomainSpec, Firmware};
+use berth_api::quantity::{parse_bytes, parse_millis};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::one_of;
+use crate::cause::Cause;
+use crate::syntax;
+
+/// Processors that a guest can address without extensions.
+const VCPUS_MAX: u64 = 255;
+/// Less memory than this starts no firmware.
+const MEMORY_MIN: u64 = 1 << 20;
+
+pub(super) fn check(domain: &DomainSpec, causes: &mut Vec<Cause>) {
+    if let Some(cpu) = &domain.cpu {
+        check_cpu(cpu, causes);
+    }
+    check_memory_and_resources(domain, causes);
+    if let Some(machine) = domain.machine.as_ref().and_then(|m| m.type_.as_deref())
+        && !is_machine_type(machine)
+    {
+        causes.push(Cause::not_one_of(
+            "spec.domain.machine.type",
+            machine,
+            &["q35", "pc", "pc-q35-<version>", "pc-i440fx-<version>"],
+        ));
+    }
+    if let Some(firmware) = &domain.firmware {
+        check_firmware(firmware, causes);
+    }
+    if let Some(clock) = &domain.clock {
+        check_clock(clock, causes);
+    }
+}
+
+fn check_cpu(cpu: &CPU, causes: &mut Vec<Cause>) {
+    let factors = [
+        ("sockets", cpu.sockets),
+        ("cores", cpu.cores),
+        ("threads", cpu.threads),
+    ];
+    for (name, factor) in factors {
+        if factor == Some(0) {
+            causes.push(Cause::invalid(
+                format!("spec.domain.cpu.{name}"),
+                0,
+                "must be at least 1",
+            ));
+        }
+    }
+    let vcpus = u64::from(cpu.vcpus());
+    if vcpus > VCPUS_MAX {
+        causes.push(Cause::invalid(
+            "spec.domain.cpu",
+            vcpus,
+            format!("sockets × cores × threads must be no more than {VCPUS_MAX}"),
+        ));
+    }
+    if let Some(model) = &cpu.model
+        && !(model.len() <= 64 && syntax::is_word(model, "_.-"))
+    {
+        causes.push(Cause::invalid(
+            "spec.domain.cpu.model",
+            model,
+            "must be host-passthrough, host-model or the name of a model: at most 64 letters, digits and _.-",
+        ));
+    }
+}
+
+fn check_memory_and_resources(domain: &DomainSpec, causes: &mut Vec<Cause>) {
+    let guest = domain.memory.as_ref().and_then(|m| m.guest.as_ref());
+    let guest_bytes = match guest {
+        None => {
+            causes.push(Cause::required(
+                "spec.domain.memory.guest",
+                "this or spec.domain.resources.requests.memory must be given",
+            ));
+            None
+        }
+        Some(quantity) => amount(
+            "spec.domain.memory.guest",
+            quantity,
+            |q| parse_bytes(q),
+            causes,
+        )
+        .inspect(|bytes| {
+            if *bytes < MEMORY_MIN {
+                causes.push(Cause::invalid(
+                    "spec.domain.memory.guest",
+                    &quantity.0,
+                    "must be at least 1Mi",
+                ));
+            }
+        }),
+    };
+    let Some(resources) = &domain.resources else {
+        return;
+    };
+    let requests = amounts(
+        "spec.domain.resources.requests",
+        &resources.requests,
+        causes,
+    );
+    let limits = amounts("spec.domain.resources.limits", &resources.limits, causes);
+    for (name, limit) in &limits {
+        let shown = &resources.limits[*name].0;
+        if requests.get(name).is_some_and(|request| request > limit) {
+            causes.push(Cause::invalid(
+                format!("spec.domain.resources.requests.{name}"),
+                &resources.requests[*name].0,
+                format!("must be no more than the limit {shown}"),
+            ));
+        }
+        if *name == "memory" && guest_bytes.is_some_and(|bytes| bytes > *limit) {
+            causes.push(Cause::invalid(
+                "spec.domain.resources.limits.memory",
+                shown,
+                "must be no less than the memory of the guest",
+            ));
+        }
+    }
+}
+
+/// Bytes of memory and thousandths of processors; other resources are refused.
+fn amounts<'a>(
+    path: &str,
+    list: &'a BTreeMap<String, Quantity>,
+    causes: &mut Vec<Cause>,
+) -> BTreeMap<&'a str, u64> {
+    list.iter()
+        .filter_map(|(name, quantity)| {
+            let field = format!("{path}.{name}");
+            let value = match name.as_str() {
+                "cpu" => amount(&field, quantity, |q| parse_millis(q), causes)?,
+                "memory" => amount(&field, quantity, |q| parse_bytes(q), causes)?,
+                _ => {
+                    causes.push(Cause::unsupported_field(
+                        field,
+                        "the resources that berth has are cpu and memory",
+                    ));
+                    return None;
+                }
+            };
+            Some((name.as_str(), value))
+        })
+        .collect()
+}
+
+fn amount<E: std::fmt::Display>(
+    field: &str,
+    quantity: &Quantity,
+    parse: impl Fn(&Quantity) -> Result<u64, E>,
+    causes: &mut Vec<Cause>,
+) -> Option<u64> {
+    parse(quantity)
+        .map_err(|error| causes.push(Cause::invalid(field, &quantity.0, error)))
+        .ok()
+}
+
+/// `q35`, `pc`, or one of them with the version of a QEMU, as its list of machines has it.
+fn is_machine_type(name: &str) -> bool {
+    let version = name
+        .strip_prefix("pc-q35-")
+        .or_else(|| name.strip_prefix("pc-i440fx-"));
+    matches!(name, "q35" | "pc")
+        || version.is_some_and(|v| {
+            v.len() <= 16
+                && v.split('.').count() >= 2
+                && v.split('.')
+                    .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+        })
+}
+
+fn check_firmware(firmware: &Firmware, causes: &mut Vec<Cause>) {
+    if let Some(uuid) = &firmware.uuid
+        && !is_uuid(uuid)
+    {
+        causes.push(Cause::invalid(
+            "spec.domain.firmware.uuid",
+            uuid,
+            "must be a UUID that is not nil: hex digits in groups of 8, 4, 4, 4 and 12, joined by dashes",
+        ));
+    }
+    if let Some(serial) = &firmware.serial
+        && !(serial.len() <= 256 && syntax::is_word(serial, "._-+ "))
+    {
+        causes.push(Cause::invalid(
+            "spec.domain.firmware.serial",
+            serial,
+            "must be 1 to 256 letters, digits, spaces and ._-+",
+        ));
+    }
+}
+
+/// libvirt refuses the nil UUID.
+fn is_uuid(s: &str) -> bool {
+    let groups: Vec<_> = s.split('-').collect();
+    groups.iter().map(|g| g.len()).eq([8, 4, 4, 4, 12])
+        && groups
+            .iter()
+            .all(|g| g.bytes().all(|b| b.is_ascii_hexdigit()))
+        && s.bytes().any(|b| b != b'0' && b != b'-')
+}
+
+fn check_clock(clock: &Clock, causes: &mut Vec<Cause>) {
+    if clock.utc.is_some() && clock.timezone.is_some() {
+        causes.push(Cause::forbidden(
+            "spec.domain.clock.timezone",
+            "cannot be given together with spec.domain.clock.utc",
+        ));
+    }
+    if let Some(zone) = &clock.timezone
+        && !(zone.len() <= 64 && syntax::is_word(zone, "/_+-") && !zone.starts_with('/'))
+    {
+        causes.push(Cause::invalid(
+            "spec.domain.clock.timezone",
+            zone,
+            "must be a name of the tz database such as Europe/Berlin",
+        ));
+    }
+    if let Some(seconds) = clock.utc.as_ref().and_then(|u| u.offset_seconds)
+        && i32::try_from(seconds).is_err()
+    {
+        causes.push(Cause::invalid(
+            "spec.domain.clock.utc.offsetSeconds",
+            seconds,
+            "must fit 32 bits",
+        ));
+    }
+    let Some(timer) = &clock.timer else { return };
+    let pit = timer.pit.as_ref().and_then(|t| t.tick_policy.as_deref());
+    one_of(
+        "spec.domain.clock.timer.pit.tickPolicy",
+        pit,
+        &["delay", "discard"],
+        causes,
+    );
+    let rtc = timer.rtc.as_ref();
+    let policy = rtc.and_then(|t| t.tick_policy.as_deref());
+    one_of(
+        "spec.domain.clock.timer.rtc.tickPolicy",
+        policy,
+        &["delay", "catchup"],
+        causes,
+    );
+    let track = rtc.and_then(|t| t.track.as_deref());
+    one_of(
+        "spec.domain.clock.timer.rtc.track",
+        track,
+        &["guest", "wall"],
+        causes,
+    );
+}
