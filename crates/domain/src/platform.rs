@@ -1,0 +1,169 @@
+//! The machine without its devices.
+
+use berth_api::kubevirt::v1::{CPU, DomainSpec, default_firmware_uuid};
+use berth_api::quantity::parse_bytes;
+
+use crate::DomainError;
+use crate::xml::Element;
+
+/// `uuid` and, if there is something to tell the guest, `sysinfo`.
+pub(crate) fn identity(namespace: &str, name: &str, domain: &DomainSpec) -> Vec<Element> {
+    let firmware = domain.firmware.as_ref();
+    let uuid = firmware
+        .and_then(|f| f.uuid.clone())
+        .unwrap_or_else(|| default_firmware_uuid(namespace, name));
+    let mut elements = vec![Element::new("uuid").text(uuid)];
+    if let Some(serial) = firmware.and_then(|f| f.serial.as_ref()) {
+        elements.push(
+            Element::new("sysinfo").attribute("type", "smbios").child(
+                Element::new("system").child(
+                    Element::new("entry")
+                        .attribute("name", "serial")
+                        .text(serial),
+                ),
+            ),
+        );
+    }
+    elements
+}
+
+/// Guest memory in KiB, the unit that libvirt keeps, rounded up.
+pub(crate) fn memory(domain: &DomainSpec) -> Result<Element, DomainError> {
+    let guest = domain
+        .memory
+        .as_ref()
+        .and_then(|m| m.guest.as_ref())
+        .ok_or(DomainError::NoMemory)?;
+    let bytes = parse_bytes(guest).map_err(DomainError::Memory)?;
+    Ok(Element::new("memory")
+        .attribute("unit", "KiB")
+        .text(bytes.div_ceil(1024)))
+}
+
+/// `vcpu` and `cpu`.
+pub(crate) fn processor(domain: &DomainSpec, emulation: bool) -> [Element; 2] {
+    let none = CPU::default();
+    let cpu = domain.cpu.as_ref().unwrap_or(&none);
+    let topology = Element::new("topology")
+        .attribute("sockets", cpu.sockets.unwrap_or(1))
+        .attribute("dies", 1)
+        .attribute("cores", cpu.cores.unwrap_or(1))
+        .attribute("threads", cpu.threads.unwrap_or(1));
+    let element = Element::new("cpu");
+    // The processor of the host is no model that software emulation could take up.
+    let element = match (cpu.model.as_deref(), emulation) {
+        (None | Some("host-passthrough" | "host-model"), true) => {
+            element.attribute("mode", "maximum")
+        }
+        (None | Some("host-passthrough"), false) => element.attribute("mode", "host-passthrough"),
+        (Some("host-model"), false) => element.attribute("mode", "host-model"),
+        (Some(model), _) => element
+            .attribute("mode", "custom")
+            .attribute("match", "exact")
+            // Emulation lacks a feature or two of most models; the guest asks the processor, not the name.
+            .attribute("check", if emulation { "none" } else { "partial" })
+            .child(
+                Element::new("model")
+                    .attribute("fallback", "forbid")
+                    .text(model),
+            ),
+    };
+    [
+        Element::new("vcpu")
+            .attribute("placement", "static")
+            .text(cpu.vcpus()),
+        element.child(topology),
+    ]
+}
+
+/// Machine type and firmware. The boot order is with the devices.
+pub(crate) fn os(domain: &DomainSpec) -> Result<Element, DomainError> {
+    let machine = domain
+        .machine
+        .as_ref()
+        .and_then(|m| m.type_.as_deref())
+        .unwrap_or("q35");
+    let firmware = domain.firmware.as_ref();
+    let bios = firmware
+        .and_then(|f| f.bootloader.as_ref())
+        .and_then(|b| b.bios.as_ref());
+    let use_serial = bios.and_then(|b| b.use_serial) == Some(true);
+    if use_serial && domain.devices.autoattach_serial_console == Some(false) {
+        return Err(DomainError::NoSerialForBios);
+    }
+    let smbios = firmware.and_then(|f| f.serial.as_ref());
+    Ok(Element::new("os")
+        .child(
+            Element::new("type")
+                .attribute("arch", "x86_64")
+                .attribute("machine", machine)
+                .text("hvm"),
+        )
+        .children(smbios.map(|_| Element::new("smbios").attribute("mode", "sysinfo")))
+        .children(use_serial.then(|| Element::new("bios").attribute("useserial", "yes"))))
+}
+
+/// ACPI and APIC, on unless switched off.
+pub(crate) fn features(domain: &DomainSpec) -> Element {
+    let features = domain.features.as_ref();
+    let acpi = features
+        .and_then(|f| f.acpi.as_ref())
+        .and_then(|a| a.enabled)
+        != Some(false);
+    let apic = features.and_then(|f| f.apic.as_ref());
+    let eoi = apic.and_then(|a| a.end_of_interrupt);
+    let apic = apic.and_then(|a| a.enabled) != Some(false);
+    Element::new("features")
+        .children(acpi.then(|| Element::new("acpi")))
+        .children(apic.then(|| Element::new("apic").maybe("eoi", eoi.map(on_off))))
+}
+
+/// The clock shows UTC, UTC and an offset, or the local time of a zone.
+pub(crate) fn clock(domain: &DomainSpec) -> Element {
+    let spec = domain.clock.as_ref();
+    let offset = spec
+        .and_then(|c| c.utc.as_ref())
+        .and_then(|u| u.offset_seconds)
+        .filter(|s| *s != 0);
+    let zone = spec.and_then(|c| c.timezone.as_deref());
+    let element = Element::new("clock");
+    let element = match (zone, offset) {
+        (Some(zone), _) => element
+            .attribute("offset", "timezone")
+            .attribute("timezone", zone),
+        (None, Some(seconds)) => element
+            .attribute("offset", "variable")
+            .attribute("adjustment", seconds)
+            .attribute("basis", "utc"),
+        (None, None) => element.attribute("offset", "utc"),
+    };
+    let Some(timer) = spec.and_then(|c| c.timer.as_ref()) else {
+        return element;
+    };
+    let new = |name, present: Option<bool>| {
+        Element::new("timer")
+            .attribute("name", name)
+            .attribute("present", yes_no(present != Some(false)))
+    };
+    element
+        .children(timer.rtc.as_ref().map(|t| {
+            new("rtc", t.present)
+                .maybe("track", t.track.as_deref())
+                .maybe("tickpolicy", t.tick_policy.as_deref())
+        }))
+        .children(
+            timer
+                .pit
+                .as_ref()
+                .map(|t| new("pit", t.present).maybe("tickpolicy", t.tick_policy.as_deref())),
+        )
+        .children(timer.hpet.as_ref().map(|t| new("hpet", t.present)))
+}
+
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
