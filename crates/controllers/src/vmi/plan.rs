@@ -27,6 +27,9 @@ use kube::ResourceExt;
 /// How long the node agent may take to report the end of a machine whose pod is gone or over.
 pub const AGENT_GRACE: Duration = Duration::from_secs(15);
 
+/// How long the pod of a machine that is over may take to end by itself.
+pub const POD_GRACE: Duration = Duration::from_secs(30);
+
 /// Condition copied from the pod while it cannot be placed.
 const POD_SCHEDULED: &str = "PodScheduled";
 
@@ -77,7 +80,7 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
         return plan;
     }
     match phase {
-        Some(VmiPhase::Succeeded | VmiPhase::Failed) => Plan::default(),
+        Some(VmiPhase::Succeeded | VmiPhase::Failed) => plan_over(seen),
         Some(VmiPhase::Scheduled | VmiPhase::Running | VmiPhase::Unknown) => plan_handed_over(seen),
         None | Some(VmiPhase::Pending | VmiPhase::Scheduling) => plan_start(seen, phase),
     }
@@ -142,6 +145,17 @@ fn plan_deletion(seen: &Observed<'_>, phase: Option<VmiPhase>) -> Option<Plan> {
     Some(edit.plan())
 }
 
+fn delete_pod(pod: &Pod) -> [Action; 2] {
+    let name = pod.name_any();
+    let message = format!("Deleted virtual machine pod {name}");
+    let told = Action::Event(
+        EventType::Normal,
+        labels::REASON_SUCCESSFUL_DELETE.to_owned(),
+        message,
+    );
+    [Action::DeletePod(name), told]
+}
+
 fn plan_start(seen: &Observed<'_>, phase: Option<VmiPhase>) -> Plan {
     let mut edit = Edit::new(seen);
     let Some(pod) = current_pod(seen.pods) else {
@@ -178,6 +192,35 @@ fn plan_start(seen: &Observed<'_>, phase: Option<VmiPhase>) -> Plan {
         _ => edit.still_scheduling(pod),
     }
     edit.plan()
+}
+
+/// The machine is over. Its pod stays for its logs, but not one that still holds memory: a launcher that does
+/// not answer any more may still have a guest.
+fn plan_over(seen: &Observed<'_>) -> Plan {
+    let alive =
+        |p: &&&Pod| p.metadata.deletion_timestamp.is_none() && !crate::scheduler::is_over(p);
+    let Some(pod) = seen.pods.iter().find(alive) else {
+        return Plan::default();
+    };
+    let transitions = seen
+        .vmi
+        .status
+        .iter()
+        .flat_map(|s| &s.phase_transition_timestamps);
+    let since = transitions.map(|t| t.phase_transition_timestamp.0).max();
+    let elapsed = since.map_or(POD_GRACE, |t| {
+        Duration::try_from(seen.now.0.duration_since(t)).unwrap_or_default()
+    });
+    if elapsed < POD_GRACE {
+        return Plan {
+            actions: Vec::new(),
+            again: Some(POD_GRACE - elapsed),
+        };
+    }
+    Plan {
+        actions: delete_pod(pod).into(),
+        again: None,
+    }
 }
 
 /// The node agent owns the status. Repairs the label, and speaks for an agent that cannot.

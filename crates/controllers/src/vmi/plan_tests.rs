@@ -209,7 +209,7 @@ fn a_ready_pod_hands_the_machine_to_its_node() {
 
 #[test]
 fn a_machine_on_its_node_is_left_alone() {
-    for phase in ["Scheduled", "Running", "Unknown", "Succeeded", "Failed"] {
+    for phase in ["Scheduled", "Running", "Unknown"] {
         assert_eq!(run(&vmi(in_phase(phase)), &[&ready_pod()]), [], "{phase}");
     }
     let unlabelled = vmi(json!({"status": {"phase": "Running", "nodeName": NODE}}));
@@ -293,6 +293,31 @@ fn deletion_takes_the_pods_and_then_the_finalizer() {
         json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["other"]}}),
     );
     assert_eq!(run(&released, &[]), []);
+}
+
+#[test]
+fn a_machine_that_is_over_keeps_its_pod_unless_that_lives_on() {
+    let since = |at: &str| {
+        let transition = json!({"phase": "Failed", "phaseTransitionTimestamp": at});
+        vmi(json!({"status": {"phase": "Failed", "phaseTransitionTimestamps": [transition]}}))
+    };
+    let over = pod(json!({"spec": {"nodeName": NODE}, "status": {"phase": "Failed"}}));
+    assert_eq!(
+        run_for(&since("1970-01-01T00:00:00Z"), &[&over], 99),
+        Plan::default()
+    );
+    assert_eq!(
+        shape(&run(&since("1970-01-01T00:16:10Z"), &[&ready_pod()])).0,
+        ["delete", "event"]
+    );
+    let recent = run_for(&since("1970-01-01T00:16:30Z"), &[&ready_pod()], 0);
+    assert_eq!(
+        recent,
+        Plan {
+            actions: vec![],
+            again: Some(Duration::from_secs(20))
+        }
+    );
 }
 
 #[test]
