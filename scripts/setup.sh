@@ -44,6 +44,7 @@ test | bench)
         "docker-registry /usr/bin/docker-registry"
         "skopeo /usr/bin/skopeo"
         "libvirt-clients /usr/bin/virt-xml-validate"
+        "libxml2-utils /usr/bin/xmllint"
         "isc-dhcp-client /usr/sbin/dhclient /sbin/dhclient"
         "apache2-utils /usr/bin/htpasswd"
         "curl /usr/bin/curl"

@@ -73,14 +73,14 @@ fn walk(path: &str, schema: &JSONSchemaProps, value: &Value, causes: &mut Vec<Ca
             if let Some(least) = schema.minimum.filter(|m| number < *m) {
                 causes.push(Cause::invalid(
                     path,
-                    number,
+                    format_args!("{n}"),
                     format!("must be no less than {least}"),
                 ));
             }
             if let Some(most) = schema.maximum.filter(|m| number > *m) {
                 causes.push(Cause::invalid(
                     path,
-                    number,
+                    format_args!("{n}"),
                     format!("must be no more than {most}"),
                 ));
             }
@@ -102,7 +102,7 @@ fn walk_object(
         match (properties.get(name), &schema.additional_properties) {
             (Some(known), _) => walk(&here, known, member, causes),
             (None, Some(JSONSchemaPropsOrBool::Schema(values))) => {
-                walk(&here, values, member, causes)
+                walk(&here, values, member, causes);
             }
             (None, Some(JSONSchemaPropsOrBool::Bool(true))) => {}
             (None, _) => {
@@ -140,7 +140,7 @@ fn wrong_type(path: &str, value: &Value, expected: &str) -> Cause {
         }
         scalar => Cause::invalid(
             path,
-            scalar,
+            format_args!("{scalar}"),
             format!("must be of type {expected}, not {found}"),
         ),
     }

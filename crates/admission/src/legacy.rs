@@ -54,7 +54,7 @@ fn convert_disk(
         }
         other => causes.push(Cause::invalid(
             format!("{path}.volumeName"),
-            other,
+            format_args!("{other}"),
             "must be the name of a volume",
         )),
     }

@@ -1,5 +1,11 @@
 //! The CRDs as a cluster sees them. `BERTH_BLESS=1 cargo test -p berth-api` writes the golden file anew.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    reason = "a test may panic, and takes literals"
+)]
+
 use std::path::Path;
 
 use serde_json::{Value, json};

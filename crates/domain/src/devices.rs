@@ -66,7 +66,7 @@ impl BootOrder {
     }
 }
 
-fn boot(order: Option<impl ToString>) -> Option<Element> {
+fn boot(order: Option<impl std::fmt::Display>) -> Option<Element> {
     order.map(|order| Element::new("boot").attribute("order", order))
 }
 

@@ -1,5 +1,7 @@
 //! A tree of XML elements and its text. Everything is escaped here, and only here.
 
+use std::fmt::Display;
+
 use quick_xml::escape::escape;
 
 use crate::DomainError;
@@ -23,13 +25,17 @@ impl Element {
         }
     }
 
-    pub(crate) fn attribute(mut self, name: &'static str, value: impl ToString) -> Self {
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "literals, numbers and strings at every call"
+    )]
+    pub(crate) fn attribute(mut self, name: &'static str, value: impl Display) -> Self {
         self.attributes.push((name, value.to_string()));
         self
     }
 
     /// The attribute, if there is a value.
-    pub(crate) fn maybe(self, name: &'static str, value: Option<impl ToString>) -> Self {
+    pub(crate) fn maybe(self, name: &'static str, value: Option<impl Display>) -> Self {
         match value {
             Some(value) => self.attribute(name, value),
             None => self,
@@ -47,7 +53,11 @@ impl Element {
         self
     }
 
-    pub(crate) fn text(mut self, text: impl ToString) -> Self {
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "literals, numbers and strings at every call"
+    )]
+    pub(crate) fn text(mut self, text: impl Display) -> Self {
         self.text = Some(text.to_string());
         self
     }

@@ -1,6 +1,12 @@
 //! Machines and the domain XML that they become, one file each in `tests/golden`.
 //! `BERTH_BLESS=1 cargo test -p berth-domain` writes the files anew.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    reason = "a test may panic, and takes literals"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

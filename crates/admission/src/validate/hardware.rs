@@ -31,6 +31,16 @@ pub(super) fn check(domain: &DomainSpec, causes: &mut Vec<Cause>) {
     }
     if let Some(firmware) = &domain.firmware {
         check_firmware(firmware, causes);
+        let bios = firmware.bootloader.as_ref().and_then(|b| b.bios.as_ref());
+        if bios.and_then(|b| b.use_serial) == Some(true)
+            && domain.devices.autoattach_serial_console == Some(false)
+        {
+            causes.push(Cause::invalid(
+                "spec.domain.firmware.bootloader.bios.useSerial",
+                true,
+                "needs a serial console, which spec.domain.devices.autoattachSerialConsole switches off",
+            ));
+        }
     }
     if let Some(clock) = &domain.clock {
         check_clock(clock, causes);
@@ -81,21 +91,16 @@ fn check_memory_and_resources(domain: &DomainSpec, causes: &mut Vec<Cause>) {
             ));
             None
         }
-        Some(quantity) => amount(
-            "spec.domain.memory.guest",
-            quantity,
-            |q| parse_bytes(q),
-            causes,
-        )
-        .inspect(|bytes| {
-            if *bytes < MEMORY_MIN {
-                causes.push(Cause::invalid(
-                    "spec.domain.memory.guest",
-                    &quantity.0,
-                    "must be at least 1Mi",
-                ));
-            }
-        }),
+        Some(quantity) => amount("spec.domain.memory.guest", quantity, parse_bytes, causes)
+            .inspect(|bytes| {
+                if *bytes < MEMORY_MIN {
+                    causes.push(Cause::invalid(
+                        "spec.domain.memory.guest",
+                        &quantity.0,
+                        "must be at least 1Mi",
+                    ));
+                }
+            }),
     };
     let Some(resources) = &domain.resources else {
         return;
@@ -135,8 +140,8 @@ fn amounts<'a>(
         .filter_map(|(name, quantity)| {
             let field = format!("{path}.{name}");
             let value = match name.as_str() {
-                "cpu" => amount(&field, quantity, |q| parse_millis(q), causes)?,
-                "memory" => amount(&field, quantity, |q| parse_bytes(q), causes)?,
+                "cpu" => amount(&field, quantity, parse_millis, causes)?,
+                "memory" => amount(&field, quantity, parse_bytes, causes)?,
                 _ => {
                     causes.push(Cause::unsupported_field(
                         field,

@@ -1,0 +1,550 @@
+//! What is accepted and what it becomes; what is refused and in which words.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    reason = "a test may panic, and takes literals"
+)]
+
+use berth_admission::{Admitted, CauseReason, Operation, Refusal, Request, admit};
+use serde_json::{Value, json};
+
+fn object(spec: Value) -> Value {
+    json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+        "metadata": {"name": "vm1", "namespace": "default"}, "spec": spec
+    })
+}
+
+/// A spec that passes.
+fn good() -> Value {
+    json!({
+        "domain": {
+            "memory": {"guest": "128Mi"},
+            "devices": {
+                "disks": [{"name": "root", "disk": {"bus": "virtio"}}],
+                "interfaces": [{"name": "default", "bridge": {}}]
+            }
+        },
+        "networks": [{"name": "default", "pod": {}}],
+        "volumes": [{"name": "root", "containerDisk": {"image": "alpine:3"}}]
+    })
+}
+
+fn write(operation: Operation, object: &Value, old: Option<&Value>) -> Result<Admitted, Refusal> {
+    admit(&Request {
+        operation,
+        kind: "VirtualMachineInstance",
+        subresource: None,
+        namespace: "default",
+        name: object["metadata"]["name"].as_str().unwrap_or_default(),
+        object: Some(object),
+        old_object: old,
+    })
+}
+
+fn create(spec: Value) -> Result<Admitted, Refusal> {
+    write(Operation::Create, &object(spec), None)
+}
+
+/// The spec of [`good`] with the value at `pointer` set; `null` takes it out.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut spec = good();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = spec
+        .pointer_mut(parent)
+        .unwrap_or_else(|| panic!("no {parent}"));
+    match parent {
+        Value::Array(items) => items.push(value),
+        _ if value.is_null() => drop(parent.as_object_mut().unwrap().remove(key)),
+        _ => parent[key] = value,
+    }
+    spec
+}
+
+#[test]
+fn the_defaults() {
+    let admitted = create(json!({
+        "domain": {"resources": {"requests": {"memory": "64M", "cpu": 1}}, "devices": {
+            "disks": [{"name": "cd", "cdrom": {}}]
+        }},
+        "volumes": [
+            {"name": "cd", "containerDisk": {"image": "ipxe"}},
+            {"name": "extra", "containerDisk": {"image": "alpine"}}
+        ]
+    }))
+    .unwrap();
+    assert_eq!(admitted.warnings, Vec::<String>::new());
+    let object = admitted.object.unwrap();
+    assert_eq!(
+        object["metadata"]["finalizers"],
+        json!(["kubevirt.io/foregroundDeleteVirtualMachine"])
+    );
+    let uuid = object["spec"]["domain"]["firmware"]["uuid"].clone();
+    assert_eq!(uuid.as_str().unwrap().len(), 36);
+    assert_eq!(
+        object["spec"],
+        json!({
+            "architecture": "amd64",
+            "terminationGracePeriodSeconds": 30,
+            "domain": {
+                "cpu": {"cores": 1, "sockets": 1, "threads": 1},
+                "memory": {"guest": "64M"},
+                "resources": {"requests": {"memory": "64M", "cpu": "1"}},
+                "machine": {"type": "q35"},
+                "firmware": {"uuid": uuid},
+                "devices": {
+                    "disks": [
+                        {"name": "cd", "cdrom": {"bus": "sata"}},
+                        {"name": "extra", "disk": {"bus": "virtio"}}
+                    ],
+                    "interfaces": [{"name": "default", "bridge": {}, "model": "virtio"}]
+                }
+            },
+            "networks": [{"name": "default", "pod": {}}],
+            "volumes": [
+                {"name": "cd", "containerDisk": {"image": "ipxe"}},
+                {"name": "extra", "containerDisk": {"image": "alpine"}}
+            ]
+        })
+    );
+}
+
+#[test]
+fn no_network_where_none_is_wanted() {
+    let spec = json!({"domain": {"memory": {"guest": "64Mi"}, "devices": {"autoattachPodInterface": false}}});
+    let object = create(spec).unwrap().object.unwrap();
+    assert_eq!(object["spec"]["networks"], Value::Null);
+    assert_eq!(
+        object["spec"]["domain"]["devices"]["interfaces"],
+        Value::Null
+    );
+}
+
+#[test]
+fn the_old_form_is_converted_with_warnings() {
+    let old = json!({
+        "terminationGracePeriodSeconds": 30,
+        "domain": {
+            "resources": {"requests": {"memory": "64M"}},
+            "machine": {"type": ""},
+            "devices": {"disks": [
+                {"name": "mydisk", "volumeName": "myvolume", "disk": {"bus": "virtio"}, "bootOrder": 1},
+                {"volumeName": "other", "cdrom": null}
+            ]}
+        },
+        "volumes": [
+            {"name": "myvolume", "registryDisk": {"image": "windows2012dc:latest", "imagePullSecret": "s"}},
+            {"name": "other", "registryDisk": {"image": "a"}}
+        ]
+    });
+    let admitted = create(old).unwrap();
+    let spec = &admitted.object.unwrap()["spec"];
+    assert_eq!(
+        spec["domain"]["devices"]["disks"],
+        json!([
+            {"name": "myvolume", "disk": {"bus": "virtio"}, "bootOrder": 1},
+            {"name": "other", "disk": {"bus": "virtio"}}
+        ])
+    );
+    assert_eq!(
+        spec["volumes"][0],
+        json!({"name": "myvolume", "containerDisk": {"image": "windows2012dc:latest", "imagePullSecret": "s"}})
+    );
+    assert_eq!(spec["domain"]["machine"]["type"], "q35");
+    assert_eq!(
+        admitted.warnings,
+        [
+            "spec.domain.devices.disks[0].volumeName is deprecated: use spec.domain.devices.disks[0].name with the name of the volume",
+            "spec.domain.devices.disks[1].volumeName is deprecated: use spec.domain.devices.disks[1].name with the name of the volume",
+            "spec.volumes[0].registryDisk is deprecated: use spec.volumes[0].containerDisk",
+            "spec.volumes[1].registryDisk is deprecated: use spec.volumes[1].containerDisk",
+        ]
+    );
+}
+
+/// (what is set, to what, the whole refusal)
+fn refused() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
+        // Fields and types.
+        (
+            "/domain/devices/gpus",
+            json!([{"name": "a"}]),
+            "spec.domain.devices.gpus: Unsupported value: this field is not supported by berth",
+        ),
+        (
+            "/domain/memmory",
+            json!({}),
+            "spec.domain.memmory: Unsupported value: this field is not supported by berth: did you mean \"memory\"?",
+        ),
+        (
+            "/domain/devices/interfaces/0/masquerade",
+            json!({}),
+            "spec.domain.devices.interfaces[0].masquerade: Unsupported value: this field is not supported by berth: the binding that berth has is bridge",
+        ),
+        (
+            "/domain/devices/interfaces/0/slirp",
+            json!({}),
+            "spec.domain.devices.interfaces[0].slirp: Unsupported value: this field is not supported by berth: this binding was removed from KubeVirt in version 1.3; use bridge",
+        ),
+        (
+            "/domain/devices/interfaces/0/bridge",
+            json!({"x": 1}),
+            "spec.domain.devices.interfaces[0].bridge.x: Unsupported value: this field is not supported by berth",
+        ),
+        (
+            "/domain/devices/disks/0/disk/dev",
+            json!("vda"),
+            "spec.domain.devices.disks[0].disk.dev: Unsupported value: this field is not supported by berth: the device name is chosen by berth, in the order of the disks; use bus",
+        ),
+        (
+            "/volumes/0/emptyDisk",
+            json!({"capacity": "2Gi"}),
+            "spec.volumes[0].emptyDisk: Unsupported value: this field is not supported by berth: the volume source that berth has is containerDisk",
+        ),
+        (
+            "/domain/cpu",
+            json!({"cores": "two"}),
+            "spec.domain.cpu.cores: Invalid value: \"two\": must be of type integer, not string",
+        ),
+        (
+            "/domain/cpu",
+            json!({"cores": -1}),
+            "spec.domain.cpu.cores: Invalid value: -1: must be no less than 0",
+        ),
+        (
+            "/domain/devices",
+            Value::Null,
+            "spec.domain.devices: Required value: must be given",
+        ),
+        (
+            "/volumes/0/containerDisk",
+            json!({}),
+            "spec.volumes[0].containerDisk.image: Required value: must be given",
+        ),
+        (
+            "/volumes/0/registryDisk",
+            json!({"image": "a"}),
+            "spec.volumes[0].registryDisk: Forbidden: is the old name of spec.volumes[0].containerDisk, which is given too",
+        ),
+        // Hardware.
+        (
+            "/architecture",
+            json!("arm64"),
+            "spec.architecture: Unsupported value: \"arm64\": supported values: \"amd64\"",
+        ),
+        (
+            "/hostname",
+            json!("a.b"),
+            "spec.hostname: Invalid value: \"a.b\": must be a DNS label: at most 63 lower case letters, digits and inner dashes",
+        ),
+        (
+            "/domain/memory",
+            Value::Null,
+            "spec.domain.memory.guest: Required value: this or spec.domain.resources.requests.memory must be given",
+        ),
+        (
+            "/domain/memory",
+            json!({"guest": "1K"}),
+            "spec.domain.memory.guest: Invalid value: \"1K\": quantity \"1K\" must be a number with an optional suffix such as m, k, M, G, Ki, Mi or Gi",
+        ),
+        (
+            "/domain/memory",
+            json!({"guest": "1k"}),
+            "spec.domain.memory.guest: Invalid value: \"1k\": must be at least 1Mi",
+        ),
+        (
+            "/domain/resources",
+            json!({"limits": {"memory": "64Mi"}}),
+            "spec.domain.resources.limits.memory: Invalid value: \"64Mi\": must be no less than the memory of the guest",
+        ),
+        (
+            "/domain/resources",
+            json!({"limits": {"cpu": 1}, "requests": {"cpu": "1001m"}}),
+            "spec.domain.resources.requests.cpu: Invalid value: \"1001m\": must be no more than the limit 1",
+        ),
+        (
+            "/domain/resources",
+            json!({"requests": {"nvidia.com/gpu": 1}}),
+            "spec.domain.resources.requests.nvidia.com/gpu: Unsupported value: this field is not supported by berth: the resources that berth has are cpu and memory",
+        ),
+        (
+            "/domain/cpu",
+            json!({"cores": 0}),
+            "spec.domain.cpu.cores: Invalid value: 0: must be at least 1",
+        ),
+        (
+            "/domain/cpu",
+            json!({"cores": 16, "sockets": 16}),
+            "spec.domain.cpu: Invalid value: 256: sockets × cores × threads must be no more than 255",
+        ),
+        (
+            "/domain/machine",
+            json!({"type": "virt"}),
+            "spec.domain.machine.type: Unsupported value: \"virt\": supported values: \"q35\", \"pc\", \"pc-q35-<version>\", \"pc-i440fx-<version>\"",
+        ),
+        (
+            "/domain/firmware",
+            json!({"uuid": "x"}),
+            "spec.domain.firmware.uuid: Invalid value: \"x\": must be a UUID that is not nil: hex digits in groups of 8, 4, 4, 4 and 12, joined by dashes",
+        ),
+        (
+            "/domain/firmware",
+            json!({"serial": "a'b"}),
+            "spec.domain.firmware.serial: Invalid value: \"a'b\": must be 1 to 256 letters, digits, spaces and ._-+",
+        ),
+        (
+            "/domain/clock",
+            json!({"utc": {}, "timezone": "UTC"}),
+            "spec.domain.clock.timezone: Forbidden: cannot be given together with spec.domain.clock.utc",
+        ),
+        // Disks and volumes.
+        (
+            "/domain/devices/disks/-",
+            json!({"name": "root"}),
+            "spec.domain.devices.disks[1].name: Duplicate value: \"root\"",
+        ),
+        (
+            "/domain/devices/disks/-",
+            json!({"name": "ghost"}),
+            "spec.domain.devices.disks[1].name: Invalid value: \"ghost\": there is no volume of this name in spec.volumes",
+        ),
+        (
+            "/domain/devices/disks/0/cdrom",
+            json!({}),
+            "spec.domain.devices.disks[0].cdrom: Forbidden: cannot be given together with spec.domain.devices.disks[0].disk",
+        ),
+        (
+            "/domain/devices/disks/0/disk",
+            json!({"bus": "ide"}),
+            "spec.domain.devices.disks[0].disk.bus: Unsupported value: \"ide\": supported values: \"virtio\", \"sata\", \"scsi\", \"usb\"",
+        ),
+        (
+            "/domain/devices/disks/0/disk",
+            json!({"bus": "sata", "readonly": true}),
+            "spec.domain.devices.disks[0].disk.readonly: Invalid value: true: a disk on the sata bus cannot be read-only; use another bus or a cdrom",
+        ),
+        (
+            "/domain/devices/disks/0/serial",
+            json!("<x>"),
+            "spec.domain.devices.disks[0].serial: Invalid value: \"<x>\": must be 1 to 20 letters, digits and ._-+ on this bus",
+        ),
+        (
+            "/domain/devices/disks/0/io",
+            json!("native"),
+            "spec.domain.devices.disks[0].io: Invalid value: \"native\": needs spec.domain.devices.disks[0].cache to be none",
+        ),
+        (
+            "/domain/devices/disks/0/bootOrder",
+            json!(0),
+            "spec.domain.devices.disks[0].bootOrder: Invalid value: 0: must be at least 1",
+        ),
+        (
+            "/volumes/0/containerDisk",
+            Value::Null,
+            "spec.volumes[0]: Required value: must have a source: containerDisk",
+        ),
+        (
+            "/volumes/0/containerDisk",
+            json!({"image": ""}),
+            "spec.volumes[0].containerDisk.image: Required value: must be the reference of an image",
+        ),
+        (
+            "/volumes/0/containerDisk",
+            json!({"image": "a'/><evil>"}),
+            "spec.volumes[0].containerDisk.image: Invalid value: \"a'/><evil>\": must have a name of lower case letters, digits and inner . _ - in parts joined by /",
+        ),
+        (
+            "/volumes/0/containerDisk/path",
+            json!("/disk/../etc"),
+            "spec.volumes[0].containerDisk.path: Invalid value: \"/disk/../etc\": must be an absolute path below /disk/ without empty, . or .. parts",
+        ),
+        // Interfaces and networks.
+        (
+            "/domain/devices/interfaces/0/bridge",
+            Value::Null,
+            "spec.domain.devices.interfaces[0]: Required value: must have a way to connect: bridge",
+        ),
+        (
+            "/domain/devices/interfaces/0/macAddress",
+            json!("zz"),
+            "spec.domain.devices.interfaces[0].macAddress: Invalid value: \"zz\": must be six bytes in hex, for example 02:00:00:00:00:01",
+        ),
+        (
+            "/domain/devices/interfaces/0/macAddress",
+            json!("01:00:5e:00:00:01"),
+            "spec.domain.devices.interfaces[0].macAddress: Invalid value: \"01:00:5e:00:00:01\": must be a unicast address: the lowest bit of its first byte is a multicast mark",
+        ),
+        (
+            "/domain/devices/interfaces/0/model",
+            json!("ne2k"),
+            "spec.domain.devices.interfaces[0].model: Unsupported value: \"ne2k\": supported values: \"virtio\", \"e1000\", \"e1000e\", \"rtl8139\"",
+        ),
+        (
+            "/networks/-",
+            json!({"name": "lonely", "pod": {}}),
+            "spec.networks[1].name: Invalid value: \"lonely\": there is no interface of this name in spec.domain.devices.interfaces; spec.networks[1].pod: Forbidden: a machine joins the pod network once, and spec.networks[0] does already",
+        ),
+    ]
+}
+
+#[test]
+fn each_refusal_names_field_and_value() {
+    for (pointer, value, expected) in refused() {
+        match create(with(pointer, value.clone())) {
+            Ok(_) => panic!("{pointer} = {value} is admitted"),
+            Err(refusal) => assert_eq!(refusal.to_string(), expected, "{pointer} = {value}"),
+        }
+    }
+}
+
+#[test]
+fn every_cause_is_told_at_once() {
+    let mut spec = good();
+    spec["livenessProbe"] = json!({});
+    spec["domain"]["devices"]["tpm"] = json!({});
+    spec["volumes"][0]["cloudInitNoCloud"] = json!({"userData": "password: secret"});
+    let refusal = create(spec).unwrap_err();
+    let fields: Vec<_> = refusal.causes.iter().map(|c| c.field.as_str()).collect();
+    assert_eq!(
+        fields,
+        [
+            "spec.domain.devices.tpm",
+            "spec.livenessProbe",
+            "spec.volumes[0].cloudInitNoCloud"
+        ]
+    );
+    assert!(
+        refusal
+            .causes
+            .iter()
+            .all(|c| c.reason == CauseReason::FieldValueNotSupported)
+    );
+    assert!(!refusal.to_string().contains("secret"));
+}
+
+#[test]
+fn what_is_on_the_edge_is_admitted() {
+    for (pointer, value) in [
+        ("/domain/memory", json!({"guest": 1_048_576})),
+        ("/domain/cpu", json!({"cores": 255, "model": "host-model"})),
+        ("/domain/machine", json!({"type": "pc-q35-7.2"})),
+        ("/domain/devices/rng", json!({})),
+        (
+            "/domain/devices/disks/0/serial",
+            json!("12345678901234567890"),
+        ),
+        (
+            "/domain/devices/interfaces/0/macAddress",
+            json!("02-00-00-00-00-0A"),
+        ),
+        ("/volumes/0/containerDisk/path", json!("/disk/a b.img")),
+        ("/hostname", Value::Null),
+        ("/terminationGracePeriodSeconds", json!(0)),
+    ] {
+        if let Err(refusal) = create(with(pointer, value)) {
+            panic!("{pointer}: {refusal}");
+        }
+    }
+}
+
+#[test]
+fn names_and_the_finalizer() {
+    let mut long = object(good());
+    long["metadata"]["name"] = json!("a".repeat(64));
+    let refusal = write(Operation::Create, &long, None).unwrap_err();
+    assert_eq!(refusal.causes[0].field, "metadata.name");
+
+    let mut own = object(good());
+    own["metadata"]["finalizers"] = json!(["x/y"]);
+    let admitted = write(Operation::Create, &own, None)
+        .unwrap()
+        .object
+        .unwrap();
+    let expected = json!(["x/y", "kubevirt.io/foregroundDeleteVirtualMachine"]);
+    assert_eq!(admitted["metadata"]["finalizers"], expected);
+}
+
+#[test]
+fn without_a_spec() {
+    let refusal = write(Operation::Create, &json!({"metadata": {"name": "a"}}), None).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "spec: Required value: a VirtualMachineInstance needs a spec"
+    );
+    let refusal = create(json!("x")).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "spec: Invalid value: \"x\": must be of type object, not string"
+    );
+}
+
+#[test]
+fn an_update_may_not_change_the_spec() {
+    let stored = create(good()).unwrap().object.unwrap();
+
+    // The same manifest again.
+    let mut again = stored.clone();
+    again["spec"] = good();
+    let admitted = write(Operation::Update, &again, Some(&stored))
+        .unwrap()
+        .object
+        .unwrap();
+    assert_eq!(admitted["spec"], stored["spec"]);
+
+    // Metadata, also on a spec that would not be admitted today.
+    let mut odd = stored.clone();
+    odd["spec"]["domain"]["fromTheFuture"] = json!(1);
+    let mut labelled = odd.clone();
+    labelled["metadata"]["labels"] = json!({"a": "b"});
+    labelled["metadata"]["finalizers"] = json!([]);
+    let admitted = write(Operation::Update, &labelled, Some(&odd)).unwrap();
+    assert_eq!(admitted.object, Some(labelled));
+
+    let mut changed = stored.clone();
+    changed["spec"]["domain"]["cpu"]["cores"] = json!(2);
+    changed["spec"]["hostname"] = json!("other");
+    let refusal = write(Operation::Update, &changed, Some(&stored)).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "spec: Forbidden: update of VMI object is restricted: a VirtualMachineInstance cannot change once it exists \
+         (changed: spec.domain.cpu.cores, spec.hostname)"
+    );
+}
+
+#[test]
+fn admission_is_idempotent() {
+    let once = create(good()).unwrap();
+    let twice = write(Operation::Create, once.object.as_ref().unwrap(), None).unwrap();
+    assert_eq!(once, twice);
+}
+
+#[test]
+fn what_is_not_ours_passes() {
+    let pod = json!({"spec": {"anything": 1}});
+    for (kind, subresource, operation) in [
+        ("Pod", None, Operation::Create),
+        ("VirtualMachineInstance", Some("status"), Operation::Update),
+    ] {
+        let request = Request {
+            operation,
+            kind,
+            subresource,
+            namespace: "default",
+            name: "a",
+            object: Some(&pod),
+            old_object: None,
+        };
+        assert_eq!(admit(&request).unwrap().object.as_ref(), Some(&pod));
+    }
+    let deletion = Request {
+        operation: Operation::Delete,
+        kind: "VirtualMachineInstance",
+        subresource: None,
+        namespace: "default",
+        name: "a",
+        object: None,
+        old_object: Some(&pod),
+    };
+    assert_eq!(admit(&deletion).unwrap(), Admitted::default());
+}
