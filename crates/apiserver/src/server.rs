@@ -123,7 +123,7 @@ impl ApiServer {
         let tls = Arc::new(tls_config(&pki)?);
 
         let stop = CancellationToken::new();
-        let core = Core::start(Arc::new(store), options.admission, &options.crds, stop.clone())
+        let core = Core::start(Arc::new(store), options.admission, options.listen.to_string(), &options.crds, stop.clone())
             .await
             .map_err(|(what, source)| OpenError::Ensure { what, source })?;
         Ok(Self { inner: Arc::new(Inner { core, pki, tls, _background: stop.drop_guard() }) })

@@ -1,0 +1,213 @@
+//! Delete and deletecollection: graceful for pods, held by finalizers, on preconditions.
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::admission::Operation;
+use crate::error::ApiError;
+use crate::registry::catalog::Scope;
+use crate::registry::policy::Policy;
+use crate::registry::query::Call;
+use crate::registry::read::show;
+use crate::registry::write::modified;
+use crate::registry::{Core, content, meta, store_error, success};
+use crate::store::{Expect, StoreError, Write};
+
+const TRIES: usize = 20;
+
+/// The part of DeleteOptions that means something here. Propagation is left to the owners' controllers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DeleteOptions {
+    grace: Option<i64>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+/// What became of the object.
+pub(crate) enum Deleted {
+    /// It is gone; as it was.
+    Gone(Value),
+    /// It is marked; as it is now.
+    Marked(Value),
+}
+
+impl Core {
+    pub(crate) async fn delete(&self, call: &mut Call, scope: &Scope, body: Body) -> Result<Response<Body>, ApiError> {
+        let options = DeleteOptions::read(call, body).await?;
+        let (namespace, name) = (call.info.namespace_of(scope), call.info.name.clone());
+        match self.delete_object(call, scope, &namespace, &name, &options).await? {
+            Deleted::Marked(object) => Ok(show(call, scope, StatusCode::OK, &object)),
+            Deleted::Gone(object) if scope.policy == Policy::Pod => Ok(show(call, scope, StatusCode::OK, &object)),
+            Deleted::Gone(object) => {
+                let status = success(&scope.target(&name), meta::text(&object, &["metadata", "uid"]));
+                Ok(content::answer(StatusCode::OK, &status, &call.warnings))
+            }
+        }
+    }
+
+    pub(crate) async fn delete_collection(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        if scope.policy == Policy::Namespace {
+            return Err(ApiError::MethodNotAllowed);
+        }
+        let options = DeleteOptions::read(call, body).await?;
+        let (items, list_meta) = self.list_objects(call, scope)?;
+        let mut deleted = Vec::with_capacity(items.len());
+        for item in items {
+            match self.delete_object(call, scope, meta::namespace(&item), meta::name(&item), &options).await {
+                Ok(Deleted::Gone(object) | Deleted::Marked(object)) => deleted.push(object),
+                // Someone else was quicker.
+                Err(ApiError::NotFound(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let list = json!({
+            "kind": scope.def.list_kind,
+            "apiVersion": scope.api_version(),
+            "metadata": list_meta,
+            "items": deleted,
+        });
+        Ok(content::answer(StatusCode::OK, &list, &call.warnings))
+    }
+
+    /// Removes an object, or marks it for removal by whoever holds it.
+    pub(crate) async fn delete_object(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, ApiError> {
+        if let Some(refusal) = scope.protected(name) {
+            return Err(refusal);
+        }
+        let dry_run = call.query.dry_run()?;
+        // Whoever creates something in here now is done before the mark is set, or sees it.
+        let _gate = match scope.policy {
+            Policy::Namespace | Policy::Definition => Some(self.gate.write().await),
+            _ => None,
+        };
+        for _ in 0..TRIES {
+            let stored = self.read(scope, namespace, name)?;
+            let old = scope.present(&stored)?;
+            options.check(scope, name, &old)?;
+            self.admit(call, scope, Operation::Delete, namespace, name, None, Some(&old))?;
+
+            let grace = scope.grace(&old, options.grace);
+            let new = if grace > 0 || scope.held(&old) {
+                match mark(scope, &old, grace) {
+                    Some(new) => Some(new),
+                    None => return Ok(Deleted::Marked(old)),
+                }
+            } else {
+                None
+            };
+            if dry_run {
+                return Ok(new.map_or(Deleted::Gone(old), Deleted::Marked));
+            }
+            let definition = scope.policy == Policy::Definition;
+            let _reload = if definition { Some(self.reload.lock().await) } else { None };
+            let value = new.as_ref().map(|new| scope.persist(new));
+            let write = Write { key: stored.key, expect: Expect::Revision(stored.revision), value };
+            match self.store.write(write).await {
+                Ok(revision) => {
+                    if definition {
+                        self.reload_catalog()?;
+                    }
+                    let seal = |mut object: Value| {
+                        meta::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
+                        object
+                    };
+                    return Ok(match new {
+                        Some(new) => Deleted::Marked(seal(new)),
+                        None => Deleted::Gone(seal(old)),
+                    });
+                }
+                Err(StoreError::Modified) => {}
+                Err(StoreError::Missing) => return Err(ApiError::NotFound(scope.target(name))),
+                Err(other) => return Err(store_error(&other)),
+            }
+        }
+        Err(modified(scope.target(name)))
+    }
+}
+
+/// The object marked as deleted; none if it is so already and no sooner end is asked for.
+fn mark(scope: &Scope, old: &Value, grace: i64) -> Option<Value> {
+    let marked = meta::is_deleting(old);
+    if marked && meta::grace(old).unwrap_or(0) <= grace {
+        return None;
+    }
+    let mut new = old.clone();
+    let metadata = meta::metadata(&mut new);
+    metadata.insert("deletionTimestamp".into(), json!(meta::after(grace)));
+    metadata.insert("deletionGracePeriodSeconds".into(), json!(grace));
+    if !marked && let Some(generation) = metadata.get("generation").and_then(Value::as_i64).filter(|g| *g > 0) {
+        metadata.insert("generation".into(), json!(generation + 1));
+    }
+    match scope.policy {
+        Policy::Namespace => {
+            metadata.remove("deletionGracePeriodSeconds");
+            new["status"]["phase"] = json!("Terminating");
+        }
+        Policy::Definition => {
+            let conditions = meta::entry(&mut new, "status").entry("conditions").or_insert(json!([]));
+            if let Some(conditions) = conditions.as_array_mut() {
+                conditions.retain(|c| c["type"] != "Terminating");
+                conditions.push(json!({
+                    "type": "Terminating",
+                    "status": "True",
+                    "lastTransitionTime": meta::now(),
+                    "reason": "InstanceDeletionPending",
+                    "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+                }));
+            }
+        }
+        _ => {}
+    }
+    Some(new)
+}
+
+impl DeleteOptions {
+    /// From the body, and from the query where the body says nothing.
+    async fn read(call: &mut Call, body: Body) -> Result<Self, ApiError> {
+        let bytes = content::read(body).await?;
+        let options = if bytes.is_empty() {
+            Value::Null
+        } else {
+            content::parse(&content::media_type(&call.headers), &bytes)?
+        };
+        let dry_run = options["dryRun"].as_array().is_some_and(|list| !list.is_empty());
+        if dry_run {
+            call.query.set_dry_run();
+        }
+        let grace = match options["gracePeriodSeconds"].as_i64() {
+            Some(grace) => Some(grace),
+            None => call.query.number("gracePeriodSeconds")?.and_then(|n| i64::try_from(n).ok()),
+        };
+        let precondition = |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
+        Ok(Self { grace, uid: precondition("uid"), resource_version: precondition("resourceVersion") })
+    }
+
+    fn check(&self, scope: &Scope, name: &str, old: &Value) -> Result<(), ApiError> {
+        let failed = |what: &str, given: &str, own: &str| ApiError::Conflict {
+            target: scope.target(name),
+            why: format!("Precondition failed: {what} in precondition: {given}, {what} in object meta: {own}"),
+        };
+        let uid = meta::text(old, &["metadata", "uid"]);
+        if let Some(given) = self.uid.as_deref().filter(|given| *given != uid) {
+            return Err(failed("UID", given, uid));
+        }
+        let revision = meta::resource_version(old);
+        match self.resource_version.as_deref().filter(|given| *given != revision) {
+            Some(given) => Err(failed("ResourceVersion", given, revision)),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Get and list, and how objects are shown.
+
+use axum::body::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{Response, StatusCode};
+use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::error::ApiError;
+use crate::registry::catalog::Scope;
+use crate::registry::content::{self, View};
+use crate::registry::query::Call;
+use crate::registry::{Core, meta, store_error};
+use crate::store::{Key, Query, Stored};
+use crate::table;
+
+/// Where a paged list goes on. Pages are read from the present, but all carry the first page's revision: a watch from
+/// there repeats whatever happened between the pages, so a client that lists and then watches misses nothing.
+#[derive(Debug, Serialize, Deserialize)]
+struct Continue {
+    rv: u64,
+    ns: String,
+    name: String,
+}
+
+/// How many records are read from the store at a time when a selector may drop most of them.
+const CHUNK: usize = 500;
+
+impl Core {
+    /// One object, or `NotFound`.
+    pub(crate) fn read(&self, scope: &Scope, namespace: &str, name: &str) -> Result<Stored, ApiError> {
+        let key = Key::new(&scope.resource, namespace, name);
+        let found = self.store.get(&key).map_err(|e| store_error(&e))?;
+        found.ok_or_else(|| ApiError::NotFound(scope.target(name)))
+    }
+
+    pub(crate) fn get(&self, call: &Call, scope: &Scope) -> Result<Response<Body>, ApiError> {
+        self.check_revision(call)?;
+        let stored = self.read(scope, &call.info.namespace_of(scope), &call.info.name)?;
+        let object = scope.present(&stored)?;
+        Ok(show(call, scope, StatusCode::OK, &object))
+    }
+
+    pub(crate) fn list(&self, call: &Call, scope: &Scope) -> Result<Response<Body>, ApiError> {
+        let (items, list_meta) = self.list_objects(call, scope)?;
+        let body = match call.view {
+            View::Table { version, include } => {
+                let (name, now) = (&scope.version().name, Timestamp::now());
+                table::render(&scope.def, name, &items, Value::Object(list_meta), include, version, true, now)
+            }
+            View::Metadata => json!({
+                "kind": "PartialObjectMetadataList",
+                "apiVersion": "meta.k8s.io/v1",
+                "metadata": list_meta,
+                "items": items.iter().map(content::partial).collect::<Vec<_>>(),
+            }),
+            View::Plain => {
+                let items: Vec<Value> = items.into_iter().map(|item| without_kind(scope, item)).collect();
+                json!({
+                    "kind": scope.def.list_kind,
+                    "apiVersion": scope.api_version(),
+                    "metadata": list_meta,
+                    "items": items,
+                })
+            }
+        };
+        Ok(content::answer(StatusCode::OK, &body, &call.warnings))
+    }
+
+    /// The objects that a list or deletecollection is about, and the list's metadata.
+    pub(crate) fn list_objects(&self, call: &Call, scope: &Scope) -> Result<(Vec<Value>, Map<String, Value>), ApiError> {
+        self.check_revision(call)?;
+        let selector = call.selector()?;
+        let limit = call.query.number("limit")?.filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
+        let start = match call.query.get("continue") {
+            "" => None,
+            token => Some(parse_continue(token)?),
+        };
+        let namespace = call.list_namespace(scope.def.namespaced);
+        let mut after = start.as_ref().map(|token| Key::new(&scope.resource, &token.ns, &token.name));
+        let mut revision = start.map(|token| token.rv);
+        let mut items: Vec<Value> = Vec::new();
+        let mut list_meta = Map::new();
+        loop {
+            let query = Query {
+                resource: scope.resource.clone(),
+                namespace: namespace.clone(),
+                after: after.take(),
+                // Without a limit one snapshot has to hold all of it.
+                limit: limit.map(|limit| (limit - items.len()).max(if selector.is_everything() { 1 } else { CHUNK })),
+            };
+            let page = self.store.list(&query).map_err(|e| store_error(&e))?;
+            revision.get_or_insert(page.revision);
+            let mut more = page.more;
+            let count = page.items.len();
+            for (at, stored) in page.items.iter().enumerate() {
+                let object = scope.present(stored)?;
+                if selector.matches(&object) {
+                    items.push(object);
+                }
+                after = Some(stored.key.clone());
+                if limit.is_some_and(|limit| items.len() >= limit) {
+                    more |= at + 1 < count;
+                    break;
+                }
+            }
+            let full = limit.is_some_and(|limit| items.len() >= limit);
+            if !more {
+                break;
+            }
+            if full {
+                if let Some(last) = &after {
+                    let token = Continue { rv: revision.unwrap_or_default(), ns: last.namespace.clone(), name: last.name.clone() };
+                    list_meta.insert("continue".into(), json!(URL_SAFE_NO_PAD.encode(json!(token).to_string())));
+                }
+                break;
+            }
+        }
+        let revision = revision.unwrap_or_else(|| self.store.ring().head());
+        list_meta.insert("resourceVersion".into(), json!(revision.to_string()));
+        Ok((items, list_meta))
+    }
+
+    /// Refuses reads of a revision that is not here: the store has only the present.
+    fn check_revision(&self, call: &Call) -> Result<(), ApiError> {
+        let Some(asked) = call.query.number("resourceVersion")?.filter(|rv| *rv > 0) else { return Ok(()) };
+        let current = self.store.ring().head();
+        if asked > current {
+            return Err(ApiError::FutureRevision { asked, current });
+        }
+        if call.query.get("resourceVersionMatch") == "Exact" && asked != current {
+            return Err(ApiError::Expired(format!("The provided resource version {asked} is not available.")));
+        }
+        Ok(())
+    }
+}
+
+fn parse_continue(token: &str) -> Result<Continue, ApiError> {
+    URL_SAFE_NO_PAD
+        .decode(token)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .ok_or_else(|| ApiError::BadRequest("continue key is not valid".into()))
+}
+
+/// Items of built-in lists carry no kind and version of their own, those of custom resources do; as upstream.
+fn without_kind(scope: &Scope, mut item: Value) -> Value {
+    if !scope.def.crd
+        && let Some(map) = item.as_object_mut()
+    {
+        map.remove("kind");
+        map.remove("apiVersion");
+    }
+    item
+}
+
+/// An answer of one object, in the view that the client asked for.
+pub(crate) fn show(call: &Call, scope: &Scope, code: StatusCode, object: &Value) -> Response<Body> {
+    let shown = match call.view {
+        View::Plain => return content::answer(code, object, &call.warnings),
+        View::Metadata => content::partial(object),
+        View::Table { version, include } => {
+            let list_meta = json!({"resourceVersion": meta::resource_version(object)});
+            let name = &scope.version().name;
+            table::render(&scope.def, name, [object], list_meta, include, version, true, Timestamp::now())
+        }
+    };
+    content::answer(code, &shown, &call.warnings)
+}

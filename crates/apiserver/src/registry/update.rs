@@ -1,0 +1,219 @@
+//! Replace and patch: both make a new object of the stored one, and the rest is the same.
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::admission::Operation;
+use crate::error::{ApiError, Cause};
+use crate::patch::Patch;
+use crate::registry::catalog::Scope;
+use crate::registry::policy::Policy;
+use crate::registry::query::Call;
+use crate::registry::read::show;
+use crate::registry::write::{check, check_kind, home, keep_identity, modified};
+use crate::registry::{Core, content, meta, store_error};
+use crate::store::{Expect, StoreError, Stored, Write};
+
+/// How often a patch is applied anew when other writes come between.
+const PATCH_TRIES: usize = 20;
+
+/// Makes the new object of the stored one.
+type Produce<'a> = &'a (dyn Fn(&Value) -> Result<Value, ApiError> + Sync);
+
+/// What an attempt came to.
+enum Attempt {
+    Done(Value),
+    /// Another write came between.
+    Lost,
+}
+
+impl Core {
+    pub(crate) async fn replace(&self, call: &mut Call, scope: &Scope, body: Body) -> Result<Response<Body>, ApiError> {
+        let new = content::parse(&content::media_type(&call.headers), &content::read(body).await?)?;
+        let object = self.update_object(call, scope, &|_| Ok(new.clone())).await?;
+        Ok(show(call, scope, StatusCode::OK, &object))
+    }
+
+    pub(crate) async fn patch(&self, call: &mut Call, scope: &Scope, body: Body) -> Result<Response<Body>, ApiError> {
+        let media = content::media_type(&call.headers);
+        let patch = Patch::parse(&media, &content::read(body).await?, scope.def.crd)?;
+        let object = self.update_object(call, scope, &|old| patch.apply(old)).await?;
+        Ok(show(call, scope, StatusCode::OK, &object))
+    }
+
+    /// Updates the object or the status that the call names; returns it as stored.
+    ///
+    /// Whoever names a resourceVersion gets a conflict when it is stale; who does not is retried.
+    pub(crate) async fn update_object(&self, call: &mut Call, scope: &Scope, produce: Produce<'_>) -> Result<Value, ApiError> {
+        let warnings = call.warnings.len();
+        for _ in 0..PATCH_TRIES {
+            call.warnings.truncate(warnings);
+            match self.try_update(call, scope, produce).await? {
+                Attempt::Done(object) => return Ok(object),
+                Attempt::Lost => {}
+            }
+        }
+        Err(modified(scope.target(&call.info.name)))
+    }
+
+    async fn try_update(&self, call: &mut Call, scope: &Scope, produce: Produce<'_>) -> Result<Attempt, ApiError> {
+        let name = call.info.name.clone();
+        let namespace = call.info.namespace_of(scope);
+        let stored = self.read(scope, &namespace, &name)?;
+        let old = scope.present(&stored)?;
+
+        let mut new = produce(&old)?;
+        check_kind(scope, &mut new)?;
+        meta::check_shape(&new)?;
+        home(call, scope, &mut new)?;
+        if meta::name(&new) != name {
+            if !meta::name(&new).is_empty() {
+                return Err(ApiError::BadRequest(format!(
+                    "the name of the object ({}) does not match the name on the URL ({name})",
+                    meta::name(&new)
+                )));
+            }
+            meta::metadata(&mut new).insert("name".into(), json!(name));
+        }
+        check_revision(scope, &name, &old, &new)?;
+        self.clean(call, scope, &mut new)?;
+        let mut identity = old["metadata"].as_object().cloned().unwrap_or_default();
+        new = merge_halves(call, scope, &old, new);
+        keep_identity(&mut new, &identity);
+        if scope.policy == Policy::Definition {
+            crate::schema::crd::default(&mut new);
+        }
+
+        let mut new = self.admit(call, scope, Operation::Update, &namespace, &name, Some(new), Some(&old))?;
+        if scope.has_generation() && meaningful_change(scope, &old, &new) {
+            let generation = identity.get("generation").and_then(Value::as_i64).unwrap_or(0);
+            identity.insert("generation".into(), json!(generation + 1));
+        }
+        keep_identity(&mut new, &identity);
+        let mut causes = check(scope, &new, Some(&old));
+        causes.extend(check_finalizers(&old, &new));
+        if !causes.is_empty() {
+            return Err(ApiError::Invalid { target: scope.kind_target(&name), causes });
+        }
+        self.commit(call, scope, &stored, &old, new).await
+    }
+
+    async fn commit(
+        &self,
+        call: &Call,
+        scope: &Scope,
+        stored: &Stored,
+        old: &Value,
+        mut new: Value,
+    ) -> Result<Attempt, ApiError> {
+        let definition = scope.policy == Policy::Definition;
+        let _reload = if definition { Some(self.reload.lock().await) } else { None };
+        if definition && !meta::is_deleting(&new) {
+            self.settle_definition(&mut new)?;
+        }
+        if call.query.dry_run()? {
+            return Ok(Attempt::Done(new));
+        }
+        // The last finalizer is gone, or the pod has been stopped: nothing holds the object any more.
+        let goes = meta::is_deleting(&new)
+            && meta::finalizers(&new).is_empty()
+            && meta::grace(&new).unwrap_or(0) == 0
+            && !scope.reaped();
+        // A write that changes nothing is none: no new revision, no event, no endless loop of two controllers.
+        if new == *old && !goes {
+            return Ok(Attempt::Done(new));
+        }
+        let value = (!goes).then(|| scope.persist(&new));
+        let write = Write { key: stored.key.clone(), expect: Expect::Revision(stored.revision), value };
+        match self.store.write(write).await {
+            Ok(revision) => {
+                if definition {
+                    self.reload_catalog()?;
+                }
+                meta::metadata(&mut new).insert("resourceVersion".into(), json!(revision.to_string()));
+                Ok(Attempt::Done(new))
+            }
+            Err(StoreError::Modified) => Ok(Attempt::Lost),
+            Err(StoreError::Missing) => Err(ApiError::NotFound(scope.target(&stored.key.name))),
+            Err(other) => Err(store_error(&other)),
+        }
+    }
+}
+
+/// Optimistic concurrency, and the precondition that is a uid.
+fn check_revision(scope: &Scope, name: &str, old: &Value, new: &Value) -> Result<(), ApiError> {
+    let uid = meta::text(new, &["metadata", "uid"]);
+    let own = meta::text(old, &["metadata", "uid"]);
+    if !uid.is_empty() && uid != own {
+        return Err(ApiError::Conflict {
+            target: scope.target(name),
+            why: format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {own}"),
+        });
+    }
+    match meta::resource_version(new) {
+        "" | "0" if scope.unconditional_update() => Ok(()),
+        "" | "0" => Err(ApiError::Invalid {
+            target: scope.kind_target(name),
+            causes: vec![Cause::invalid("metadata.resourceVersion", "0x0", "must be specified for an update")],
+        }),
+        given if given == meta::resource_version(old) => Ok(()),
+        given if given.parse::<u64>().is_err() => Err(ApiError::Invalid {
+            target: scope.kind_target(name),
+            causes: vec![Cause::invalid("metadata.resourceVersion", format!("{given:?}"), "must be an unsigned integer")],
+        }),
+        _ => Err(modified(scope.target(name))),
+    }
+}
+
+/// `/status` writes the status only, the main resource everything but the status (where there is one).
+fn merge_halves(call: &Call, scope: &Scope, old: &Value, mut new: Value) -> Value {
+    let status = |of: &Value| of.get("status").cloned();
+    if call.info.subresource == "status" {
+        let mut out = old.clone();
+        if !scope.def.crd {
+            // Built-in kinds take labels and annotations by way of the status, too; custom resources do not.
+            for field in ["labels", "annotations"] {
+                meta::put(meta::metadata(&mut out), field, new["metadata"].get(field).cloned());
+            }
+        }
+        if let Some(out) = out.as_object_mut() {
+            meta::put(out, "status", status(&new));
+        }
+        return out;
+    }
+    if scope.version().status
+        && let Some(new) = new.as_object_mut()
+    {
+        meta::put(new, "status", status(old));
+    }
+    new
+}
+
+/// Whether the desired state differs: everything but metadata, and the status where that has a subresource.
+fn meaningful_change(scope: &Scope, old: &Value, new: &Value) -> bool {
+    let desired = |object: &Value| {
+        let mut object = object.as_object().cloned().unwrap_or_default();
+        object.remove("metadata");
+        if scope.version().status {
+            object.remove("status");
+        }
+        object
+    };
+    desired(old) != desired(new)
+}
+
+fn check_finalizers(old: &Value, new: &Value) -> Option<Cause> {
+    if !meta::is_deleting(old) {
+        return None;
+    }
+    let had = meta::finalizers(old);
+    let added: Vec<&str> = meta::finalizers(new).into_iter().filter(|f| !had.contains(f)).collect();
+    (!added.is_empty()).then(|| {
+        let list = added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
+        Cause::forbidden(
+            "metadata.finalizers",
+            format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}"),
+        )
+    })
+}

@@ -1,0 +1,147 @@
+//! The durable store against its model, and its durability.
+
+use std::sync::Arc;
+
+use berth_apiserver::store::durable::RedbStore;
+use berth_apiserver::store::memory::MemoryStore;
+use berth_apiserver::store::{Expect, Key, Query, Store, StoreError, Write};
+use bytes::Bytes;
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write { key: (u8, u8, u8), expect: Expected, value: Option<u8> },
+    List { resource: u8, namespace: Option<u8>, limit: Option<usize>, after: Option<(u8, u8)> },
+    Get { key: (u8, u8, u8) },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Expected {
+    Absent,
+    Current,
+    Stale,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = || (0..2u8, 0..3u8, 0..4u8);
+    let expected = prop_oneof![Just(Expected::Absent), Just(Expected::Current), Just(Expected::Stale)];
+    prop_oneof![
+        3 => (key(), expected, prop::option::weighted(0.8, any::<u8>()))
+            .prop_map(|(key, expect, value)| Step::Write { key, expect, value }),
+        1 => (0..2u8, prop::option::of(0..3u8), prop::option::of(1..4usize), prop::option::of((0..3u8, 0..4u8)))
+            .prop_map(|(resource, namespace, limit, after)| Step::List { resource, namespace, limit, after }),
+        1 => key().prop_map(|key| Step::Get { key }),
+    ]
+}
+
+fn resource(n: u8) -> Arc<str> {
+    // One is a prefix of the other: ranges must not run over.
+    ["g/a", "g/ab"][usize::from(n)].into()
+}
+
+fn key((r, ns, name): (u8, u8, u8)) -> Key {
+    Key::new(&resource(r), ["", "n", "n-1"][usize::from(ns)], ["a", "a-b", "a.b", "b"][usize::from(name)])
+}
+
+fn outcome(result: Result<u64, StoreError>) -> Result<u64, String> {
+    result.map_err(|e| e.to_string())
+}
+
+async fn run(store: &dyn Store, steps: &[Step]) -> Vec<String> {
+    let mut seen = Vec::new();
+    let mut subscription = store.ring().subscribe(store.ring().head()).unwrap();
+    let mut written = 0;
+    for step in steps {
+        seen.push(match step {
+            Step::Write { key: k, expect, value } => {
+                let key = key(*k);
+                let current = store.get(&key).unwrap().map_or(7, |stored| stored.revision);
+                let expect = match expect {
+                    Expected::Absent => Expect::Absent,
+                    Expected::Current => Expect::Revision(current),
+                    Expected::Stale => Expect::Revision(current.wrapping_add(1)),
+                };
+                let value = value.map(|v| Bytes::from(vec![v; 10]));
+                let done = store.write(Write { key, expect, value }).await;
+                written += usize::from(done.is_ok());
+                format!("{:?}", outcome(done))
+            }
+            Step::List { resource: r, namespace, limit, after } => {
+                let query = Query {
+                    resource: resource(*r),
+                    namespace: namespace.map(|ns| ["", "n", "n-1"][usize::from(ns)].to_owned()),
+                    after: after.map(|(ns, name)| key((*r, ns, name))),
+                    limit: *limit,
+                };
+                format!("{:?}", store.list(&query).unwrap())
+            }
+            Step::Get { key: k } => format!("{:?}", store.get(&key(*k)).unwrap()),
+        });
+    }
+    while written > 0 {
+        for event in subscription.next().await.unwrap() {
+            seen.push(format!("{event:?}"));
+            written -= 1;
+        }
+    }
+    seen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_durable_store_behaves_as_its_model(steps in prop::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let durable = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+            let model = MemoryStore::default();
+            let (ours, theirs) = (run(&durable, &steps).await, run(&model, &steps).await);
+            prop_assert_eq!(ours, theirs);
+            Ok(())
+        })?;
+    }
+}
+
+fn put(name: &str, value: &str) -> Write {
+    let value = Some(Bytes::copy_from_slice(value.as_bytes()));
+    Write { key: Key::new(&"/things".into(), "ns", name), expect: Expect::Absent, value }
+}
+
+#[tokio::test]
+async fn objects_and_revision_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    let first = store.write(put("a", "1")).await.unwrap();
+    let second = store.write(put("b", "2")).await.unwrap();
+    let before = store.ring().subscribe(first);
+    assert!(before.is_ok());
+    drop(before);
+    drop(store);
+
+    let store = RedbStore::open(&path).unwrap();
+    let found = store.get(&Key::new(&"/things".into(), "ns", "b")).unwrap().unwrap();
+    assert_eq!((found.revision, found.value.as_ref()), (second, b"2".as_ref()));
+    assert!(store.ring().subscribe(first).is_err(), "the history does not survive, and says so");
+    assert!(store.ring().subscribe(second).is_ok());
+    assert_eq!(store.write(put("c", "3")).await.unwrap(), second + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_writers_one_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(RedbStore::open(&dir.path().join("store.redb")).unwrap());
+    let tasks: Vec<_> = (0..50)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.write(put("same", &n.to_string())).await.is_ok() })
+        })
+        .collect();
+    let mut won = 0;
+    for task in tasks {
+        won += u32::from(task.await.unwrap());
+    }
+    assert_eq!(won, 1);
+}
