@@ -9,6 +9,8 @@ use serde_json::Value;
 
 use crate::schema::{self, FieldError, Schema};
 
+mod events;
+
 /// One resource of the API: all its versions, its names and where its objects are stored.
 #[derive(Clone, Debug)]
 pub struct ResourceDef {
@@ -139,5 +141,85 @@ impl ResourceDef {
 
 /// The resources that need no CustomResourceDefinition.
 pub fn builtin() -> Vec<ResourceDef> {
-    Vec::new()
+    // group, version, kind, plural, short names, namespaced, status
+    type Row = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str], bool, bool);
+    const ROWS: &[Row] = &[
+        ("", "v1", "Namespace", "namespaces", &["ns"], false, true),
+        ("", "v1", "Node", "nodes", &["no"], false, true),
+        ("", "v1", "Pod", "pods", &["po"], true, true),
+        ("", "v1", "Event", "events", &["ev"], true, false),
+        ("", "v1", "ConfigMap", "configmaps", &["cm"], true, false),
+        ("", "v1", "Secret", "secrets", &[], true, false),
+        ("", "v1", "ServiceAccount", "serviceaccounts", &["sa"], true, false),
+        ("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", &["pvc"], true, true),
+        ("", "v1", "PersistentVolume", "persistentvolumes", &["pv"], false, true),
+        ("events.k8s.io", "v1", "Event", "events", &["ev"], true, false),
+        ("coordination.k8s.io", "v1", "Lease", "leases", &[], true, false),
+        ("storage.k8s.io", "v1", "StorageClass", "storageclasses", &["sc"], false, false),
+        ("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", &["crd", "crds"], false, true),
+    ];
+    ROWS.iter()
+        .map(|&(group, version, kind, plural, short_names, namespaced, status)| ResourceDef {
+            group: group.to_owned(),
+            kind: kind.to_owned(),
+            list_kind: format!("{kind}List"),
+            plural: plural.to_owned(),
+            singular: kind.to_lowercase(),
+            short_names: short_names.iter().map(|s| (*s).to_owned()).collect(),
+            categories: categories(kind),
+            namespaced,
+            versions: vec![VersionDef {
+                name: version.to_owned(),
+                served: true,
+                deprecation_warning: None,
+                status,
+                scale: false,
+                columns: Vec::new(),
+                schema: None,
+            }],
+            storage_version: version.to_owned(),
+            crd: false,
+            subresources: subresources(kind),
+            alias: (group == "events.k8s.io").then_some(events::ALIAS),
+        })
+        .collect()
+}
+
+fn categories(kind: &str) -> Vec<String> {
+    let found: &[&str] = match kind {
+        "Pod" => &["all"],
+        "CustomResourceDefinition" => &["api-extensions"],
+        _ => &[],
+    };
+    found.iter().map(|s| (*s).to_owned()).collect()
+}
+
+fn subresources(kind: &str) -> Vec<Subresource> {
+    match kind {
+        "Pod" => vec![
+            Subresource { name: "binding", group: "", version: "v1", kind: "Binding", verbs: &["create"] },
+            Subresource { name: "log", group: "", version: "v1", kind: "Pod", verbs: &["get"] },
+        ],
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_clash() {
+        let defs = builtin();
+        let mut names: Vec<_> = defs.iter().map(|d| (d.group.clone(), d.plural.clone())).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), defs.len());
+        let pods = defs.iter().find(|d| d.plural == "pods").expect("pods");
+        assert_eq!((pods.api_version("v1"), pods.qualified()), ("v1".to_owned(), "pods".to_owned()));
+        let leases = defs.iter().find(|d| d.plural == "leases").expect("leases");
+        assert_eq!(leases.api_version("v1"), "coordination.k8s.io/v1");
+        assert_eq!(leases.qualified(), "leases.coordination.k8s.io");
+        assert!(leases.served_version("v1").is_some() && leases.served_version("v2").is_none());
+    }
 }

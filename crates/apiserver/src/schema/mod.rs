@@ -1,10 +1,32 @@
 //! Structural schemas: pruning, defaulting, validation and strict decoding of objects.
+//!
+//! A [`Schema`] is parsed once from a CRD version (`openAPIV3Schema`) and is then immutable and shared. The words of the
+//! errors are upstream's, because clients, tests and people read them.
+//!
+//! - `node`: the parsed form.
+//! - `prune`: removal or listing of unknown fields, and defaults.
+//! - `validate`, `formats`: the rules of values.
+//! - [`crd`], `structural`: checks of a CustomResourceDefinition itself.
+//! - [`builtin`]: schemas of the kinds that need no definition.
+//! - [`strict`]: `fieldValidation`.
+//!
+//! `x-kubernetes-validations` (CEL) is kept in the served document and not evaluated yet; its place is beside
+//! [`Schema::validate`], on the same tree.
 
 use std::fmt;
 
 use serde_json::Value;
 
+pub mod builtin;
 pub mod crd;
+mod formats;
+mod node;
+mod prune;
+pub mod strict;
+mod structural;
+mod validate;
+
+use node::Node;
 
 /// Why a field is refused; the `reason` of a cause in a Status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +63,23 @@ impl FieldErrorKind {
             Self::TooMany => "FieldValueTooMany",
         }
     }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Required => "Required value",
+            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::NotSupported => "Unsupported value",
+            Self::Duplicate => "Duplicate value",
+            Self::Forbidden => "Forbidden",
+            Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
+        }
+    }
+
+    /// Whether the message repeats the offending value.
+    fn shows_value(self) -> bool {
+        !matches!(self, Self::Required | Self::Forbidden | Self::TooLong)
+    }
 }
 
 /// One refused field. `Display` gives `field: message`, in upstream's words.
@@ -54,30 +93,105 @@ pub struct FieldError {
     pub message: String,
 }
 
+impl FieldError {
+    /// An error about `value` at `field`; `detail` may be empty.
+    pub fn new(kind: FieldErrorKind, field: impl Into<String>, value: &Value, detail: &str) -> Self {
+        let mut message = kind.words().to_owned();
+        if kind.shows_value() {
+            message.push_str(": ");
+            message.push_str(&shown(value));
+        }
+        if !detail.is_empty() {
+            message.push_str(": ");
+            message.push_str(detail);
+        }
+        Self { kind, field: field.into(), message }
+    }
+
+    /// The field is missing.
+    pub fn required(field: impl Into<String>, detail: &str) -> Self {
+        Self::new(FieldErrorKind::Required, field, &Value::Null, detail)
+    }
+
+    /// The value breaks a rule.
+    pub fn invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
+        Self::new(FieldErrorKind::Invalid, field, value, detail)
+    }
+
+    /// The field must not be set.
+    pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
+        Self::new(FieldErrorKind::Forbidden, field, &Value::Null, detail)
+    }
+
+    /// The value is none of `supported`.
+    pub fn not_supported<S: AsRef<str>>(field: impl Into<String>, value: &Value, supported: &[S]) -> Self {
+        let list: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
+        let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        Self::new(FieldErrorKind::NotSupported, field, value, &detail)
+    }
+}
+
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.message)
     }
 }
 
+/// How messages show a value: strings quoted, numbers without a needless fraction, the rest as JSON.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Number(n) => number(n),
+        other => other.to_string(),
+    }
+}
+
+/// A number as Go's `%v` shows it: `1`, not `1.0`.
+fn number(n: &serde_json::Number) -> String {
+    match n.as_f64() {
+        Some(f) if !n.is_i64() && !n.is_u64() && f.fract() == 0.0 && f.abs() < 1e15 => format!("{f:.0}"),
+        _ => n.to_string(),
+    }
+}
+
 /// A parsed structural schema. Pure and immutable.
-#[derive(Clone, Debug, Default)]
-pub struct Schema {}
+#[derive(Debug)]
+pub struct Schema {
+    root: Node,
+    /// The schema as its author wrote it, for OpenAPI documents. Kept as text: a tenth of the size of a parsed tree.
+    source: Box<str>,
+}
 
 impl Schema {
+    /// Parses an `openAPIV3Schema`.
+    ///
+    /// # Errors
+    /// What cannot be read at all; whether the schema is structural is checked by [`crd::validate`].
+    pub fn parse(source: &Value) -> Result<Self, Vec<FieldError>> {
+        Ok(Self { root: Node::parse(source, "").map_err(|e| vec![e])?, source: source.to_string().into_boxed_str() })
+    }
+
     /// Removes the fields of a custom resource that the schema does not know. `apiVersion`, `kind` and `metadata` stay.
-    pub fn prune(&self, _object: &mut Value) {}
+    pub fn prune(&self, object: &mut Value) {
+        prune::prune_root(&self.root, object);
+    }
 
-    /// Fills in defaults. Idempotent.
-    pub fn default(&self, _object: &mut Value) {}
+    /// Fills in defaults. Idempotent. A `null` in a field that has a default and is not nullable is replaced, too.
+    pub fn default(&self, object: &mut Value) {
+        prune::default_root(&self.root, object);
+    }
 
-    /// The errors of a whole object, in field order.
-    pub fn validate(&self, _object: &Value) -> Vec<FieldError> {
-        Vec::new()
+    /// The errors of a whole object (defaulted and pruned), an outer field before its inner ones.
+    pub fn validate(&self, object: &Value) -> Vec<FieldError> {
+        validate::validate_root(&self.root, object)
     }
 
     /// Paths of the fields that [`Self::prune`] would remove.
-    pub fn unknown_fields(&self, _object: &Value) -> Vec<String> {
-        Vec::new()
+    pub fn unknown_fields(&self, object: &Value) -> Vec<String> {
+        prune::unknown_root(&self.root, object)
+    }
+
+    /// The schema as JSON text, descriptions included.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 }
