@@ -25,26 +25,51 @@ pub struct Document {
 
 impl Document {
     pub(crate) fn json(content_type: &str, value: &Value) -> Self {
-        Self { content_type: content_type.to_owned(), etag: None, body: value.to_string().into() }
+        Self {
+            content_type: content_type.to_owned(),
+            etag: None,
+            body: value.to_string().into(),
+        }
     }
 
     pub(crate) fn with_etag(self) -> Self {
-        Self { etag: Some(format!("\"{}\"", hash(&self.body))), ..self }
+        Self {
+            etag: Some(format!("\"{}\"", hash(&self.body))),
+            ..self
+        }
     }
 }
 
 /// Hash of a document, upper case hex as upstream's ETags.
 pub(crate) fn hash(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|b| format!("{b:02X}")).collect()
+    digest(&SHA256, bytes)
+        .as_ref()
+        .iter()
+        .map(|b| format!("{b:02X}"))
+        .collect()
 }
 
 /// Verbs of an object resource, in upstream's order.
-const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const VERBS: [&str; 8] = [
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// The document at `path` (`/api`, `/api/v1`, `/apis`, `/apis/G`, `/apis/G/V`), or `None`: not a discovery path, or no such group.
 /// `server_address` is `host:port` for the answer of plain `/api`. The caller adds `Vary: Accept`.
-pub fn document(defs: &[Arc<ResourceDef>], path: &str, accept: &str, server_address: &str) -> Option<Document> {
+pub fn document(
+    defs: &[Arc<ResourceDef>],
+    path: &str,
+    accept: &str,
+    server_address: &str,
+) -> Option<Document> {
     let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
     match (parts.as_slice(), aggregated(accept)) {
         (["api"], Some(version)) => Some(aggregate(defs, true, version)),
@@ -55,7 +80,11 @@ pub fn document(defs: &[Arc<ResourceDef>], path: &str, accept: &str, server_addr
                 [{"clientCIDR": "0.0.0.0/0", "serverAddress": server_address}]}),
         )),
         (["apis"], None) => {
-            let groups: Vec<Value> = groups(defs).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v)).collect();
+            let groups: Vec<Value> = groups(defs)
+                .iter()
+                .filter(|(g, _)| !g.is_empty())
+                .map(|(g, v)| group(g, v))
+                .collect();
             let list = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
             Some(Document::json("application/json", &list))
         }
@@ -84,8 +113,12 @@ fn aggregated(accept: &str) -> Option<&'static str> {
             continue;
         }
         match (get("g"), get("v"), get("as")) {
-            (Some("apidiscovery.k8s.io"), Some("v2"), Some("APIGroupDiscoveryList")) => return Some("v2"),
-            (Some("apidiscovery.k8s.io"), Some("v2beta1"), Some("APIGroupDiscoveryList")) => return Some("v2beta1"),
+            (Some("apidiscovery.k8s.io"), Some("v2"), Some("APIGroupDiscoveryList")) => {
+                return Some("v2");
+            }
+            (Some("apidiscovery.k8s.io"), Some("v2beta1"), Some("APIGroupDiscoveryList")) => {
+                return Some("v2beta1");
+            }
             (None, None, None) => return None,
             _ => {}
         }
@@ -126,7 +159,8 @@ pub(crate) fn of_version<'a>(
 }
 
 fn group(name: &str, versions: &[&str]) -> Value {
-    let entry = |version: &&str| json!({"groupVersion": format!("{name}/{version}"), "version": version});
+    let entry =
+        |version: &&str| json!({"groupVersion": format!("{name}/{version}"), "version": version});
     json!({
         "name": name,
         "versions": versions.iter().map(entry).collect::<Vec<_>>(),
@@ -147,10 +181,22 @@ fn subresources<'a>(def: &'a ResourceDef, version: &'a VersionDef) -> Vec<Sub<'a
     let mut found: Vec<Sub<'_>> = def
         .subresources
         .iter()
-        .map(|s| Sub { name: s.name, group: s.group, version: s.version, kind: s.kind, verbs: s.verbs })
+        .map(|s| Sub {
+            name: s.name,
+            group: s.group,
+            version: s.version,
+            kind: s.kind,
+            verbs: s.verbs,
+        })
         .collect();
     if version.scale {
-        found.push(Sub { name: "scale", group: "autoscaling", version: "v1", kind: "Scale", verbs: &SUBRESOURCE_VERBS });
+        found.push(Sub {
+            name: "scale",
+            group: "autoscaling",
+            version: "v1",
+            kind: "Scale",
+            verbs: &SUBRESOURCE_VERBS,
+        });
     }
     if version.status {
         found.push(Sub {
@@ -201,7 +247,11 @@ fn resources(defs: &[Arc<ResourceDef>], group: &str, version: &str) -> Option<Do
             list.push(entry);
         }
     }
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
     Some(Document::json(
         "application/json",
         &json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}),
@@ -212,7 +262,8 @@ fn resources(defs: &[Arc<ResourceDef>], group: &str, version: &str) -> Option<Do
 fn storage_hash(def: &ResourceDef) -> String {
     use base64::Engine as _;
     let name = format!("{}/{}/{}", def.group, def.storage_version, def.kind);
-    base64::engine::general_purpose::STANDARD.encode(&digest(&SHA256, name.as_bytes()).as_ref()[..8])
+    base64::engine::general_purpose::STANDARD
+        .encode(&digest(&SHA256, name.as_bytes()).as_ref()[..8])
 }
 
 fn aggregate(defs: &[Arc<ResourceDef>], core: bool, api: &str) -> Document {
@@ -223,8 +274,10 @@ fn aggregate(defs: &[Arc<ResourceDef>], core: bool, api: &str) -> Document {
             let versions: Vec<Value> = versions
                 .into_iter()
                 .map(|version| {
-                    let resources: Vec<Value> =
-                        of_version(defs, name, version).into_iter().map(|(d, v)| aggregated_resource(d, v)).collect();
+                    let resources: Vec<Value> = of_version(defs, name, version)
+                        .into_iter()
+                        .map(|(d, v)| aggregated_resource(d, v))
+                        .collect();
                     json!({"version": version, "freshness": "Current", "resources": resources})
                 })
                 .collect();
@@ -242,7 +295,8 @@ fn aggregate(defs: &[Arc<ResourceDef>], core: bool, api: &str) -> Document {
         "metadata": {},
         "items": items,
     });
-    let content_type = format!("application/json;g=apidiscovery.k8s.io;v={api};as=APIGroupDiscoveryList");
+    let content_type =
+        format!("application/json;g=apidiscovery.k8s.io;v={api};as=APIGroupDiscoveryList");
     Document::json(&content_type, &list).with_etag()
 }
 
@@ -281,7 +335,10 @@ mod tests {
     use super::*;
 
     fn defs() -> Vec<Arc<ResourceDef>> {
-        crate::resources::builtin().into_iter().map(Arc::new).collect()
+        crate::resources::builtin()
+            .into_iter()
+            .map(Arc::new)
+            .collect()
     }
 
     fn get(path: &str, accept: &str) -> Option<Value> {
@@ -291,15 +348,30 @@ mod tests {
 
     #[test]
     fn plain_documents() {
-        assert_eq!(get("/api", "application/json").expect("there")["versions"], json!(["v1"]));
+        assert_eq!(
+            get("/api", "application/json").expect("there")["versions"],
+            json!(["v1"])
+        );
         let apis = get("/apis", "*/*").expect("there");
-        let names: Vec<&Value> = apis["groups"].as_array().expect("list").iter().map(|g| &g["name"]).collect();
+        let names: Vec<&Value> = apis["groups"]
+            .as_array()
+            .expect("list")
+            .iter()
+            .map(|g| &g["name"])
+            .collect();
         assert!(names.contains(&&json!("coordination.k8s.io")) && !names.contains(&&json!("")));
         let core = get("/api/v1", "").expect("there");
-        let binding = core["resources"].as_array().expect("list").iter().find(|r| r["name"] == "pods/binding");
+        let binding = core["resources"]
+            .as_array()
+            .expect("list")
+            .iter()
+            .find(|r| r["name"] == "pods/binding");
         assert_eq!(binding.expect("there")["verbs"], json!(["create"]));
         assert_eq!(core["groupVersion"], "v1");
-        assert_eq!(get("/apis/storage.k8s.io", "").expect("there")["preferredVersion"]["version"], "v1");
+        assert_eq!(
+            get("/apis/storage.k8s.io", "").expect("there")["preferredVersion"]["version"],
+            "v1"
+        );
         assert!(get("/apis/nothing.example", "").is_none());
         assert!(get("/apis/storage.k8s.io/v9", "").is_none());
         assert!(get("/version", "").is_none());
@@ -320,8 +392,15 @@ mod tests {
         assert_eq!(pods["scope"], "Namespaced");
         assert_eq!(pods["shortNames"], json!(["po"]));
         assert_eq!(pods["subresources"][0]["responseKind"]["kind"], "Binding");
-        let old = get("/apis", "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList").expect("there");
+        let old = get(
+            "/apis",
+            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+        )
+        .expect("there");
         assert_eq!(old["apiVersion"], "apidiscovery.k8s.io/v2beta1");
-        assert_eq!(get("/api", "application/json").expect("there")["kind"], "APIVersions");
+        assert_eq!(
+            get("/api", "application/json").expect("there")["kind"],
+            "APIVersions"
+        );
     }
 }

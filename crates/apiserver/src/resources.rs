@@ -114,12 +114,20 @@ impl ResourceDef {
 
     /// `group/version`, or the bare version in the core group: the `apiVersion` of objects.
     pub fn api_version(&self, version: &str) -> String {
-        if self.group.is_empty() { version.to_owned() } else { format!("{}/{version}", self.group) }
+        if self.group.is_empty() {
+            version.to_owned()
+        } else {
+            format!("{}/{version}", self.group)
+        }
     }
 
     /// `plural.group` (or the plural in the core group): how messages name the resource.
     pub fn qualified(&self) -> String {
-        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            self.plural.clone()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
     }
 
     /// Group and plural under which objects are stored.
@@ -142,7 +150,15 @@ impl ResourceDef {
 /// The resources that need no CustomResourceDefinition.
 pub fn builtin() -> Vec<ResourceDef> {
     // group, version, kind, plural, short names, namespaced, status
-    type Row = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str], bool, bool);
+    type Row = (
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static [&'static str],
+        bool,
+        bool,
+    );
     const ROWS: &[Row] = &[
         ("", "v1", "Namespace", "namespaces", &["ns"], false, true),
         ("", "v1", "Node", "nodes", &["no"], false, true),
@@ -150,38 +166,96 @@ pub fn builtin() -> Vec<ResourceDef> {
         ("", "v1", "Event", "events", &["ev"], true, false),
         ("", "v1", "ConfigMap", "configmaps", &["cm"], true, false),
         ("", "v1", "Secret", "secrets", &[], true, false),
-        ("", "v1", "ServiceAccount", "serviceaccounts", &["sa"], true, false),
-        ("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", &["pvc"], true, true),
-        ("", "v1", "PersistentVolume", "persistentvolumes", &["pv"], false, true),
-        ("events.k8s.io", "v1", "Event", "events", &["ev"], true, false),
-        ("coordination.k8s.io", "v1", "Lease", "leases", &[], true, false),
-        ("storage.k8s.io", "v1", "StorageClass", "storageclasses", &["sc"], false, false),
-        ("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", &["crd", "crds"], false, true),
+        (
+            "",
+            "v1",
+            "ServiceAccount",
+            "serviceaccounts",
+            &["sa"],
+            true,
+            false,
+        ),
+        (
+            "",
+            "v1",
+            "PersistentVolumeClaim",
+            "persistentvolumeclaims",
+            &["pvc"],
+            true,
+            true,
+        ),
+        (
+            "",
+            "v1",
+            "PersistentVolume",
+            "persistentvolumes",
+            &["pv"],
+            false,
+            true,
+        ),
+        (
+            "events.k8s.io",
+            "v1",
+            "Event",
+            "events",
+            &["ev"],
+            true,
+            false,
+        ),
+        (
+            "coordination.k8s.io",
+            "v1",
+            "Lease",
+            "leases",
+            &[],
+            true,
+            false,
+        ),
+        (
+            "storage.k8s.io",
+            "v1",
+            "StorageClass",
+            "storageclasses",
+            &["sc"],
+            false,
+            false,
+        ),
+        (
+            "apiextensions.k8s.io",
+            "v1",
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+            &["crd", "crds"],
+            false,
+            true,
+        ),
     ];
     ROWS.iter()
-        .map(|&(group, version, kind, plural, short_names, namespaced, status)| ResourceDef {
-            group: group.to_owned(),
-            kind: kind.to_owned(),
-            list_kind: format!("{kind}List"),
-            plural: plural.to_owned(),
-            singular: kind.to_lowercase(),
-            short_names: short_names.iter().map(|s| (*s).to_owned()).collect(),
-            categories: categories(kind),
-            namespaced,
-            versions: vec![VersionDef {
-                name: version.to_owned(),
-                served: true,
-                deprecation_warning: None,
-                status,
-                scale: false,
-                columns: Vec::new(),
-                schema: None,
-            }],
-            storage_version: version.to_owned(),
-            crd: false,
-            subresources: subresources(kind),
-            alias: (group == "events.k8s.io").then_some(events::ALIAS),
-        })
+        .map(
+            |&(group, version, kind, plural, short_names, namespaced, status)| ResourceDef {
+                group: group.to_owned(),
+                kind: kind.to_owned(),
+                list_kind: format!("{kind}List"),
+                plural: plural.to_owned(),
+                singular: kind.to_lowercase(),
+                short_names: short_names.iter().map(|s| (*s).to_owned()).collect(),
+                categories: categories(kind),
+                namespaced,
+                versions: vec![VersionDef {
+                    name: version.to_owned(),
+                    served: true,
+                    deprecation_warning: None,
+                    status,
+                    scale: false,
+                    columns: Vec::new(),
+                    schema: None,
+                }],
+                storage_version: version.to_owned(),
+                crd: false,
+                subresources: subresources(kind),
+                alias: (group == "events.k8s.io").then_some(events::ALIAS),
+            },
+        )
         .collect()
 }
 
@@ -197,8 +271,20 @@ fn categories(kind: &str) -> Vec<String> {
 fn subresources(kind: &str) -> Vec<Subresource> {
     match kind {
         "Pod" => vec![
-            Subresource { name: "binding", group: "", version: "v1", kind: "Binding", verbs: &["create"] },
-            Subresource { name: "log", group: "", version: "v1", kind: "Pod", verbs: &["get"] },
+            Subresource {
+                name: "binding",
+                group: "",
+                version: "v1",
+                kind: "Binding",
+                verbs: &["create"],
+            },
+            Subresource {
+                name: "log",
+                group: "",
+                version: "v1",
+                kind: "Pod",
+                verbs: &["get"],
+            },
         ],
         _ => Vec::new(),
     }
@@ -211,12 +297,18 @@ mod tests {
     #[test]
     fn names_do_not_clash() {
         let defs = builtin();
-        let mut names: Vec<_> = defs.iter().map(|d| (d.group.clone(), d.plural.clone())).collect();
+        let mut names: Vec<_> = defs
+            .iter()
+            .map(|d| (d.group.clone(), d.plural.clone()))
+            .collect();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), defs.len());
         let pods = defs.iter().find(|d| d.plural == "pods").expect("pods");
-        assert_eq!((pods.api_version("v1"), pods.qualified()), ("v1".to_owned(), "pods".to_owned()));
+        assert_eq!(
+            (pods.api_version("v1"), pods.qualified()),
+            ("v1".to_owned(), "pods".to_owned())
+        );
         let leases = defs.iter().find(|d| d.plural == "leases").expect("leases");
         assert_eq!(leases.api_version("v1"), "coordination.k8s.io/v1");
         assert_eq!(leases.qualified(), "leases.coordination.k8s.io");

@@ -42,11 +42,19 @@ impl IncludeObject {
 pub fn requested(accept: &str) -> Option<&'static str> {
     for range in accept.split(',') {
         let mut parts = range.split(';').map(str::trim);
-        if !matches!(parts.next(), Some("application/json" | "*/*" | "application/*")) {
+        if !matches!(
+            parts.next(),
+            Some("application/json" | "*/*" | "application/*")
+        ) {
             continue;
         }
         let parameters: Vec<(&str, &str)> = parts.filter_map(|p| p.split_once('=')).collect();
-        let get = |key: &str| parameters.iter().find(|(k, _)| *k == key).map(|(_, v)| v.trim_matches('"'));
+        let get = |key: &str| {
+            parameters
+                .iter()
+                .find(|(k, _)| *k == key)
+                .map(|(_, v)| v.trim_matches('"'))
+        };
         match (get("as"), get("g"), get("v")) {
             (Some("Table"), Some("meta.k8s.io"), Some("v1")) => return Some("v1"),
             (Some("Table"), Some("meta.k8s.io"), Some("v1beta1")) => return Some("v1beta1"),
@@ -59,7 +67,10 @@ pub fn requested(accept: &str) -> Option<&'static str> {
 
 /// A Table (`meta.k8s.io/<table_version>`) of `objects`. `list_meta` is the list's metadata (resourceVersion, continue …) or, for a
 /// single object, its resourceVersion. `headers` false leaves the column definitions out: rows of a watch after the first event.
-#[allow(clippy::too_many_arguments, reason = "each is one knob of the Table protocol")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is one knob of the Table protocol"
+)]
 pub fn render<'a>(
     def: &ResourceDef,
     version: &str,
@@ -109,7 +120,11 @@ impl Layout {
         if !def.crd {
             return Self::Builtin(builtin::printer(&def.group, &def.kind));
         }
-        let columns = def.versions.iter().find(|v| v.name == version).map_or(&[][..], |v| &v.columns);
+        let columns = def
+            .versions
+            .iter()
+            .find(|v| v.name == version)
+            .map_or(&[][..], |v| &v.columns);
         let age = [Column {
             name: "Age".to_owned(),
             kind: "date".to_owned(),
@@ -119,13 +134,16 @@ impl Layout {
             json_path: ".metadata.creationTimestamp".to_owned(),
         }];
         let columns = if columns.is_empty() { &age } else { columns };
-        Self::Custom(columns.iter().map(|c| (c.clone(), JsonPath::parse(&c.json_path).ok())).collect())
+        Self::Custom(
+            columns
+                .iter()
+                .map(|c| (c.clone(), JsonPath::parse(&c.json_path).ok()))
+                .collect(),
+        )
     }
 
     fn headers(&self) -> Value {
-        let header = |name: &str, kind: &str, format: &str, description: &str, priority: i32| {
-            json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority})
-        };
+        let header = |name: &str, kind: &str, format: &str, description: &str, priority: i32| json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority});
         match self {
             Self::Builtin(printer) => printer
                 .headers
@@ -136,18 +154,26 @@ impl Layout {
                     _ => header(name, kind, "", "", *priority),
                 })
                 .collect(),
-            Self::Custom(columns) => std::iter::once(header("Name", "string", "name", NAME_HELP, 0))
-                .chain(columns.iter().map(|(column, _)| {
-                    let help = match column.description.as_str() {
-                        "" => format!(
-                            "Custom resource definition column (in JSONPath format): {}",
-                            column.json_path
-                        ),
-                        given => given.to_owned(),
-                    };
-                    header(&column.name, &column.kind, &column.format, &help, column.priority)
-                }))
-                .collect(),
+            Self::Custom(columns) => {
+                std::iter::once(header("Name", "string", "name", NAME_HELP, 0))
+                    .chain(columns.iter().map(|(column, _)| {
+                        let help = match column.description.as_str() {
+                            "" => format!(
+                                "Custom resource definition column (in JSONPath format): {}",
+                                column.json_path
+                            ),
+                            given => given.to_owned(),
+                        };
+                        header(
+                            &column.name,
+                            &column.kind,
+                            &column.format,
+                            &help,
+                            column.priority,
+                        )
+                    }))
+                    .collect()
+            }
         }
     }
 
@@ -156,7 +182,9 @@ impl Layout {
             Self::Builtin(printer) => (printer.cells)(object, now),
             Self::Custom(columns) => std::iter::once(object["metadata"]["name"].clone())
                 .chain(columns.iter().map(|(column, path)| {
-                    let found = path.as_ref().and_then(|p| p.find(object).into_iter().next());
+                    let found = path
+                        .as_ref()
+                        .and_then(|p| p.find(object).into_iter().next());
                     found.map_or(Value::Null, |value| cell(&column.kind, value, now))
                 }))
                 .collect(),
@@ -195,7 +223,17 @@ mod tests {
     fn cells(kind: &str, object: &Value) -> Value {
         let defs = crate::resources::builtin();
         let def = defs.iter().find(|d| d.kind == kind).expect("built in");
-        render(def, "v1", [object], json!({}), IncludeObject::None, "v1", true, now())["rows"][0]["cells"].clone()
+        render(
+            def,
+            "v1",
+            [object],
+            json!({}),
+            IncludeObject::None,
+            "v1",
+            true,
+            now(),
+        )["rows"][0]["cells"]
+            .clone()
     }
 
     #[test]
@@ -203,8 +241,14 @@ mod tests {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(requested(kubectl), Some("v1"));
         assert_eq!(requested("application/json"), None);
-        assert_eq!(requested("application/json, application/json;as=Table;v=v1;g=meta.k8s.io"), None);
-        assert_eq!(requested("application/json;as=Table;g=meta.k8s.io;v=v1beta1"), Some("v1beta1"));
+        assert_eq!(
+            requested("application/json, application/json;as=Table;v=v1;g=meta.k8s.io"),
+            None
+        );
+        assert_eq!(
+            requested("application/json;as=Table;g=meta.k8s.io;v=v1beta1"),
+            Some("v1beta1")
+        );
         assert_eq!(requested(""), None);
     }
 
@@ -216,7 +260,9 @@ mod tests {
                 "containerStatuses": [{"ready": true, "restartCount": 0, "state": {"running": {}}}]}});
         assert_eq!(
             cells("Pod", &running),
-            json!(["a", "1/1", "Running", "0", "5m", "10.0.0.5", "n", "<none>", "<none>"])
+            json!([
+                "a", "1/1", "Running", "0", "5m", "10.0.0.5", "n", "<none>", "<none>"
+            ])
         );
         let mut leaving = running.clone();
         leaving["metadata"]["deletionTimestamp"] = json!("2026-11-24T02:59:00Z");
@@ -244,8 +290,14 @@ mod tests {
         let event = json!({"metadata": {"name": "e"}, "lastTimestamp": "2026-11-24T02:59:30Z", "type": "Normal", "reason": "Started",
             "involvedObject": {"kind": "Pod", "name": "a"}, "message": "started\n"});
         let row = cells("Event", &event);
-        assert_eq!(json!([row[0], row[1], row[2], row[3], row[6]]), json!(["30s", "Normal", "Started", "pod/a", "started"]));
-        assert_eq!(cells("ConfigMap", &json!({"data": {"a": "1", "b": "2"}}))[1], 2);
+        assert_eq!(
+            json!([row[0], row[1], row[2], row[3], row[6]]),
+            json!(["30s", "Normal", "Started", "pod/a", "started"])
+        );
+        assert_eq!(
+            cells("ConfigMap", &json!({"data": {"a": "1", "b": "2"}}))[1],
+            2
+        );
         let claim = json!({"spec": {"volumeName": "v", "accessModes": ["ReadWriteMany"]},
             "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany", "ReadWriteOnce"]}});
         assert_eq!(cells("PersistentVolumeClaim", &claim)[4], "RWO,RWX");
@@ -265,7 +317,12 @@ mod tests {
         def.crd = true;
         def.versions[0].columns = vec![
             column("Age", "date", ".metadata.creationTimestamp", 0),
-            column("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", 0),
+            column(
+                "Ready",
+                "string",
+                ".status.conditions[?(@.type=='Ready')].status",
+                0,
+            ),
             column("IP", "string", ".status.interfaces[0].ipAddress", 0),
             column("Replicas", "integer", ".spec.replicas", 1),
             column("Object", "string", ".spec", 1),
@@ -273,13 +330,33 @@ mod tests {
         let version = def.versions[0].name.clone();
         let object = json!({"metadata": {"name": "x", "creationTimestamp": "2026-11-22T00:00:00Z"}, "spec": {"replicas": 2},
             "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
-        let table =
-            render(&def, &version, [&object], json!({"resourceVersion": "7"}), IncludeObject::Metadata, "v1", true, now());
-        assert_eq!(table["rows"][0]["cells"], json!(["x", "2d3h", "True", null, 2, "{\"replicas\":2}"]));
+        let table = render(
+            &def,
+            &version,
+            [&object],
+            json!({"resourceVersion": "7"}),
+            IncludeObject::Metadata,
+            "v1",
+            true,
+            now(),
+        );
+        assert_eq!(
+            table["rows"][0]["cells"],
+            json!(["x", "2d3h", "True", null, 2, "{\"replicas\":2}"])
+        );
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
         assert_eq!(table["columnDefinitions"][4]["priority"], 1);
         assert_eq!(table["metadata"]["resourceVersion"], "7");
-        let later = render(&def, &version, [&object], json!({}), IncludeObject::None, "v1", false, now());
+        let later = render(
+            &def,
+            &version,
+            [&object],
+            json!({}),
+            IncludeObject::None,
+            "v1",
+            false,
+            now(),
+        );
         assert!(later["columnDefinitions"].is_null());
         assert!(later["rows"][0].get("object").is_none());
     }

@@ -276,10 +276,16 @@ pub(super) struct Any {
 pub(super) fn document(swagger: &Value) -> Document {
     Document {
         swagger: text(swagger, "swagger"),
-        info: Some(Info { title: text(&swagger["info"], "title"), version: text(&swagger["info"], "version") }),
+        info: Some(Info {
+            title: text(&swagger["info"], "title"),
+            version: text(&swagger["info"], "version"),
+        }),
         paths: Some(Paths {
             path: entries(&swagger["paths"])
-                .map(|(name, item)| NamedPathItem { name: name.clone(), value: Some(path_item(item)) })
+                .map(|(name, item)| NamedPathItem {
+                    name: name.clone(),
+                    value: Some(path_item(item)),
+                })
                 .collect(),
         }),
         definitions: Some(schemas(&swagger["definitions"])),
@@ -287,15 +293,26 @@ pub(super) fn document(swagger: &Value) -> Document {
 }
 
 fn text(value: &Value, key: &str) -> String {
-    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+    value
+        .get(key)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn texts(value: &Value, key: &str) -> Vec<String> {
-    items(value, key).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    items(value, key)
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn items<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    value
+        .get(key)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 fn flag(value: &Value, key: &str) -> bool {
@@ -307,20 +324,28 @@ fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 fn any(value: &Value) -> Any {
-    Any { yaml: format!("{value}\n") }
+    Any {
+        yaml: format!("{value}\n"),
+    }
 }
 
 fn extensions(value: &Value) -> Vec<NamedAny> {
     entries(value)
         .filter(|(name, _)| name.starts_with("x-"))
-        .map(|(name, value)| NamedAny { name: name.clone(), value: Some(any(value)) })
+        .map(|(name, value)| NamedAny {
+            name: name.clone(),
+            value: Some(any(value)),
+        })
         .collect()
 }
 
 fn schemas(map: &Value) -> NamedSchemas {
     NamedSchemas {
         additional_properties: entries(map)
-            .map(|(name, value)| NamedSchema { name: name.clone(), value: Some(schema(value)) })
+            .map(|(name, value)| NamedSchema {
+                name: name.clone(),
+                value: Some(schema(value)),
+            })
             .collect(),
     }
 }
@@ -328,7 +353,9 @@ fn schemas(map: &Value) -> NamedSchemas {
 fn schema(value: &Value) -> Schema {
     let additional = match value.get("additionalProperties") {
         Some(Value::Bool(allowed)) => Some(AdditionalProperties::Any(*allowed)),
-        Some(inner @ Value::Object(_)) => Some(AdditionalProperties::Schema(Box::new(schema(inner)))),
+        Some(inner @ Value::Object(_)) => {
+            Some(AdditionalProperties::Schema(Box::new(schema(inner))))
+        }
         _ => None,
     };
     Schema {
@@ -336,14 +363,25 @@ fn schema(value: &Value) -> Schema {
         format: text(value, "format"),
         description: text(value, "description"),
         default: value.get("default").map(any),
-        maximum: value.get("maximum").and_then(Value::as_f64).unwrap_or_default(),
-        minimum: value.get("minimum").and_then(Value::as_f64).unwrap_or_default(),
+        maximum: value
+            .get("maximum")
+            .and_then(Value::as_f64)
+            .unwrap_or_default(),
+        minimum: value
+            .get("minimum")
+            .and_then(Value::as_f64)
+            .unwrap_or_default(),
         pattern: text(value, "pattern"),
         required: texts(value, "required"),
         r#enum: items(value, "enum").iter().map(any).collect(),
-        additional_properties: additional.map(|kind| Box::new(AdditionalPropertiesItem { kind: Some(kind) })),
-        r#type: value.get("type").and_then(Value::as_str).map(|t| TypeItem { value: vec![t.to_owned()] }),
-        items: value.get("items").map(|inner| ItemsItem { schema: vec![schema(inner)] }),
+        additional_properties: additional
+            .map(|kind| Box::new(AdditionalPropertiesItem { kind: Some(kind) })),
+        r#type: value.get("type").and_then(Value::as_str).map(|t| TypeItem {
+            value: vec![t.to_owned()],
+        }),
+        items: value.get("items").map(|inner| ItemsItem {
+            schema: vec![schema(inner)],
+        }),
         properties: value.get("properties").map(schemas),
         vendor_extension: extensions(value),
     }
@@ -374,7 +412,9 @@ fn operation(value: &Value) -> Operation {
                     value: Some(ResponseValue {
                         response: Some(Response {
                             description: text(response, "description"),
-                            schema: response.get("schema").map(|s| SchemaItem { schema: Some(schema(s)) }),
+                            schema: response.get("schema").map(|s| SchemaItem {
+                                schema: Some(schema(s)),
+                            }),
                         }),
                     }),
                 })
@@ -387,7 +427,11 @@ fn operation(value: &Value) -> Operation {
 
 fn parameter(value: &Value) -> ParametersItem {
     let (name, required) = (text(value, "name"), flag(value, "required"));
-    let (description, kind, unique_items) = (text(value, "description"), text(value, "type"), flag(value, "uniqueItems"));
+    let (description, kind, unique_items) = (
+        text(value, "description"),
+        text(value, "type"),
+        flag(value, "uniqueItems"),
+    );
     let place = match text(value, "in").as_str() {
         "body" => ParameterPlace::Body(BodyParameter {
             name,
@@ -416,5 +460,7 @@ fn parameter(value: &Value) -> ParametersItem {
             })),
         }),
     };
-    ParametersItem { parameter: Some(Parameter { place: Some(place) }) }
+    ParametersItem {
+        parameter: Some(Parameter { place: Some(place) }),
+    }
 }

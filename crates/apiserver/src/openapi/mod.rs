@@ -26,3 +26,6 @@ pub fn document(defs: &[Arc<ResourceDef>], path: &str, accept: &str) -> Option<D
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

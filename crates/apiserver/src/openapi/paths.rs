@@ -24,26 +24,49 @@ pub(super) struct Operation {
 }
 
 const fn op(method: &'static str, action: &'static str, body: bool) -> Operation {
-    Operation { method, action, body }
+    Operation {
+        method,
+        action,
+        body,
+    }
 }
 
 /// Media types of a PATCH. Server-side apply is left out until the server has it: clients ask this list.
 pub(super) fn patch_types(def: &ResourceDef) -> &'static [&'static str] {
     if def.crd {
-        &["application/json-patch+json", "application/merge-patch+json"]
+        &[
+            "application/json-patch+json",
+            "application/merge-patch+json",
+        ]
     } else {
-        &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"]
+        &[
+            "application/json-patch+json",
+            "application/merge-patch+json",
+            "application/strategic-merge-patch+json",
+        ]
     }
 }
 
 /// Query parameters of an operation: name, type, meaning.
 pub(super) fn parameters(operation: Operation) -> Vec<(&'static str, &'static str, &'static str)> {
-    let mut found = vec![("pretty", "string", "If 'true', the output is pretty printed.")];
+    let mut found = vec![(
+        "pretty",
+        "string",
+        "If 'true', the output is pretty printed.",
+    )];
     if operation.body || operation.method == "delete" {
-        found.push(("dryRun", "string", "With 'All', everything is checked and nothing is stored."));
+        found.push((
+            "dryRun",
+            "string",
+            "With 'All', everything is checked and nothing is stored.",
+        ));
     }
     if operation.body {
-        found.push(("fieldManager", "string", "Name of the actor that makes the change."));
+        found.push((
+            "fieldManager",
+            "string",
+            "Name of the actor that makes the change.",
+        ));
         found.push((
             "fieldValidation",
             "string",
@@ -51,15 +74,31 @@ pub(super) fn parameters(operation: Operation) -> Vec<(&'static str, &'static st
         ));
     }
     if operation.method == "patch" {
-        found.push(("force", "boolean", "Whether an apply takes over fields of other managers."));
+        found.push((
+            "force",
+            "boolean",
+            "Whether an apply takes over fields of other managers.",
+        ));
     }
     if operation.action == "list" {
         found.push(("labelSelector", "string", "Restricts the list by labels."));
         found.push(("fieldSelector", "string", "Restricts the list by fields."));
         found.push(("limit", "integer", "Largest number of items in the answer."));
-        found.push(("continue", "string", "Token of the previous part of the list."));
-        found.push(("resourceVersion", "string", "Where a watch starts, or how fresh a list must be."));
-        found.push(("timeoutSeconds", "integer", "How long a list or watch may take."));
+        found.push((
+            "continue",
+            "string",
+            "Token of the previous part of the list.",
+        ));
+        found.push((
+            "resourceVersion",
+            "string",
+            "Where a watch starts, or how fresh a list must be.",
+        ));
+        found.push((
+            "timeoutSeconds",
+            "integer",
+            "How long a list or watch may take.",
+        ));
         found.push(("watch", "boolean", "Watch for changes instead of listing."));
     }
     found
@@ -67,9 +106,16 @@ pub(super) fn parameters(operation: Operation) -> Vec<(&'static str, &'static st
 
 /// All paths of one version of a resource.
 pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
-    let root = if def.group.is_empty() { format!("/api/{}", version.name) } else { format!("/apis/{}/{}", def.group, version.name) };
-    let collection =
-        if def.namespaced { format!("{root}/namespaces/{{namespace}}/{}", def.plural) } else { format!("{root}/{}", def.plural) };
+    let root = if def.group.is_empty() {
+        format!("/api/{}", version.name)
+    } else {
+        format!("/apis/{}/{}", def.group, version.name)
+    };
+    let collection = if def.namespaced {
+        format!("{root}/namespaces/{{namespace}}/{}", def.plural)
+    } else {
+        format!("{root}/{}", def.plural)
+    };
     let object = format!("{collection}/{{name}}");
     let mut found = vec![
         Path {
@@ -107,7 +153,11 @@ pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
             path: format!("{object}/status"),
             namespaced: def.namespaced,
             named: true,
-            operations: vec![op("get", "get", false), op("put", "put", true), op("patch", "patch", true)],
+            operations: vec![
+                op("get", "get", false),
+                op("put", "put", true),
+                op("patch", "patch", true),
+            ],
         });
     }
     found
@@ -127,7 +177,11 @@ pub(super) fn schema_name(def: &ResourceDef, version: &VersionDef) -> String {
 /// Name of the list's definition.
 pub(super) fn list_name(def: &ResourceDef, version: &VersionDef) -> String {
     let name = schema_name(def, version);
-    format!("{}{}", name.strip_suffix(def.kind.as_str()).unwrap_or_default(), def.list_kind)
+    format!(
+        "{}{}",
+        name.strip_suffix(def.kind.as_str()).unwrap_or_default(),
+        def.list_kind
+    )
 }
 
 /// Value of `x-kubernetes-group-version-kind` of one kind.
@@ -136,19 +190,28 @@ pub(super) fn gvk(def: &ResourceDef, version: &VersionDef) -> Value {
 }
 
 /// The definition of the object and that of its list, in the v3 dialect.
-pub(super) fn definitions(def: &ResourceDef, version: &VersionDef, generated: Option<Value>) -> [(String, Value); 2] {
+pub(super) fn definitions(
+    def: &ResourceDef,
+    version: &VersionDef,
+    generated: Option<Value>,
+) -> [(String, Value); 2] {
     let name = schema_name(def, version);
     let mut object = generated
-        .or_else(|| version.schema.as_ref().and_then(|s| serde_json::from_str(s.source()).ok()))
+        .or_else(|| {
+            version
+                .schema
+                .as_ref()
+                .and_then(|s| serde_json::from_str(s.source()).ok())
+        })
         .unwrap_or_else(|| json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
     if def.crd {
         if !object["properties"].is_object() {
             object["properties"] = json!({});
         }
         object["properties"]["apiVersion"] = json!({"type": "string", "description": "Group and version of this form of the object."});
-        object["properties"]["kind"] = json!({"type": "string", "description": "Kind of the object."});
-        object["properties"]["metadata"] =
-            json!({"description": "Standard object metadata.", "allOf": [{"$ref": format!("{REF_PREFIX}{OBJECT_META}")}]});
+        object["properties"]["kind"] =
+            json!({"type": "string", "description": "Kind of the object."});
+        object["properties"]["metadata"] = json!({"description": "Standard object metadata.", "allOf": [{"$ref": format!("{REF_PREFIX}{OBJECT_META}")}]});
     }
     object["x-kubernetes-group-version-kind"] = json!([gvk(def, version)]);
     let list = json!({

@@ -19,21 +19,40 @@ const OLD_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+pr
 pub(super) fn document(defs: &[Arc<ResourceDef>], accept: &str) -> Document {
     let swagger = swagger(defs);
     if accept.contains("com.github.proto-openapi.spec.v2") {
-        let media = if accept.contains(OLD_PROTOBUF) { OLD_PROTOBUF } else { PROTOBUF };
+        let media = if accept.contains(OLD_PROTOBUF) {
+            OLD_PROTOBUF
+        } else {
+            PROTOBUF
+        };
         let body = gnostic::document(&swagger).encode_to_vec();
-        return Document { content_type: media.to_owned(), etag: None, body: body.into() }.with_etag();
+        return Document {
+            content_type: media.to_owned(),
+            etag: None,
+            body: body.into(),
+        }
+        .with_etag();
     }
     Document::json("application/json", &swagger).with_etag()
 }
 
 /// The document as JSON.
 pub(super) fn swagger(defs: &[Arc<ResourceDef>]) -> Value {
-    let builtin_kinds = defs.iter().filter(|d| !d.crd).map(|d| (d.group.as_str(), d.kind.as_str()));
+    let builtin_kinds = defs
+        .iter()
+        .filter(|d| !d.crd)
+        .map(|d| (d.group.as_str(), d.kind.as_str()));
     let mut definitions = builtin::definitions(builtin_kinds);
     let mut all_paths = Map::new();
     for (group, versions) in discovery::groups(defs) {
-        for (def, version) in versions.into_iter().flat_map(|v| discovery::of_version(defs, group, v)) {
-            let generated = if def.crd { None } else { definitions.remove(&paths::schema_name(def, version)) };
+        for (def, version) in versions
+            .into_iter()
+            .flat_map(|v| discovery::of_version(defs, group, v))
+        {
+            let generated = if def.crd {
+                None
+            } else {
+                definitions.remove(&paths::schema_name(def, version))
+            };
             for (name, schema) in paths::definitions(def, version, generated) {
                 definitions.insert(name, schema);
             }
@@ -56,8 +75,15 @@ pub(super) fn swagger(defs: &[Arc<ResourceDef>]) -> Value {
 /// Turns a v3 schema into what v2 can say. Where v2 cannot say it (anyOf, nullable, a field that is integer or string) clients must not
 /// refuse what the server takes, so the statement is widened.
 fn downgrade(schema: &mut Value) {
-    let Some(map) = schema.as_object_mut() else { return };
-    if let Some(only) = map.get("allOf").and_then(Value::as_array).and_then(|l| l.first()).filter(|f| f.get("$ref").is_some()) {
+    let Some(map) = schema.as_object_mut() else {
+        return;
+    };
+    if let Some(only) = map
+        .get("allOf")
+        .and_then(Value::as_array)
+        .and_then(|l| l.first())
+        .filter(|f| f.get("$ref").is_some())
+    {
         let reference = only["$ref"].clone();
         map.insert("$ref".into(), reference);
     }
@@ -76,10 +102,16 @@ fn downgrade(schema: &mut Value) {
         // The name by which clients know a field that takes both.
         map.insert("type".into(), "string".into());
         map.insert("format".into(), "int-or-string".into());
-    } else if nullable || (preserves && map.get("properties").is_some()) || (preserves && map.get("type").is_none()) {
+    } else if nullable
+        || (preserves && map.get("properties").is_some())
+        || (preserves && map.get("type").is_none())
+    {
         // A client that validates refuses null and unknown fields against a typed object: say nothing, then it accepts them.
-        let keep: Vec<String> =
-            map.keys().filter(|k| *k == "description" || k.starts_with("x-kubernetes")).cloned().collect();
+        let keep: Vec<String> = map
+            .keys()
+            .filter(|k| *k == "description" || k.starts_with("x-kubernetes"))
+            .cloned()
+            .collect();
         if nullable || !map.contains_key("properties") {
             map.retain(|k, _| keep.contains(k));
             return;
@@ -98,7 +130,10 @@ fn downgrade(schema: &mut Value) {
 fn path_item(def: &ResourceDef, version: &VersionDef, path: &Path) -> Value {
     let mut item = Map::new();
     for operation in &path.operations {
-        item.insert(operation.method.to_owned(), describe(def, version, path, *operation));
+        item.insert(
+            operation.method.to_owned(),
+            describe(def, version, path, *operation),
+        );
     }
     let mut parameters = Vec::new();
     for (name, present) in [("namespace", path.namespaced), ("name", path.named)] {
@@ -116,7 +151,9 @@ fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Ope
     let object = json!({"$ref": format!("#/definitions/{}", paths::schema_name(def, version))});
     let answer = match operation.action {
         "list" => json!({"$ref": format!("#/definitions/{}", paths::list_name(def, version))}),
-        "delete" | "deletecollection" => json!({"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.Status"}),
+        "delete" | "deletecollection" => {
+            json!({"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.Status"})
+        }
         _ => object.clone(),
     };
     let mut parameters: Vec<Value> = paths::parameters(operation)
@@ -124,10 +161,18 @@ fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Ope
         .map(|(name, kind, help)| json!({"name": name, "in": "query", "description": help, "type": kind, "uniqueItems": true}))
         .collect();
     if operation.body {
-        let schema = if operation.method == "patch" { json!({"type": "object"}) } else { object };
+        let schema = if operation.method == "patch" {
+            json!({"type": "object"})
+        } else {
+            object
+        };
         parameters.push(json!({"name": "body", "in": "body", "required": true, "schema": schema}));
     }
-    let consumes = if operation.method == "patch" { json!(paths::patch_types(def)) } else { json!(["application/json"]) };
+    let consumes = if operation.method == "patch" {
+        json!(paths::patch_types(def))
+    } else {
+        json!(["application/json"])
+    };
     json!({
         "operationId": format!("{}{}", operation.action, path.path.replace(['/', '.', '{', '}', '-'], "_")),
         "consumes": consumes,

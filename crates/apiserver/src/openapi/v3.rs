@@ -14,8 +14,15 @@ pub(super) fn index(defs: &[Arc<ResourceDef>]) -> Document {
     let mut found = Map::new();
     for (group, versions) in discovery::groups(defs) {
         for version in versions {
-            let key = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
-            let url = format!("/openapi/v3/{key}?hash={}", fingerprint(defs, group, version));
+            let key = if group.is_empty() {
+                format!("api/{version}")
+            } else {
+                format!("apis/{group}/{version}")
+            };
+            let url = format!(
+                "/openapi/v3/{key}?hash={}",
+                fingerprint(defs, group, version)
+            );
             found.insert(key, json!({"serverRelativeURL": url}));
         }
     }
@@ -26,7 +33,10 @@ pub(super) fn index(defs: &[Arc<ResourceDef>]) -> Document {
 fn fingerprint(defs: &[Arc<ResourceDef>], group: &str, version: &str) -> String {
     let mut text = String::from(env!("CARGO_PKG_VERSION"));
     for (def, version) in discovery::of_version(defs, group, version) {
-        text.push_str(&format!("\n{} {} {} {}", def.plural, def.kind, def.list_kind, def.namespaced));
+        text.push_str(&format!(
+            "\n{} {} {} {}",
+            def.plural, def.kind, def.list_kind, def.namespaced
+        ));
         text.push_str(&format!(" {} {}\n", version.status, version.scale));
         text.push_str(version.schema.as_ref().map_or("", |s| s.source()));
     }
@@ -39,11 +49,18 @@ pub(super) fn document(defs: &[Arc<ResourceDef>], group: &str, version: &str) ->
     if found.is_empty() {
         return None;
     }
-    let builtin_kinds = found.iter().filter(|(d, _)| !d.crd).map(|(d, _)| (d.group.as_str(), d.kind.as_str()));
+    let builtin_kinds = found
+        .iter()
+        .filter(|(d, _)| !d.crd)
+        .map(|(d, _)| (d.group.as_str(), d.kind.as_str()));
     let mut schemas = builtin::definitions(builtin_kinds);
     let mut all_paths = Map::new();
     for (def, version) in &found {
-        let generated = if def.crd { None } else { schemas.remove(&paths::schema_name(def, version)) };
+        let generated = if def.crd {
+            None
+        } else {
+            schemas.remove(&paths::schema_name(def, version))
+        };
         for (name, schema) in paths::definitions(def, version, generated) {
             schemas.insert(name, schema);
         }
@@ -62,7 +79,10 @@ pub(super) fn document(defs: &[Arc<ResourceDef>], group: &str, version: &str) ->
         "components": {"schemas": schemas},
     });
     let etag = Some(format!("\"{}\"", fingerprint(defs, group, version)));
-    Some(Document { etag, ..Document::json("application/json", &document) })
+    Some(Document {
+        etag,
+        ..Document::json("application/json", &document)
+    })
 }
 
 /// OpenAPI 3.0 ignores whatever stands beside a `$ref`, so a reference with a description goes into `allOf`.
@@ -85,7 +105,10 @@ fn wrap_references(value: &mut Value) {
 fn path_item(def: &ResourceDef, version: &VersionDef, path: &Path) -> (String, Value) {
     let mut item = Map::new();
     for operation in &path.operations {
-        item.insert(operation.method.to_owned(), describe(def, version, path, *operation));
+        item.insert(
+            operation.method.to_owned(),
+            describe(def, version, path, *operation),
+        );
     }
     let mut parameters = Vec::new();
     for (name, present) in [("namespace", path.namespaced), ("name", path.named)] {
@@ -104,7 +127,9 @@ fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Ope
     let object = json!({"$ref": format!("{REF_PREFIX}{}", paths::schema_name(def, version))});
     let answer = match operation.action {
         "list" => json!({"$ref": format!("{REF_PREFIX}{}", paths::list_name(def, version))}),
-        "delete" | "deletecollection" => json!({"$ref": format!("{REF_PREFIX}io.k8s.apimachinery.pkg.apis.meta.v1.Status")}),
+        "delete" | "deletecollection" => {
+            json!({"$ref": format!("{REF_PREFIX}io.k8s.apimachinery.pkg.apis.meta.v1.Status")})
+        }
         _ => object.clone(),
     };
     let parameters: Vec<Value> = paths::parameters(operation)
@@ -133,7 +158,8 @@ fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Ope
             found["requestBody"] = json!({"required": true, "content": content});
         }
         _ if operation.body => {
-            found["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": object}}});
+            found["requestBody"] =
+                json!({"required": true, "content": {"application/json": {"schema": object}}});
         }
         _ => {}
     }

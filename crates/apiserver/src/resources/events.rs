@@ -5,7 +5,12 @@ use serde_json::{Map, Value};
 use super::Alias;
 
 /// The alias of `events.k8s.io` events.
-pub(super) const ALIAS: Alias = Alias { group: "", plural: "events", to_storage, from_storage };
+pub(super) const ALIAS: Alias = Alias {
+    group: "",
+    plural: "events",
+    to_storage,
+    from_storage,
+};
 
 /// Names in `events.k8s.io` and in the core group.
 const RENAMED: [(&str, &str); 7] = [
@@ -19,7 +24,9 @@ const RENAMED: [(&str, &str); 7] = [
 ];
 
 fn to_storage(object: &mut Value) {
-    let Some(map) = object.as_object_mut() else { return };
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
     for (new, core) in RENAMED {
         rename(map, new, core);
     }
@@ -27,7 +34,9 @@ fn to_storage(object: &mut Value) {
 }
 
 fn from_storage(object: &mut Value) {
-    let Some(map) = object.as_object_mut() else { return };
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
     for (new, core) in RENAMED {
         rename(map, core, new);
     }

@@ -63,7 +63,10 @@ static KINDS: &[Kind] = kinds! {
 
 /// The definition name of a built-in kind.
 pub fn definition_name(group: &str, kind: &str) -> Option<&'static str> {
-    KINDS.iter().find(|k| k.group == group && k.kind == kind).map(|k| k.definition)
+    KINDS
+        .iter()
+        .find(|k| k.group == group && k.kind == kind)
+        .map(|k| k.definition)
 }
 
 /// The definitions of the given `(group, kind)`s with everything that they refer to, and those of the machinery (ObjectMeta, ListMeta,
@@ -81,8 +84,10 @@ pub fn definitions<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
     }
     let mut found: Map<String, Value> = generator.take_definitions(true).into_iter().collect();
     for (name, keys) in merge_keys() {
-        let Some(properties) =
-            found.get_mut(*name).and_then(|d| d.get_mut("properties")).and_then(Value::as_object_mut)
+        let Some(properties) = found
+            .get_mut(*name)
+            .and_then(|d| d.get_mut("properties"))
+            .and_then(Value::as_object_mut)
         else {
             continue;
         };
@@ -100,22 +105,30 @@ pub fn definitions<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
 
 /// The field tree of a built-in kind, `None` for a kind that is not built in.
 pub fn strict_schema(group: &str, kind: &str) -> Option<Arc<Schema>> {
-    static TREES: LazyLock<Mutex<HashMap<&'static str, Arc<Schema>>>> = LazyLock::new(Mutex::default);
+    static TREES: LazyLock<Mutex<HashMap<&'static str, Arc<Schema>>>> =
+        LazyLock::new(Mutex::default);
     let definition = definition_name(group, kind)?;
-    let mut trees = TREES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut trees = TREES
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(tree) = trees.get(definition) {
         return Some(tree.clone());
     }
     let all = definitions([(group, kind)]);
     let expanded = expand(all.get(definition)?, &all, &mut vec![definition]);
-    let tree = Arc::new(Schema { root: Node::parse(&expanded, "").ok()?, source: Box::default() });
+    let tree = Arc::new(Schema {
+        root: Node::parse(&expanded, "").ok()?,
+        source: Box::default(),
+    });
     trees.insert(definition, tree.clone());
     Some(tree)
 }
 
 /// Fields of a built-in object whose JSON type is wrong; such an object must not be stored, for no typed client could read it again.
 pub fn type_errors(group: &str, kind: &str, object: &Value) -> Vec<FieldError> {
-    let Some(tree) = strict_schema(group, kind) else { return Vec::new() };
+    let Some(tree) = strict_schema(group, kind) else {
+        return Vec::new();
+    };
     let mut errors = tree.validate(object);
     errors.retain(|e| e.kind == FieldErrorKind::TypeInvalid);
     errors
@@ -125,10 +138,18 @@ pub fn type_errors(group: &str, kind: &str, object: &Value) -> Vec<FieldError> {
 /// everything is nullable; what has no fields of its own (a raw extension, a schema in a schema) keeps whatever it holds.
 fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Value {
     let mut schema = schema;
-    if let Some(only) = schema.get("allOf").and_then(Value::as_array).and_then(|l| l.first()) {
+    if let Some(only) = schema
+        .get("allOf")
+        .and_then(Value::as_array)
+        .and_then(|l| l.first())
+    {
         schema = only;
     }
-    if let Some(name) = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REF_PREFIX)) {
+    if let Some(name) = schema
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|r| r.strip_prefix(REF_PREFIX))
+    {
         return match all.get_key_value(name) {
             Some((name, target)) if !open.contains(&name.as_str()) => {
                 let mut deeper = open.clone();
@@ -148,8 +169,10 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
     let mut structured = false;
     if let Some(Value::Object(properties)) = schema.get("properties") {
         structured = true;
-        let fields: Map<String, Value> =
-            properties.iter().map(|(name, s)| (name.clone(), expand(s, all, open))).collect();
+        let fields: Map<String, Value> = properties
+            .iter()
+            .map(|(name, s)| (name.clone(), expand(s, all, open)))
+            .collect();
         out.insert("properties".into(), fields.into());
     }
     for key in ["additionalProperties", "items"] {
@@ -158,8 +181,10 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
             out.insert(key.into(), expand(inner, all, open));
         }
     }
-    let container = !matches!(schema.get("type").and_then(Value::as_str), Some("string" | "integer" | "number" | "boolean"))
-        && !out.contains_key("x-kubernetes-int-or-string");
+    let container = !matches!(
+        schema.get("type").and_then(Value::as_str),
+        Some("string" | "integer" | "number" | "boolean")
+    ) && !out.contains_key("x-kubernetes-int-or-string");
     if container && !structured {
         out.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
     }
@@ -169,33 +194,52 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
 /// Lists that strategic merge patches merge: for a definition its fields and the key of their items (empty: a set of plain values).
 /// Clients read them from the documents; the server's own strategic merge uses the same table.
 pub fn merge_keys() -> &'static BTreeMap<&'static str, &'static [(&'static str, &'static str)]> {
-    static TABLE: LazyLock<BTreeMap<&'static str, &'static [(&'static str, &'static str)]>> = LazyLock::new(|| {
-        BTreeMap::from([
-            (
-                "io.k8s.api.core.v1.PodSpec",
-                &[
-                    ("containers", "name"),
-                    ("initContainers", "name"),
-                    ("ephemeralContainers", "name"),
-                    ("hostAliases", "ip"),
-                    ("imagePullSecrets", "name"),
-                    ("resourceClaims", "name"),
-                    ("schedulingGates", "name"),
-                    ("topologySpreadConstraints", "topologyKey"),
-                    ("volumes", "name"),
-                ][..],
-            ),
-            ("io.k8s.api.core.v1.Container", CONTAINER),
-            ("io.k8s.api.core.v1.EphemeralContainer", CONTAINER),
-            ("io.k8s.api.core.v1.PodStatus", &[("conditions", "type"), ("hostIPs", "ip"), ("podIPs", "ip")][..]),
-            ("io.k8s.api.core.v1.NodeSpec", &[("podCIDRs", "")][..]),
-            ("io.k8s.api.core.v1.NodeStatus", &[("addresses", "type"), ("conditions", "type")][..]),
-            ("io.k8s.api.core.v1.NamespaceStatus", &[("conditions", "type")][..]),
-            ("io.k8s.api.core.v1.PersistentVolumeClaimStatus", &[("conditions", "type")][..]),
-            ("io.k8s.api.core.v1.ServiceAccount", &[("secrets", "name")][..]),
-            (OBJECT_META, &[("finalizers", ""), ("ownerReferences", "uid")][..]),
-        ])
-    });
+    static TABLE: LazyLock<BTreeMap<&'static str, &'static [(&'static str, &'static str)]>> =
+        LazyLock::new(|| {
+            BTreeMap::from([
+                (
+                    "io.k8s.api.core.v1.PodSpec",
+                    &[
+                        ("containers", "name"),
+                        ("initContainers", "name"),
+                        ("ephemeralContainers", "name"),
+                        ("hostAliases", "ip"),
+                        ("imagePullSecrets", "name"),
+                        ("resourceClaims", "name"),
+                        ("schedulingGates", "name"),
+                        ("topologySpreadConstraints", "topologyKey"),
+                        ("volumes", "name"),
+                    ][..],
+                ),
+                ("io.k8s.api.core.v1.Container", CONTAINER),
+                ("io.k8s.api.core.v1.EphemeralContainer", CONTAINER),
+                (
+                    "io.k8s.api.core.v1.PodStatus",
+                    &[("conditions", "type"), ("hostIPs", "ip"), ("podIPs", "ip")][..],
+                ),
+                ("io.k8s.api.core.v1.NodeSpec", &[("podCIDRs", "")][..]),
+                (
+                    "io.k8s.api.core.v1.NodeStatus",
+                    &[("addresses", "type"), ("conditions", "type")][..],
+                ),
+                (
+                    "io.k8s.api.core.v1.NamespaceStatus",
+                    &[("conditions", "type")][..],
+                ),
+                (
+                    "io.k8s.api.core.v1.PersistentVolumeClaimStatus",
+                    &[("conditions", "type")][..],
+                ),
+                (
+                    "io.k8s.api.core.v1.ServiceAccount",
+                    &[("secrets", "name")][..],
+                ),
+                (
+                    OBJECT_META,
+                    &[("finalizers", ""), ("ownerReferences", "uid")][..],
+                ),
+            ])
+        });
     &TABLE
 }
 
@@ -218,7 +262,10 @@ mod tests {
         }
         for (name, fields) in merge_keys() {
             for (field, _) in *fields {
-                assert!(all[*name]["properties"].get(*field).is_some(), "{name}.{field}");
+                assert!(
+                    all[*name]["properties"].get(*field).is_some(),
+                    "{name}.{field}"
+                );
             }
         }
         assert!(all.contains_key(OBJECT_META));
@@ -241,7 +288,8 @@ mod tests {
     fn a_definition_of_definitions_keeps_nested_schemas() {
         let crd = json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec":
             {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {"type": "string"}}}}}}}]}});
-        let tree = strict_schema("apiextensions.k8s.io", "CustomResourceDefinition").expect("built in");
+        let tree =
+            strict_schema("apiextensions.k8s.io", "CustomResourceDefinition").expect("built in");
         assert_eq!(tree.unknown_fields(&crd), Vec::<String>::new());
     }
 }

@@ -13,14 +13,24 @@ use crate::table::jsonpath::JsonPath;
 
 /// Fills in what upstream fills in: singular and list names, conversion strategy.
 pub fn default(crd: &mut Value) {
-    let Some(spec) = crd.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let Some(spec) = crd.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
     if let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut)
         && let Some(kind) = names.get("kind").and_then(Value::as_str).map(str::to_owned)
     {
-        if names.get("singular").and_then(Value::as_str).is_none_or(str::is_empty) {
+        if names
+            .get("singular")
+            .and_then(Value::as_str)
+            .is_none_or(str::is_empty)
+        {
             names.insert("singular".into(), kind.to_lowercase().into());
         }
-        if names.get("listKind").and_then(Value::as_str).is_none_or(str::is_empty) {
+        if names
+            .get("listKind")
+            .and_then(Value::as_str)
+            .is_none_or(str::is_empty)
+        {
             names.insert("listKind".into(), format!("{kind}List").into());
         }
     }
@@ -50,12 +60,20 @@ pub fn validate(crd: &Value, old: Option<&Value>) -> Vec<FieldError> {
     } else if !subdomain(group) {
         errors.push(FieldError::invalid("spec.group", &spec["group"], SUBDOMAIN));
     } else if !group.contains('.') {
-        errors.push(FieldError::invalid("spec.group", &spec["group"], "should be a domain with at least one dot"));
+        errors.push(FieldError::invalid(
+            "spec.group",
+            &spec["group"],
+            "should be a domain with at least one dot",
+        ));
     }
     match text(spec, "scope") {
         "Cluster" | "Namespaced" => {}
         "" => errors.push(FieldError::required("spec.scope", "")),
-        _ => errors.push(FieldError::not_supported("spec.scope", &spec["scope"], &["Cluster", "Namespaced"])),
+        _ => errors.push(FieldError::not_supported(
+            "spec.scope",
+            &spec["scope"],
+            &["Cluster", "Namespaced"],
+        )),
     }
     check_names(&spec["names"], &mut errors);
     if spec["preserveUnknownFields"] == true {
@@ -67,7 +85,11 @@ pub fn validate(crd: &Value, old: Option<&Value>) -> Vec<FieldError> {
     }
     let strategy = &spec["conversion"]["strategy"];
     if !strategy.is_null() && strategy != "None" {
-        errors.push(FieldError::not_supported("spec.conversion.strategy", strategy, &["None"]));
+        errors.push(FieldError::not_supported(
+            "spec.conversion.strategy",
+            strategy,
+            &["None"],
+        ));
     }
     check_versions(spec, &mut errors);
     if let Some(old) = old {
@@ -84,12 +106,18 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    value
+        .get(key)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 fn alnum_ends(label: &str) -> bool {
     let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !label.is_empty() && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
+    !label.is_empty()
+        && label.bytes().all(inside)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
 }
 
 fn subdomain(name: &str) -> bool {
@@ -120,19 +148,30 @@ fn check_names(names: &Value, errors: &mut Vec<FieldError>) {
     for key in ["shortNames", "categories"] {
         for (i, name) in list(names, key).iter().enumerate() {
             if !name.as_str().is_some_and(dns_label) {
-                errors.push(FieldError::invalid(format!("spec.names.{key}[{i}]"), name, LABEL));
+                errors.push(FieldError::invalid(
+                    format!("spec.names.{key}[{i}]"),
+                    name,
+                    LABEL,
+                ));
             }
         }
     }
     if !text(names, "kind").is_empty() && text(names, "kind") == text(names, "listKind") {
-        errors.push(FieldError::invalid("spec.names.listKind", &names["listKind"], "kind and listKind may not be the same"));
+        errors.push(FieldError::invalid(
+            "spec.names.listKind",
+            &names["listKind"],
+            "kind and listKind may not be the same",
+        ));
     }
 }
 
 fn check_versions(spec: &Value, errors: &mut Vec<FieldError>) {
     let versions = list(spec, "versions");
     if versions.is_empty() {
-        errors.push(FieldError::required("spec.versions", "must have at least one version"));
+        errors.push(FieldError::required(
+            "spec.versions",
+            "must have at least one version",
+        ));
         return;
     }
     let mut names = HashSet::new();
@@ -141,7 +180,11 @@ fn check_versions(spec: &Value, errors: &mut Vec<FieldError>) {
         let path = format!("spec.versions[{i}]");
         let name = text(version, "name");
         if !dns_label(name) {
-            errors.push(FieldError::invalid(format!("{path}.name"), &version["name"], LABEL));
+            errors.push(FieldError::invalid(
+                format!("{path}.name"),
+                &version["name"],
+                LABEL,
+            ));
         }
         unique &= names.insert(name);
         for key in ["served", "storage"] {
@@ -151,9 +194,15 @@ fn check_versions(spec: &Value, errors: &mut Vec<FieldError>) {
         }
         let schema = &version["schema"]["openAPIV3Schema"];
         if schema.is_null() {
-            errors.push(FieldError::required(format!("{path}.schema.openAPIV3Schema"), "schemas are required"));
+            errors.push(FieldError::required(
+                format!("{path}.schema.openAPIV3Schema"),
+                "schemas are required",
+            ));
         } else {
-            errors.extend(structural::check(schema, &format!("{path}.schema.openAPIV3Schema")));
+            errors.extend(structural::check(
+                schema,
+                &format!("{path}.schema.openAPIV3Schema"),
+            ));
         }
         check_columns(version, &path, errors);
         check_scale(&version["subresources"], &path, errors);
@@ -167,7 +216,11 @@ fn check_versions(spec: &Value, errors: &mut Vec<FieldError>) {
     }
     let shown: Vec<&str> = versions.iter().map(|v| text(v, "name")).collect();
     if !unique {
-        errors.push(FieldError::invalid("spec.versions", &json!(shown), "must contain unique version names"));
+        errors.push(FieldError::invalid(
+            "spec.versions",
+            &json!(shown),
+            "must contain unique version names",
+        ));
     }
     if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
         errors.push(FieldError::invalid(
@@ -192,7 +245,11 @@ fn check_columns(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
             )),
             kind if !kinds.contains(&kind) => {
                 let detail = format!("must be one of {}", kinds.join(","));
-                errors.push(FieldError::invalid(format!("{here}.type"), &column["type"], &detail));
+                errors.push(FieldError::invalid(
+                    format!("{here}.type"),
+                    &column["type"],
+                    &detail,
+                ));
             }
             _ => {}
         }
@@ -216,12 +273,18 @@ fn check_scale(subresources: &Value, path: &str, errors: &mut Vec<FieldError>) {
     if scale.is_null() {
         return;
     }
-    for (key, prefix) in [("specReplicasPath", ".spec."), ("statusReplicasPath", ".status.")] {
+    for (key, prefix) in [
+        ("specReplicasPath", ".spec."),
+        ("statusReplicasPath", ".status."),
+    ] {
         let here = format!("{path}.subresources.scale.{key}");
         match text(scale, key) {
             "" => errors.push(FieldError::required(here, "")),
             given if !given.starts_with(prefix) => {
-                let detail = format!("should be a json path under {}", prefix.trim_end_matches('.'));
+                let detail = format!(
+                    "should be a json path under {}",
+                    prefix.trim_end_matches('.')
+                );
                 errors.push(FieldError::invalid(here, &scale[key], &detail));
             }
             _ => {}
@@ -230,14 +293,26 @@ fn check_scale(subresources: &Value, path: &str, errors: &mut Vec<FieldError>) {
 }
 
 fn check_update(crd: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-    for pointer in ["/spec/group", "/spec/scope", "/spec/names/plural", "/spec/names/kind"] {
+    for pointer in [
+        "/spec/group",
+        "/spec/scope",
+        "/spec/names/plural",
+        "/spec/names/kind",
+    ] {
         let (new, before) = (crd.pointer(pointer), old.pointer(pointer));
         if new != before {
             let path = pointer.trim_start_matches('/').replace('/', ".");
-            errors.push(FieldError::invalid(path, new.unwrap_or(&Value::Null), "field is immutable"));
+            errors.push(FieldError::invalid(
+                path,
+                new.unwrap_or(&Value::Null),
+                "field is immutable",
+            ));
         }
     }
-    let names: HashSet<&str> = list(&crd["spec"], "versions").iter().map(|v| text(v, "name")).collect();
+    let names: HashSet<&str> = list(&crd["spec"], "versions")
+        .iter()
+        .map(|v| text(v, "name"))
+        .collect();
     for (i, stored) in list(&old["status"], "storedVersions").iter().enumerate() {
         if !stored.as_str().is_some_and(|s| names.contains(s)) {
             errors.push(FieldError::invalid(
@@ -253,8 +328,13 @@ fn check_update(crd: &Value, old: &Value, errors: &mut Vec<FieldError>) {
 /// `now` is an RFC 3339 time for conditions that change. Returns whether something changed.
 pub fn accept(crd: &mut Value, now: &str) -> bool {
     let names = crd["spec"]["names"].clone();
-    let storage = list(&crd["spec"], "versions").iter().find(|v| v["storage"] == true).map(|v| v["name"].clone());
-    let Some(object) = crd.as_object_mut() else { return false };
+    let storage = list(&crd["spec"], "versions")
+        .iter()
+        .find(|v| v["storage"] == true)
+        .map(|v| v["name"].clone());
+    let Some(object) = crd.as_object_mut() else {
+        return false;
+    };
     let before = object.get("status").cloned();
     let status = object.entry("status").or_insert_with(|| json!({}));
     if !status.is_object() {
@@ -271,14 +351,23 @@ pub fn accept(crd: &mut Value, now: &str) -> bool {
     let mut conditions = list(status, "conditions").to_vec();
     for (kind, reason, message) in [
         ("NamesAccepted", "NoConflicts", "no conflicts found"),
-        ("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+        (
+            "Established",
+            "InitialNamesAccepted",
+            "the initial names have been accepted",
+        ),
     ] {
-        if conditions.iter().any(|c| c["type"] == kind && c["status"] == "True") {
+        if conditions
+            .iter()
+            .any(|c| c["type"] == kind && c["status"] == "True")
+        {
             continue;
         }
         conditions.retain(|c| c["type"] != kind);
-        conditions.push(json!({"type": kind, "status": "True", "reason": reason, "message": message,
-            "lastTransitionTime": now}));
+        conditions.push(
+            json!({"type": kind, "status": "True", "reason": reason, "message": message,
+            "lastTransitionTime": now}),
+        );
     }
     status["conditions"] = conditions.into();
     before.as_ref() != object.get("status")
@@ -307,12 +396,19 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
         versions.push(VersionDef {
             served: version["served"] == true,
             deprecation_warning: deprecated.then(|| match text(version, "deprecationWarning") {
-                "" => format!("{}/{name} {} is deprecated", text(spec, "group"), text(names, "kind")),
+                "" => format!(
+                    "{}/{name} {} is deprecated",
+                    text(spec, "group"),
+                    text(names, "kind")
+                ),
                 given => given.to_owned(),
             }),
             status: version["subresources"]["status"].is_object(),
             scale: version["subresources"]["scale"].is_object(),
-            columns: list(version, "additionalPrinterColumns").iter().map(column).collect(),
+            columns: list(version, "additionalPrinterColumns")
+                .iter()
+                .map(column)
+                .collect(),
             schema,
             name,
         });
@@ -327,7 +423,13 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
         )]);
     };
     versions.sort_by(|a, b| version_order(&b.name).cmp(&version_order(&a.name)));
-    let words = |key: &str| list(names, key).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let words = |key: &str| {
+        list(names, key)
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
+    };
     Ok(ResourceDef {
         group: text(spec, "group").to_owned(),
         kind: text(names, "kind").to_owned(),
@@ -351,7 +453,10 @@ fn column(source: &Value) -> Column {
         kind: text(source, "type").to_owned(),
         format: text(source, "format").to_owned(),
         description: text(source, "description").to_owned(),
-        priority: source["priority"].as_i64().and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
+        priority: source["priority"]
+            .as_i64()
+            .and_then(|p| i32::try_from(p).ok())
+            .unwrap_or(0),
         json_path: text(source, "jsonPath").to_owned(),
     }
 }
@@ -360,7 +465,9 @@ fn column(source: &Value) -> Column {
 pub(crate) fn version_order(name: &str) -> (u8, u64, u8, u64, std::cmp::Reverse<String>) {
     let parsed = || -> Option<(u64, u8, u64)> {
         let rest = name.strip_prefix('v')?;
-        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let major = rest[..end].parse().ok()?;
         let rest = &rest[end..];
         if rest.is_empty() {
@@ -374,8 +481,13 @@ pub(crate) fn version_order(name: &str) -> (u8, u64, u8, u64, std::cmp::Reverse<
         Some((major, stability, minor.parse().ok()?))
     };
     match parsed() {
-        Some((major, stability, minor)) => (1 + stability, major, stability, minor, std::cmp::Reverse(String::new())),
+        Some((major, stability, minor)) => (
+            1 + stability,
+            major,
+            stability,
+            minor,
+            std::cmp::Reverse(String::new()),
+        ),
         None => (0, 0, 0, 0, std::cmp::Reverse(name.to_owned())),
     }
 }
-

@@ -20,15 +20,29 @@ pub(super) fn valid(format: &str, text: &str) -> bool {
         "uuid4" => uuid(text, Some('4')),
         "uuid5" => uuid(text, Some('5')),
         "byte" => STANDARD.decode(text).is_ok(),
-        "email" => text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && hostname(host)),
+        "email" => text
+            .split_once('@')
+            .is_some_and(|(user, host)| !user.is_empty() && hostname(host)),
         "hostname" => hostname(text),
-        "uri" => text.starts_with('/') || text.parse::<http::Uri>().is_ok_and(|u| u.scheme().is_some()),
+        "uri" => {
+            text.starts_with('/')
+                || text
+                    .parse::<http::Uri>()
+                    .is_ok_and(|u| u.scheme().is_some())
+        }
         "duration" => duration(text),
         "bsonobjectid" => text.len() == 24 && text.bytes().all(|b| b.is_ascii_hexdigit()),
         "hexcolor" => {
-            text.strip_prefix('#').unwrap_or(text).len().is_multiple_of(3)
+            text.strip_prefix('#')
+                .unwrap_or(text)
+                .len()
+                .is_multiple_of(3)
                 && (3..=7).contains(&text.len())
-                && text.strip_prefix('#').unwrap_or(text).bytes().all(|b| b.is_ascii_hexdigit())
+                && text
+                    .strip_prefix('#')
+                    .unwrap_or(text)
+                    .bytes()
+                    .all(|b| b.is_ascii_hexdigit())
         }
         _ => true,
     }
@@ -43,8 +57,12 @@ fn date_time(text: &str) -> bool {
 }
 
 fn cidr(text: &str) -> bool {
-    let Some((address, prefix)) = text.split_once('/') else { return false };
-    let Ok(prefix) = prefix.parse::<u8>() else { return false };
+    let Some((address, prefix)) = text.split_once('/') else {
+        return false;
+    };
+    let Ok(prefix) = prefix.parse::<u8>() else {
+        return false;
+    };
     match address.parse::<IpAddr>() {
         Ok(IpAddr::V4(_)) => prefix <= 32,
         Ok(IpAddr::V6(_)) => prefix <= 128,
@@ -54,7 +72,10 @@ fn cidr(text: &str) -> bool {
 
 fn mac(text: &str) -> bool {
     let parts: Vec<&str> = text.split([':', '-']).collect();
-    parts.len() == 6 && parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+    parts.len() == 6
+        && parts
+            .iter()
+            .all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Dashes are optional, as in upstream's pattern.
@@ -73,7 +94,9 @@ fn hostname(text: &str) -> bool {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         })
 }
 
@@ -87,14 +110,21 @@ fn duration(text: &str) -> bool {
         return false;
     }
     while !rest.is_empty() {
-        let figures = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let figures = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
         if rest[..figures].parse::<f64>().is_err() {
             return false;
         }
         rest = &rest[figures..];
-        let Some(unit) = ["ns", "us", "µs", "ms", "s", "m", "h", "d", "w"].iter().find(|u| {
-            rest.strip_prefix(**u).is_some_and(|after| after.is_empty() || after.starts_with(|c: char| c.is_ascii_digit()))
-        }) else {
+        let Some(unit) = ["ns", "us", "µs", "ms", "s", "m", "h", "d", "w"]
+            .iter()
+            .find(|u| {
+                rest.strip_prefix(**u).is_some_and(|after| {
+                    after.is_empty() || after.starts_with(|c: char| c.is_ascii_digit())
+                })
+            })
+        else {
             return false;
         };
         rest = &rest[unit.len()..];

@@ -95,7 +95,12 @@ pub struct FieldError {
 
 impl FieldError {
     /// An error about `value` at `field`; `detail` may be empty.
-    pub fn new(kind: FieldErrorKind, field: impl Into<String>, value: &Value, detail: &str) -> Self {
+    pub fn new(
+        kind: FieldErrorKind,
+        field: impl Into<String>,
+        value: &Value,
+        detail: &str,
+    ) -> Self {
         let mut message = kind.words().to_owned();
         if kind.shows_value() {
             message.push_str(": ");
@@ -105,7 +110,11 @@ impl FieldError {
             message.push_str(": ");
             message.push_str(detail);
         }
-        Self { kind, field: field.into(), message }
+        Self {
+            kind,
+            field: field.into(),
+            message,
+        }
     }
 
     /// The field is missing.
@@ -124,9 +133,20 @@ impl FieldError {
     }
 
     /// The value is none of `supported`.
-    pub fn not_supported<S: AsRef<str>>(field: impl Into<String>, value: &Value, supported: &[S]) -> Self {
-        let list: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
-        let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+    pub fn not_supported<S: AsRef<str>>(
+        field: impl Into<String>,
+        value: &Value,
+        supported: &[S],
+    ) -> Self {
+        let list: Vec<String> = supported
+            .iter()
+            .map(|s| format!("{:?}", s.as_ref()))
+            .collect();
+        let detail = if list.is_empty() {
+            String::new()
+        } else {
+            format!("supported values: {}", list.join(", "))
+        };
         Self::new(FieldErrorKind::NotSupported, field, value, &detail)
     }
 }
@@ -148,7 +168,9 @@ fn shown(value: &Value) -> String {
 /// A number as Go's `%v` shows it: `1`, not `1.0`.
 fn number(n: &serde_json::Number) -> String {
     match n.as_f64() {
-        Some(f) if !n.is_i64() && !n.is_u64() && f.fract() == 0.0 && f.abs() < 1e15 => format!("{f:.0}"),
+        Some(f) if !n.is_i64() && !n.is_u64() && f.fract() == 0.0 && f.abs() < 1e15 => {
+            format!("{f:.0}")
+        }
         _ => n.to_string(),
     }
 }
@@ -167,7 +189,10 @@ impl Schema {
     /// # Errors
     /// What cannot be read at all; whether the schema is structural is checked by [`crd::validate`].
     pub fn parse(source: &Value) -> Result<Self, Vec<FieldError>> {
-        Ok(Self { root: Node::parse(source, "").map_err(|e| vec![e])?, source: source.to_string().into_boxed_str() })
+        Ok(Self {
+            root: Node::parse(source, "").map_err(|e| vec![e])?,
+            source: source.to_string().into_boxed_str(),
+        })
     }
 
     /// Removes the fields of a custom resource that the schema does not know. `apiVersion`, `kind` and `metadata` stay.
@@ -195,3 +220,6 @@ impl Schema {
         &self.source
     }
 }
+
+#[cfg(test)]
+mod tests;

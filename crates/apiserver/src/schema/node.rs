@@ -89,7 +89,10 @@ pub(super) struct Pattern {
 impl Pattern {
     pub(super) fn matches(&self, text: &str) -> bool {
         // One that does not compile was refused with its CRD; one that did come in (another engine's dialect) must not block writes.
-        self.compiled.get_or_init(|| compile(&self.source).ok()).as_ref().is_none_or(|r| r.is_match(text))
+        self.compiled
+            .get_or_init(|| compile(&self.source).ok())
+            .as_ref()
+            .is_none_or(|r| r.is_match(text))
     }
 }
 
@@ -139,19 +142,30 @@ impl Node {
                     &["array", "boolean", "integer", "number", "object", "string"],
                 )
             })?),
-            Some(other) => return Err(FieldError::invalid(join(path, "type"), other, "must be a string")),
+            Some(other) => {
+                return Err(FieldError::invalid(
+                    join(path, "type"),
+                    other,
+                    "must be a string",
+                ));
+            }
         };
         let mut properties = BTreeMap::new();
         if let Some(Value::Object(given)) = map.get("properties") {
             for (name, schema) in given {
-                properties
-                    .insert(name.as_str().into(), Self::parse(schema, &format!("{}[{name}]", join(path, "properties")))?);
+                properties.insert(
+                    name.as_str().into(),
+                    Self::parse(schema, &format!("{}[{name}]", join(path, "properties")))?,
+                );
             }
         }
         let additional = match map.get("additionalProperties") {
             None | Some(Value::Null | Value::Bool(false)) => Additional::None,
             Some(Value::Bool(true)) => Additional::Any,
-            Some(schema) => Additional::Schema(Box::new(Self::parse(schema, &join(path, "additionalProperties"))?)),
+            Some(schema) => Additional::Schema(Box::new(Self::parse(
+                schema,
+                &join(path, "additionalProperties"),
+            )?)),
         };
         let items = match map.get("items") {
             None | Some(Value::Null) => None,
@@ -206,8 +220,13 @@ impl Rules {
             return Ok(None);
         }
         let nested = |key: &str| -> Result<Vec<Node>, FieldError> {
-            let Some(Value::Array(list)) = map.get(key) else { return Ok(Vec::new()) };
-            list.iter().enumerate().map(|(i, s)| Node::parse(s, &format!("{}[{i}]", join(path, key)))).collect()
+            let Some(Value::Array(list)) = map.get(key) else {
+                return Ok(Vec::new());
+            };
+            list.iter()
+                .enumerate()
+                .map(|(i, s)| Node::parse(s, &format!("{}[{i}]", join(path, key))))
+                .collect()
         };
         let count = |key: &str| map.get(key).and_then(Value::as_u64);
         let figure = |key: &str| map.get(key).and_then(Value::as_number).cloned();
@@ -215,8 +234,15 @@ impl Rules {
             format: text(map, "format").map(Into::into),
             pattern: text(map, "pattern")
                 .filter(|p| !p.is_empty())
-                .map(|p| Pattern { source: p.into(), compiled: OnceLock::new() }),
-            values: map.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
+                .map(|p| Pattern {
+                    source: p.into(),
+                    compiled: OnceLock::new(),
+                }),
+            values: map
+                .get("enum")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default(),
             required: texts(map, "required"),
             minimum: figure("minimum"),
             exclusive_minimum: flag(map, "exclusiveMinimum"),
@@ -243,7 +269,11 @@ impl Rules {
 
 /// `path.name`, or `name` at the root.
 pub(super) fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
 }
 
 fn flag(map: &Map<String, Value>, key: &str) -> bool {
@@ -257,6 +287,11 @@ fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
 fn texts(map: &Map<String, Value>, key: &str) -> Vec<Box<str>> {
     map.get(key)
         .and_then(Value::as_array)
-        .map(|list| list.iter().filter_map(Value::as_str).map(Into::into).collect())
+        .map(|list| {
+            list.iter()
+                .filter_map(Value::as_str)
+                .map(Into::into)
+                .collect()
+        })
         .unwrap_or_default()
 }

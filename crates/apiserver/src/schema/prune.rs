@@ -41,7 +41,13 @@ pub(super) fn prune_root(root: &Node, object: &mut Value) {
 pub(super) fn unknown_root(root: &Node, object: &Value) -> Vec<String> {
     let mut found = Vec::new();
     // The walk is written for `&mut`; listing changes nothing, and strict requests are rare enough for a copy.
-    walk(Some(root), &mut object.clone(), true, "", &mut Sink::List(&mut found));
+    walk(
+        Some(root),
+        &mut object.clone(),
+        true,
+        "",
+        &mut Sink::List(&mut found),
+    );
     found
 }
 
@@ -55,7 +61,13 @@ fn walk(node: Option<&Node>, value: &mut Value, resource: bool, path: &str, sink
                 match node {
                     // Under a preserving array without items everything stays.
                     Some(n) if n.items.is_none() && keep_unknown => {}
-                    _ => walk(node.and_then(|n| n.items.as_deref()), item, false, &format!("{path}[{i}]"), sink),
+                    _ => walk(
+                        node.and_then(|n| n.items.as_deref()),
+                        item,
+                        false,
+                        &format!("{path}[{i}]"),
+                        sink,
+                    ),
                 }
             }
         }
@@ -82,13 +94,21 @@ fn walk_map(
             }
             continue;
         }
-        let Some(child) = map.get_mut(&name) else { continue };
+        let Some(child) = map.get_mut(&name) else {
+            continue;
+        };
         match node {
             Some(n) if n.properties.contains_key(name.as_str()) => {
                 walk(n.properties.get(name.as_str()), child, false, &here, sink);
             }
-            Some(Node { additional: Additional::Schema(schema), .. }) => walk(Some(schema), child, false, &here, sink),
-            Some(Node { additional: Additional::Any, .. }) => {
+            Some(Node {
+                additional: Additional::Schema(schema),
+                ..
+            }) => walk(Some(schema), child, false, &here, sink),
+            Some(Node {
+                additional: Additional::Any,
+                ..
+            }) => {
                 if !keep_unknown {
                     walk(None, child, false, &here, sink);
                 }
@@ -108,7 +128,12 @@ fn prune_metadata(metadata: &mut Map<String, Value>, path: &str, sink: &mut Sink
     match sink {
         Sink::Remove => metadata.retain(|name, _| METADATA_FIELDS.contains(&name.as_str())),
         Sink::List(found) => {
-            found.extend(metadata.keys().filter(|n| !METADATA_FIELDS.contains(&n.as_str())).map(|n| join(path, n)));
+            found.extend(
+                metadata
+                    .keys()
+                    .filter(|n| !METADATA_FIELDS.contains(&n.as_str()))
+                    .map(|n| join(path, n)),
+            );
         }
     }
 }
@@ -136,7 +161,10 @@ fn default(node: &Node, value: &mut Value) {
                 }
             }
             if let Additional::Schema(schema) = &node.additional {
-                for (_, inner) in map.iter_mut().filter(|(name, _)| !node.properties.contains_key(name.as_str())) {
+                for (_, inner) in map
+                    .iter_mut()
+                    .filter(|(name, _)| !node.properties.contains_key(name.as_str()))
+                {
                     if inner.is_null()
                         && !schema.nullable
                         && let Some(filler) = &schema.default

@@ -14,32 +14,56 @@ use crate::resources::ResourceDef;
 
 /// Problems of a body, each as upstream says it: `unknown field "spec.foo"`, `duplicate field "spec.foo"`.
 /// `raw` is the JSON body as it came, where it was JSON: only there can a field occur twice.
-pub fn problems(def: &ResourceDef, version: &str, object: &Value, raw: Option<&[u8]>) -> Vec<String> {
+pub fn problems(
+    def: &ResourceDef,
+    version: &str,
+    object: &Value,
+    raw: Option<&[u8]>,
+) -> Vec<String> {
     let mut found: Vec<String> = raw
         .map(duplicate_fields)
         .unwrap_or_default()
         .into_iter()
         .map(|path| format!("duplicate field {path:?}"))
         .collect();
-    let unknown = match def.versions.iter().find(|v| v.name == version).and_then(|v| v.schema.as_ref()) {
+    let unknown = match def
+        .versions
+        .iter()
+        .find(|v| v.name == version)
+        .and_then(|v| v.schema.as_ref())
+    {
         Some(schema) => schema.unknown_fields(object),
         None if def.crd => Vec::new(),
-        None => builtin::strict_schema(&def.group, &def.kind).map(|s| s.unknown_fields(object)).unwrap_or_default(),
+        None => builtin::strict_schema(&def.group, &def.kind)
+            .map(|s| s.unknown_fields(object))
+            .unwrap_or_default(),
     };
-    found.extend(unknown.into_iter().map(|path| format!("unknown field {path:?}")));
+    found.extend(
+        unknown
+            .into_iter()
+            .map(|path| format!("unknown field {path:?}")),
+    );
     found
 }
 
 /// The message of a refused request (400 BadRequest).
 pub fn refusal(kind: &str, version: &str, problems: &[String]) -> String {
-    format!("{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {}", problems.join(", "))
+    format!(
+        "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {}",
+        problems.join(", ")
+    )
 }
 
 /// Paths of the fields that occur more than once in their object. Empty if `json` is not JSON: then the decoder refuses it anyway.
 pub fn duplicate_fields(json: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    match (Scan { path: String::new(), found: &mut found }).deserialize(&mut deserializer) {
+    match (Scan {
+        path: String::new(),
+        found: &mut found,
+    })
+    .deserialize(&mut deserializer)
+    {
         Ok(()) => found,
         Err(_) => Vec::new(),
     }
@@ -92,7 +116,13 @@ impl<'de> Visitor<'de> for Scan<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut i = 0;
-        while seq.next_element_seed(Scan { path: format!("{}[{i}]", self.path), found: self.found })?.is_some() {
+        while seq
+            .next_element_seed(Scan {
+                path: format!("{}[{i}]", self.path),
+                found: self.found,
+            })?
+            .is_some()
+        {
             i += 1;
         }
         Ok(())
@@ -105,7 +135,10 @@ impl<'de> Visitor<'de> for Scan<'_> {
             if !seen.insert(name) && !self.found.contains(&path) {
                 self.found.push(path.clone());
             }
-            map.next_value_seed(Scan { path, found: self.found })?;
+            map.next_value_seed(Scan {
+                path,
+                found: self.found,
+            })?;
         }
         Ok(())
     }
@@ -133,12 +166,18 @@ mod tests {
     #[test]
     fn built_in_kinds_know_their_fields() {
         let defs = crate::resources::builtin();
-        let pods = defs.iter().find(|d| d.kind == "Pod").expect("pods are built in");
+        let pods = defs
+            .iter()
+            .find(|d| d.kind == "Pod")
+            .expect("pods are built in");
         let object = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "nam": "b"},
             "spec": {"containers": [{"name": "a", "imag": "x", "resources": {"limits": {"cpu": 1}}}], "nodeSelector": {"x": "y"}}});
         assert_eq!(
             problems(pods, "v1", &object, None),
-            ["unknown field \"metadata.nam\"", "unknown field \"spec.containers[0].imag\""]
+            [
+                "unknown field \"metadata.nam\"",
+                "unknown field \"spec.containers[0].imag\""
+            ]
         );
     }
 }

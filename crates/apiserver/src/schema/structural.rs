@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::FieldError;
-use super::node::{Kind, join};
 use super::node;
+use super::node::{Kind, join};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Level {
@@ -14,7 +14,14 @@ enum Level {
 }
 
 /// Keywords that a structural schema may not have at all.
-const UNSUPPORTED: [&str; 6] = ["$ref", "definitions", "dependencies", "patternProperties", "additionalItems", "id"];
+const UNSUPPORTED: [&str; 6] = [
+    "$ref",
+    "definitions",
+    "dependencies",
+    "patternProperties",
+    "additionalItems",
+    "id",
+];
 
 /// The errors of the `openAPIV3Schema` at `path`, sorted.
 pub(super) fn check(schema: &Value, path: &str) -> Vec<FieldError> {
@@ -34,7 +41,10 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
         return;
     };
     for key in UNSUPPORTED.into_iter().filter(|k| map.contains_key(*k)) {
-        errors.push(FieldError::forbidden(join(path, key), &format!("{key} is not supported")));
+        errors.push(FieldError::forbidden(
+            join(path, key),
+            &format!("{key} is not supported"),
+        ));
     }
     if flag(map, "uniqueItems") {
         errors.push(FieldError::forbidden(
@@ -51,7 +61,12 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
     let properties = map.get("properties").and_then(Value::as_object);
     if let Some(properties) = properties {
         for (name, inner) in properties {
-            walk(inner, Level::Field, &format!("{}[{name}]", join(path, "properties")), errors);
+            walk(
+                inner,
+                Level::Field,
+                &format!("{}[{name}]", join(path, "properties")),
+                errors,
+            );
         }
         if level == Level::Root || embedded {
             check_object_fields(properties, level, path, errors);
@@ -59,7 +74,10 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
     }
     if let Some(items) = map.get("items") {
         if items.is_array() {
-            errors.push(FieldError::forbidden(join(path, "items"), "items must be a schema object and not an array"));
+            errors.push(FieldError::forbidden(
+                join(path, "items"),
+                "items must be a schema object and not an array",
+            ));
         } else {
             walk(items, Level::Item, &join(path, "items"), errors);
         }
@@ -67,7 +85,10 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
     if let Some(additional) = map.get("additionalProperties").filter(|a| !a.is_null()) {
         let here = join(path, "additionalProperties");
         if level == Level::Root {
-            errors.push(FieldError::forbidden(here.clone(), "must not be used at the root"));
+            errors.push(FieldError::forbidden(
+                here.clone(),
+                "must not be used at the root",
+            ));
         }
         if properties.is_some_and(|p| !p.is_empty()) {
             errors.push(FieldError::forbidden(
@@ -76,10 +97,16 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
             ));
         }
         if embedded {
-            errors.push(FieldError::forbidden(here.clone(), "must not be used if x-kubernetes-embedded-resource is set"));
+            errors.push(FieldError::forbidden(
+                here.clone(),
+                "must not be used if x-kubernetes-embedded-resource is set",
+            ));
         }
         match additional {
-            Value::Bool(false) => errors.push(FieldError::forbidden(here, "additionalProperties cannot be set to false")),
+            Value::Bool(false) => errors.push(FieldError::forbidden(
+                here,
+                "additionalProperties cannot be set to false",
+            )),
             Value::Object(_) => walk(additional, Level::Field, &here, errors),
             _ => {}
         }
@@ -108,7 +135,13 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
     check_values(map, map, path, errors);
 }
 
-fn check_type(map: &Map<String, Value>, kind: &str, level: Level, path: &str, errors: &mut Vec<FieldError>) {
+fn check_type(
+    map: &Map<String, Value>,
+    kind: &str,
+    level: Level,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     let here = join(path, "type");
     let embedded = flag(map, "x-kubernetes-embedded-resource");
     if !kind.is_empty() && Kind::parse(kind).is_none() {
@@ -117,7 +150,10 @@ fn check_type(map: &Map<String, Value>, kind: &str, level: Level, path: &str, er
         return;
     }
     if kind == "array" && map.get("items").is_none_or(Value::is_null) {
-        errors.push(FieldError::required(join(path, "items"), "must be specified"));
+        errors.push(FieldError::required(
+            join(path, "items"),
+            "must be specified",
+        ));
     }
     if embedded && kind != "object" {
         let detail = "must be object if x-kubernetes-embedded-resource is true";
@@ -139,22 +175,47 @@ fn check_type(map: &Map<String, Value>, kind: &str, level: Level, path: &str, er
             },
         ));
     } else if level == Level::Root && !kind.is_empty() && kind != "object" {
-        errors.push(FieldError::invalid(here, &json!(kind), "must be object at the root"));
+        errors.push(FieldError::invalid(
+            here,
+            &json!(kind),
+            "must be object at the root",
+        ));
     } else if flag(map, "x-kubernetes-int-or-string") && !kind.is_empty() {
-        errors.push(FieldError::invalid(here, &json!(kind), "must be empty if x-kubernetes-int-or-string is true"));
+        errors.push(FieldError::invalid(
+            here,
+            &json!(kind),
+            "must be empty if x-kubernetes-int-or-string is true",
+        ));
     }
 }
 
 /// `apiVersion`, `kind` and `metadata` of an object.
-fn check_object_fields(properties: &Map<String, Value>, level: Level, path: &str, errors: &mut Vec<FieldError>) {
-    let kind_of = |name: &str| properties.get(name).map(|s| s.get("type").and_then(Value::as_str).unwrap_or_default());
+fn check_object_fields(
+    properties: &Map<String, Value>,
+    level: Level,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
+    let kind_of = |name: &str| {
+        properties
+            .get(name)
+            .map(|s| s.get("type").and_then(Value::as_str).unwrap_or_default())
+    };
     for name in ["kind", "apiVersion"] {
         if let Some(kind) = kind_of(name).filter(|k| *k != "string") {
-            errors.push(FieldError::invalid(format!("{path}.properties[{name}].type"), &json!(kind), "must be string"));
+            errors.push(FieldError::invalid(
+                format!("{path}.properties[{name}].type"),
+                &json!(kind),
+                "must be string",
+            ));
         }
     }
     if let Some(kind) = kind_of("metadata").filter(|k| *k != "object") {
-        errors.push(FieldError::invalid(format!("{path}.properties[metadata].type"), &json!(kind), "must be object"));
+        errors.push(FieldError::invalid(
+            format!("{path}.properties[metadata].type"),
+            &json!(kind),
+            "must be object",
+        ));
     }
     if level == Level::Root
         && let Some(Value::Object(metadata)) = properties.get("metadata")
@@ -163,8 +224,9 @@ fn check_object_fields(properties: &Map<String, Value>, level: Level, path: &str
             .get("properties")
             .and_then(Value::as_object)
             .is_none_or(|p| p.keys().all(|k| k == "name" || k == "generateName"));
-        let extra =
-            metadata.keys().any(|k| !["type", "properties", "description", "title", "default"].contains(&k.as_str()));
+        let extra = metadata.keys().any(|k| {
+            !["type", "properties", "description", "title", "default"].contains(&k.as_str())
+        });
         if !only_names || extra {
             errors.push(FieldError::forbidden(
                 format!("{path}.properties[metadata]"),
@@ -177,26 +239,44 @@ fn check_object_fields(properties: &Map<String, Value>, level: Level, path: &str
 fn check_list_type(map: &Map<String, Value>, kind: &str, path: &str, errors: &mut Vec<FieldError>) {
     let here = join(path, "x-kubernetes-list-type");
     let keys_at = join(path, "x-kubernetes-list-map-keys");
-    let keys = map.get("x-kubernetes-list-map-keys").and_then(Value::as_array);
+    let keys = map
+        .get("x-kubernetes-list-map-keys")
+        .and_then(Value::as_array);
     let Some(list_type) = map.get("x-kubernetes-list-type") else {
         if keys.is_some_and(|k| !k.is_empty()) {
-            errors.push(FieldError::required(here, "must be map if x-kubernetes-list-map-keys is non-empty"));
+            errors.push(FieldError::required(
+                here,
+                "must be map if x-kubernetes-list-map-keys is non-empty",
+            ));
         }
         return;
     };
     if kind != "array" {
-        errors.push(FieldError::invalid(join(path, "type"), &json!(kind), "must be array if x-kubernetes-list-type is specified"));
+        errors.push(FieldError::invalid(
+            join(path, "type"),
+            &json!(kind),
+            "must be array if x-kubernetes-list-type is specified",
+        ));
     }
     match list_type.as_str() {
         Some("atomic" | "set") => {}
         Some("map") => {
-            let items = map.get("items").and_then(|i| i.get("properties")).and_then(Value::as_object);
+            let items = map
+                .get("items")
+                .and_then(|i| i.get("properties"))
+                .and_then(Value::as_object);
             let Some(keys) = keys.filter(|k| !k.is_empty()) else {
-                errors.push(FieldError::required(keys_at, "must not be empty if x-kubernetes-list-type is map"));
+                errors.push(FieldError::required(
+                    keys_at,
+                    "must not be empty if x-kubernetes-list-type is map",
+                ));
                 return;
             };
             for (i, key) in keys.iter().enumerate() {
-                if key.as_str().is_none_or(|k| items.is_none_or(|p| !p.contains_key(k))) {
+                if key
+                    .as_str()
+                    .is_none_or(|k| items.is_none_or(|p| !p.contains_key(k)))
+                {
                     errors.push(FieldError::invalid(
                         format!("{keys_at}[{i}]"),
                         key,
@@ -205,12 +285,21 @@ fn check_list_type(map: &Map<String, Value>, kind: &str, path: &str, errors: &mu
                 }
             }
         }
-        _ => errors.push(FieldError::not_supported(here, list_type, &["atomic", "set", "map"])),
+        _ => errors.push(FieldError::not_supported(
+            here,
+            list_type,
+            &["atomic", "set", "map"],
+        )),
     }
 }
 
 /// Value rules at one level: the pattern, and that junctors only restrict what the `structure` has already.
-fn check_values(map: &Map<String, Value>, structure: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) {
+fn check_values(
+    map: &Map<String, Value>,
+    structure: &Map<String, Value>,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     if let Some(pattern) = map.get("pattern").and_then(Value::as_str)
         && let Err(error) = node::compile(pattern)
     {
@@ -221,10 +310,18 @@ fn check_values(map: &Map<String, Value>, structure: &Map<String, Value>, path: 
         ));
     }
     for junctor in ["allOf", "anyOf", "oneOf"] {
-        let Some(list) = map.get(junctor).and_then(Value::as_array) else { continue };
+        let Some(list) = map.get(junctor).and_then(Value::as_array) else {
+            continue;
+        };
         for (i, inner) in list.iter().enumerate() {
             let int_or_string = flag(structure, "x-kubernetes-int-or-string");
-            check_nested(inner, structure, int_or_string, &format!("{}[{i}]", join(path, junctor)), errors);
+            check_nested(
+                inner,
+                structure,
+                int_or_string,
+                &format!("{}[{i}]", join(path, junctor)),
+                errors,
+            );
         }
     }
     if let Some(not) = map.get("not").filter(|n| !n.is_null()) {
@@ -251,16 +348,36 @@ fn check_nested(
         ("title", "must be empty to be structural"),
         ("description", "must be empty to be structural"),
         ("nullable", "must be false to be structural"),
-        ("x-kubernetes-preserve-unknown-fields", "must be false to be structural"),
-        ("x-kubernetes-embedded-resource", "must be false to be structural"),
-        ("x-kubernetes-int-or-string", "must be false to be structural"),
-        ("x-kubernetes-list-map-keys", "must be empty to be structural"),
-        ("x-kubernetes-list-type", "must be undefined to be structural"),
-        ("x-kubernetes-map-type", "must be undefined to be structural"),
+        (
+            "x-kubernetes-preserve-unknown-fields",
+            "must be false to be structural",
+        ),
+        (
+            "x-kubernetes-embedded-resource",
+            "must be false to be structural",
+        ),
+        (
+            "x-kubernetes-int-or-string",
+            "must be false to be structural",
+        ),
+        (
+            "x-kubernetes-list-map-keys",
+            "must be empty to be structural",
+        ),
+        (
+            "x-kubernetes-list-type",
+            "must be undefined to be structural",
+        ),
+        (
+            "x-kubernetes-map-type",
+            "must be undefined to be structural",
+        ),
         ("x-kubernetes-validations", "must be empty to be structural"),
     ];
     for (key, detail) in forbidden {
-        let set = map.get(key).is_some_and(|v| !matches!(v, Value::Null | Value::Bool(false)) && v.as_str() != Some(""));
+        let set = map.get(key).is_some_and(|v| {
+            !matches!(v, Value::Null | Value::Bool(false)) && v.as_str() != Some("")
+        });
         // `anyOf: [{type: integer}, {type: string}]` is the one way upstream lets a type stand here.
         if set && !(key == "type" && type_allowed) {
             errors.push(FieldError::forbidden(join(path, key), detail));
@@ -271,7 +388,10 @@ fn check_nested(
         for (name, child) in properties {
             let here = format!("{}[{name}]", join(path, "properties"));
             if name == "metadata" {
-                errors.push(FieldError::forbidden(here, "must not be specified in a nested context"));
+                errors.push(FieldError::forbidden(
+                    here,
+                    "must not be specified in a nested context",
+                ));
                 continue;
             }
             match known.and_then(|k| k.get(name)).and_then(Value::as_object) {

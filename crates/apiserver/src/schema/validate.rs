@@ -64,14 +64,21 @@ fn check_type(node: &Node, value: &Value, path: &str, errors: &mut Vec<FieldErro
             Value::Object(_) => "object",
         };
         let detail = format!("{}must be of type {expected}: {found:?}", in_body(path));
-        errors.push(FieldError::new(FieldErrorKind::TypeInvalid, path, &Value::from(found), &detail));
+        errors.push(FieldError::new(
+            FieldErrorKind::TypeInvalid,
+            path,
+            &Value::from(found),
+            &detail,
+        ));
     }
     fits
 }
 
 fn is_integer(value: &Value) -> bool {
     match value {
-        Value::Number(n) => n.is_i64() || n.is_u64() || n.as_f64().is_some_and(|f| f.fract() == 0.0),
+        Value::Number(n) => {
+            n.is_i64() || n.is_u64() || n.as_f64().is_some_and(|f| f.fract() == 0.0)
+        }
         _ => false,
     }
 }
@@ -81,12 +88,24 @@ fn in_body(path: &str) -> String {
     format!("{path} in body ")
 }
 
-fn check_enum(rules: &Rules, value: &Value, nullable: bool, path: &str, errors: &mut Vec<FieldError>) {
-    if rules.values.is_empty() || (value.is_null() && nullable) || rules.values.iter().any(|v| equal(v, value)) {
+fn check_enum(
+    rules: &Rules,
+    value: &Value,
+    nullable: bool,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
+    if rules.values.is_empty()
+        || (value.is_null() && nullable)
+        || rules.values.iter().any(|v| equal(v, value))
+    {
         return;
     }
-    let supported: Vec<String> =
-        rules.values.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
+    let supported: Vec<String> = rules
+        .values
+        .iter()
+        .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+        .collect();
     errors.push(FieldError::not_supported(path, value, &supported));
 }
 
@@ -107,7 +126,13 @@ fn check_rules(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldE
     check_junctors(rules, value, path, errors);
 }
 
-fn check_string(rules: &Rules, text: &str, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn check_string(
+    rules: &Rules,
+    text: &str,
+    value: &Value,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     let body = in_body(path);
     if let Some(max) = rules.max_length
         && text.chars().count() as u64 > max
@@ -122,29 +147,52 @@ fn check_string(rules: &Rules, text: &str, value: &Value, path: &str, errors: &m
     if let Some(min) = rules.min_length
         && (text.chars().count() as u64) < min
     {
-        errors.push(FieldError::invalid(path, value, &format!("{body}should be at least {min} chars long")));
+        errors.push(FieldError::invalid(
+            path,
+            value,
+            &format!("{body}should be at least {min} chars long"),
+        ));
     }
     if let Some(pattern) = &rules.pattern
         && !pattern.matches(text)
     {
-        errors.push(FieldError::invalid(path, value, &format!("{body}should match '{}'", pattern.source)));
+        errors.push(FieldError::invalid(
+            path,
+            value,
+            &format!("{body}should match '{}'", pattern.source),
+        ));
     }
     if let Some(format) = &rules.format
         && !formats::valid(format, text)
     {
         let detail = format!("{body}must be of type {format}: {text:?}");
-        errors.push(FieldError::new(FieldErrorKind::TypeInvalid, path, value, &detail));
+        errors.push(FieldError::new(
+            FieldErrorKind::TypeInvalid,
+            path,
+            value,
+            &detail,
+        ));
     }
 }
 
-fn check_number(rules: &Rules, n: &Number, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn check_number(
+    rules: &Rules,
+    n: &Number,
+    value: &Value,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     let body = in_body(path);
     let Some(given) = n.as_f64() else { return };
     if let Some(max) = &rules.maximum
         && let Some(limit) = max.as_f64()
     {
         if rules.exclusive_maximum && given >= limit {
-            errors.push(FieldError::invalid(path, value, &format!("{body}should be less than {}", number(max))));
+            errors.push(FieldError::invalid(
+                path,
+                value,
+                &format!("{body}should be less than {}", number(max)),
+            ));
         } else if given > limit {
             let detail = format!("{body}should be less than or equal to {}", number(max));
             errors.push(FieldError::invalid(path, value, &detail));
@@ -154,7 +202,11 @@ fn check_number(rules: &Rules, n: &Number, value: &Value, path: &str, errors: &m
         && let Some(limit) = min.as_f64()
     {
         if rules.exclusive_minimum && given <= limit {
-            errors.push(FieldError::invalid(path, value, &format!("{body}should be greater than {}", number(min))));
+            errors.push(FieldError::invalid(
+                path,
+                value,
+                &format!("{body}should be greater than {}", number(min)),
+            ));
         } else if given < limit {
             let detail = format!("{body}should be greater than or equal to {}", number(min));
             errors.push(FieldError::invalid(path, value, &detail));
@@ -165,7 +217,11 @@ fn check_number(rules: &Rules, n: &Number, value: &Value, path: &str, errors: &m
         && step > 0.0
         && ((given / step).round() * step - given).abs() > 1e-9 * given.abs().max(1.0)
     {
-        errors.push(FieldError::invalid(path, value, &format!("{body}should be a multiple of {}", number(factor))));
+        errors.push(FieldError::invalid(
+            path,
+            value,
+            &format!("{body}should be a multiple of {}", number(factor)),
+        ));
     }
     let in_range = match rules.format.as_deref() {
         Some("int32") => (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&given),
@@ -174,7 +230,11 @@ fn check_number(rules: &Rules, n: &Number, value: &Value, path: &str, errors: &m
     };
     if !in_range {
         let format = rules.format.as_deref().unwrap_or_default();
-        errors.push(FieldError::invalid(path, value, &format!("{body}must be of type integer with format {format}")));
+        errors.push(FieldError::invalid(
+            path,
+            value,
+            &format!("{body}must be of type integer with format {format}"),
+        ));
     }
 }
 
@@ -185,7 +245,11 @@ fn check_junctors(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<Fie
         found
     };
     let mut failed = |text: String| {
-        errors.push(FieldError::invalid("<nil>", &Value::from(""), &format!("{path:?} {text}")));
+        errors.push(FieldError::invalid(
+            "<nil>",
+            &Value::from(""),
+            &format!("{path:?} {text}"),
+        ));
     };
     let mut more = Vec::new();
     let all: Vec<FieldError> = rules.all_of.iter().flat_map(try_one).collect();
@@ -205,10 +269,14 @@ fn check_junctors(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<Fie
         match results.iter().filter(|r| r.is_empty()).count() {
             1 => {}
             0 => {
-                failed("must validate one and only one schema (oneOf). Found none valid".to_owned());
+                failed(
+                    "must validate one and only one schema (oneOf). Found none valid".to_owned(),
+                );
                 more.extend(results.into_iter().min_by_key(Vec::len).unwrap_or_default());
             }
-            n => failed(format!("must validate one and only one schema (oneOf). Found {n} valid alternatives")),
+            n => failed(format!(
+                "must validate one and only one schema (oneOf). Found {n} valid alternatives"
+            )),
         }
     }
     if let Some(not) = &rules.not
@@ -219,7 +287,13 @@ fn check_junctors(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<Fie
     errors.extend(more);
 }
 
-fn check_object(node: &Node, map: &Map<String, Value>, path: &str, resource: bool, errors: &mut Vec<FieldError>) {
+fn check_object(
+    node: &Node,
+    map: &Map<String, Value>,
+    path: &str,
+    resource: bool,
+    errors: &mut Vec<FieldError>,
+) {
     if let Some(rules) = &node.rules {
         for name in &rules.required {
             if !map.contains_key(name.as_ref()) {
@@ -231,7 +305,12 @@ fn check_object(node: &Node, map: &Map<String, Value>, path: &str, resource: boo
             && size > max
         {
             let detail = format!("must have at most {max} items");
-            errors.push(FieldError::new(FieldErrorKind::TooMany, path, &size.into(), &detail));
+            errors.push(FieldError::new(
+                FieldErrorKind::TooMany,
+                path,
+                &size.into(),
+                &detail,
+            ));
         }
         if let Some(min) = rules.min_properties
             && size < min
@@ -242,7 +321,11 @@ fn check_object(node: &Node, map: &Map<String, Value>, path: &str, resource: boo
     }
     if node.embedded {
         for name in ["apiVersion", "kind"] {
-            if map.get(name).and_then(Value::as_str).is_none_or(str::is_empty) {
+            if map
+                .get(name)
+                .and_then(Value::as_str)
+                .is_none_or(str::is_empty)
+            {
                 errors.push(FieldError::required(join(path, name), "must not be empty"));
             }
         }
@@ -275,7 +358,12 @@ fn check_array(node: &Node, list: &[Value], path: &str, errors: &mut Vec<FieldEr
             && size > max
         {
             let detail = format!("must have at most {max} items");
-            errors.push(FieldError::new(FieldErrorKind::TooMany, path, &size.into(), &detail));
+            errors.push(FieldError::new(
+                FieldErrorKind::TooMany,
+                path,
+                &size.into(),
+                &detail,
+            ));
         }
         if let Some(min) = rules.min_items
             && size < min
@@ -283,7 +371,12 @@ fn check_array(node: &Node, list: &[Value], path: &str, errors: &mut Vec<FieldEr
             let detail = format!("{}should have at least {min} items", in_body(path));
             errors.push(FieldError::invalid(path, &size.into(), &detail));
         }
-        if rules.unique_items && list.iter().enumerate().any(|(i, v)| list[..i].iter().any(|w| equal(v, w))) {
+        if rules.unique_items
+            && list
+                .iter()
+                .enumerate()
+                .any(|(i, v)| list[..i].iter().any(|w| equal(v, w)))
+        {
             let detail = format!("{}shouldn't contain duplicates", in_body(path));
             errors.push(FieldError::invalid(path, &Value::from(""), &detail));
         }
@@ -304,7 +397,9 @@ fn check_unique(node: &Node, list: &[Value], path: &str, errors: &mut Vec<FieldE
             ListType::Map(keys) => {
                 let map = value.as_object()?;
                 Some(Value::Object(
-                    keys.iter().filter_map(|k| Some((k.to_string(), map.get(k.as_ref())?.clone()))).collect(),
+                    keys.iter()
+                        .filter_map(|k| Some((k.to_string(), map.get(k.as_ref())?.clone())))
+                        .collect(),
                 ))
             }
         }
@@ -313,9 +408,17 @@ fn check_unique(node: &Node, list: &[Value], path: &str, errors: &mut Vec<FieldE
     for (i, value) in list.iter().enumerate() {
         let Some(id) = identity(value) else { continue };
         // Reported once for each value, at its second occurrence, as upstream does.
-        let times = seen.entry(id.to_string()).and_modify(|n| *n += 1).or_insert(1);
+        let times = seen
+            .entry(id.to_string())
+            .and_modify(|n| *n += 1)
+            .or_insert(1);
         if *times == 2 {
-            errors.push(FieldError::new(FieldErrorKind::Duplicate, format!("{path}[{i}]"), &id, ""));
+            errors.push(FieldError::new(
+                FieldErrorKind::Duplicate,
+                format!("{path}[{i}]"),
+                &id,
+                "",
+            ));
         }
     }
 }

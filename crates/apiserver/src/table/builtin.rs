@@ -70,11 +70,24 @@ pub(super) fn printer(group: &str, kind: &str) -> Printer {
         },
         ("", "ConfigMap") => Printer {
             headers: &[NAME, ("Data", "string", 0), AGE],
-            cells: |o, now| vec![name(o), json!(size(o, "/data") + size(o, "/binaryData")), created(o, now)],
+            cells: |o, now| {
+                vec![
+                    name(o),
+                    json!(size(o, "/data") + size(o, "/binaryData")),
+                    created(o, now),
+                ]
+            },
         },
         ("", "Secret") => Printer {
             headers: &[NAME, ("Type", "string", 0), ("Data", "string", 0), AGE],
-            cells: |o, now| vec![name(o), text(o, "/type").into(), json!(size(o, "/data")), created(o, now)],
+            cells: |o, now| {
+                vec![
+                    name(o),
+                    text(o, "/type").into(),
+                    json!(size(o, "/data")),
+                    created(o, now),
+                ]
+            },
         },
         ("", "ServiceAccount") => Printer {
             headers: &[NAME, ("Secrets", "string", 0), AGE],
@@ -112,7 +125,13 @@ pub(super) fn printer(group: &str, kind: &str) -> Printer {
         },
         ("coordination.k8s.io", "Lease") => Printer {
             headers: &[NAME, ("Holder", "string", 0), AGE],
-            cells: |o, now| vec![name(o), text(o, "/spec/holderIdentity").into(), created(o, now)],
+            cells: |o, now| {
+                vec![
+                    name(o),
+                    text(o, "/spec/holderIdentity").into(),
+                    created(o, now),
+                ]
+            },
         },
         ("storage.k8s.io", "StorageClass") => Printer {
             headers: &[
@@ -129,12 +148,18 @@ pub(super) fn printer(group: &str, kind: &str) -> Printer {
             headers: &[NAME, ("Created At", "date", 0)],
             cells: |o, _| vec![name(o), text(o, "/metadata/creationTimestamp").into()],
         },
-        _ => Printer { headers: &[NAME, AGE], cells: |o, now| vec![name(o), created(o, now)] },
+        _ => Printer {
+            headers: &[NAME, AGE],
+            cells: |o, now| vec![name(o), created(o, now)],
+        },
     }
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
@@ -150,7 +175,10 @@ fn size(object: &Value, pointer: &str) -> usize {
 }
 
 fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
-    object.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    object
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 fn name(object: &Value) -> Value {
@@ -158,11 +186,19 @@ fn name(object: &Value) -> Value {
 }
 
 fn created(object: &Value, now: Timestamp) -> Value {
-    age(object.pointer("/metadata/creationTimestamp").and_then(Value::as_str), now).into()
+    age(
+        object
+            .pointer("/metadata/creationTimestamp")
+            .and_then(Value::as_str),
+        now,
+    )
+    .into()
 }
 
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    list(object, "/status/conditions").iter().find(|c| c["type"] == kind)
+    list(object, "/status/conditions")
+        .iter()
+        .find(|c| c["type"] == kind)
 }
 
 fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -180,9 +216,14 @@ fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
         if state["terminated"]["exitCode"] == 0 {
             continue;
         }
-        reason = match (state["terminated"].is_object(), text(state, "/waiting/reason")) {
+        reason = match (
+            state["terminated"].is_object(),
+            text(state, "/waiting/reason"),
+        ) {
             (true, _) => format!("Init:{}", terminated(&state["terminated"])),
-            (_, waiting) if !waiting.is_empty() && waiting != "PodInitializing" => format!("Init:{waiting}"),
+            (_, waiting) if !waiting.is_empty() && waiting != "PodInitializing" => {
+                format!("Init:{waiting}")
+            }
             _ => format!("Init:{i}/{}", init.len()),
         };
         initializing = true;
@@ -211,7 +252,10 @@ fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
             if is_ready { "Running" } else { "NotReady" }.clone_into(&mut reason);
         }
     }
-    if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
+    if object
+        .pointer("/metadata/deletionTimestamp")
+        .is_some_and(|t| !t.is_null())
+    {
         if text(object, "/status/reason") == "NodeLost" {
             "Unknown".clone_into(&mut reason);
         } else if !matches!(phase, "Succeeded" | "Failed") {
@@ -219,15 +263,23 @@ fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
         }
     }
     let restarts = match last_restart {
-        Some(at) if restarts > 0 => format!("{restarts} ({} ago)", human(now.as_second() - at.as_second())),
+        Some(at) if restarts > 0 => format!(
+            "{restarts} ({} ago)",
+            human(now.as_second() - at.as_second())
+        ),
         _ => restarts.to_string(),
     };
     let gates = list(object, "/spec/readinessGates");
     let passed = gates
         .iter()
-        .filter(|g| condition(object, text(g, "/conditionType")).is_some_and(|c| c["status"] == "True"))
+        .filter(|g| {
+            condition(object, text(g, "/conditionType")).is_some_and(|c| c["status"] == "True")
+        })
         .count();
-    let ip = or(text(object, "/status/podIP"), text(object, "/status/podIPs/0/ip"));
+    let ip = or(
+        text(object, "/status/podIP"),
+        text(object, "/status/podIPs/0/ip"),
+    );
     vec![
         name(object),
         format!("{ready}/{}", size(object, "/spec/containers")).into(),
@@ -237,12 +289,19 @@ fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
         or(ip, "<none>").into(),
         or(text(object, "/spec/nodeName"), "<none>").into(),
         or(text(object, "/status/nominatedNodeName"), "<none>").into(),
-        if gates.is_empty() { "<none>".into() } else { format!("{passed}/{}", gates.len()).into() },
+        if gates.is_empty() {
+            "<none>".into()
+        } else {
+            format!("{passed}/{}", gates.len()).into()
+        },
     ]
 }
 
 fn terminated(state: &Value) -> String {
-    match (text(state, "/reason"), state["signal"].as_i64().unwrap_or(0)) {
+    match (
+        text(state, "/reason"),
+        state["signal"].as_i64().unwrap_or(0),
+    ) {
         ("", 0) => format!("ExitCode:{}", state["exitCode"].as_i64().unwrap_or(0)),
         ("", signal) => format!("Signal:{signal}"),
         (reason, _) => reason.to_owned(),
@@ -261,25 +320,39 @@ fn node(object: &Value, now: Timestamp) -> Vec<Value> {
     let mut roles: Vec<&str> = match object.pointer("/metadata/labels") {
         Some(Value::Object(labels)) => labels
             .iter()
-            .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
-                Some(role) => Some(role).filter(|r| !r.is_empty()),
-                None if key == "kubernetes.io/role" => value.as_str().filter(|v| !v.is_empty()),
-                None => None,
-            })
+            .filter_map(
+                |(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+                    Some(role) => Some(role).filter(|r| !r.is_empty()),
+                    None if key == "kubernetes.io/role" => value.as_str().filter(|v| !v.is_empty()),
+                    None => None,
+                },
+            )
             .collect(),
         _ => Vec::new(),
     };
     roles.sort_unstable();
     roles.dedup();
     let address = |kind: &str| {
-        let found = list(object, "/status/addresses").iter().find(|a| a["type"] == kind);
+        let found = list(object, "/status/addresses")
+            .iter()
+            .find(|a| a["type"] == kind);
         or(found.map_or("", |a| text(a, "/address")), "<none>").to_owned()
     };
-    let info = |key: &str| or(text(object, &format!("/status/nodeInfo/{key}")), "<unknown>").to_owned();
+    let info = |key: &str| {
+        or(
+            text(object, &format!("/status/nodeInfo/{key}")),
+            "<unknown>",
+        )
+        .to_owned()
+    };
     vec![
         name(object),
         status.into(),
-        if roles.is_empty() { "<none>".into() } else { roles.join(",").into() },
+        if roles.is_empty() {
+            "<none>".into()
+        } else {
+            roles.join(",").into()
+        },
         created(object, now),
         text(object, "/status/nodeInfo/kubeletVersion").into(),
         address("InternalIP").into(),
@@ -291,18 +364,45 @@ fn node(object: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn event(object: &Value, now: Timestamp) -> Vec<Value> {
-    let first_of = |pointers: &[&str]| pointers.iter().map(|p| text(object, p)).find(|t| !t.is_empty()).unwrap_or("").to_owned();
+    let first_of = |pointers: &[&str]| {
+        pointers
+            .iter()
+            .map(|p| text(object, p))
+            .find(|t| !t.is_empty())
+            .unwrap_or("")
+            .to_owned()
+    };
     let first_seen = first_of(&["/firstTimestamp", "/deprecatedFirstTimestamp", "/eventTime"]);
-    let last_seen = first_of(&["/series/lastObservedTime", "/lastTimestamp", "/deprecatedLastTimestamp"]);
-    let last_seen = if last_seen.is_empty() { first_seen.clone() } else { last_seen };
-    let about = ["/involvedObject", "/regarding"].iter().find_map(|p| object.pointer(p)).unwrap_or(&Value::Null);
+    let last_seen = first_of(&[
+        "/series/lastObservedTime",
+        "/lastTimestamp",
+        "/deprecatedLastTimestamp",
+    ]);
+    let last_seen = if last_seen.is_empty() {
+        first_seen.clone()
+    } else {
+        last_seen
+    };
+    let about = ["/involvedObject", "/regarding"]
+        .iter()
+        .find_map(|p| object.pointer(p))
+        .unwrap_or(&Value::Null);
     let target = match (text(about, "/kind").to_lowercase(), text(about, "/name")) {
         (kind, "") => kind,
         (kind, name) => format!("{kind}/{name}"),
     };
-    let component = first_of(&["/source/component", "/deprecatedSource/component", "/reportingComponent", "/reportingController"]);
+    let component = first_of(&[
+        "/source/component",
+        "/deprecatedSource/component",
+        "/reportingComponent",
+        "/reportingController",
+    ]);
     let host = first_of(&["/source/host", "/deprecatedSource/host"]);
-    let source = if host.is_empty() { component } else { format!("{component}, {host}") };
+    let source = if host.is_empty() {
+        component
+    } else {
+        format!("{component}, {host}")
+    };
     let count = ["/series/count", "/count", "/deprecatedCount"]
         .iter()
         .find_map(|p| object.pointer(p).and_then(Value::as_i64).filter(|n| *n > 0))
@@ -324,16 +424,24 @@ fn event(object: &Value, now: Timestamp) -> Vec<Value> {
 /// `RWO,ROX`: each mode once, in upstream's order.
 fn access_modes(object: &Value, pointer: &str) -> String {
     let given = list(object, pointer);
-    [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")]
-        .iter()
-        .filter(|(mode, _)| given.iter().any(|g| g == mode))
-        .map(|(_, short)| *short)
-        .collect::<Vec<_>>()
-        .join(",")
+    [
+        ("ReadWriteOnce", "RWO"),
+        ("ReadOnlyMany", "ROX"),
+        ("ReadWriteMany", "RWX"),
+        ("ReadWriteOncePod", "RWOP"),
+    ]
+    .iter()
+    .filter(|(mode, _)| given.iter().any(|g| g == mode))
+    .map(|(_, short)| *short)
+    .collect::<Vec<_>>()
+    .join(",")
 }
 
 fn volume(object: &Value, now: Timestamp) -> Vec<Value> {
-    let claim = match (text(object, "/spec/claimRef/namespace"), text(object, "/spec/claimRef/name")) {
+    let claim = match (
+        text(object, "/spec/claimRef/namespace"),
+        text(object, "/spec/claimRef/name"),
+    ) {
         (_, "") => String::new(),
         (namespace, name) => format!("{namespace}/{name}"),
     };
@@ -365,8 +473,16 @@ fn claim(object: &Value, now: Timestamp) -> Vec<Value> {
         name(object),
         phase(object).into(),
         text(object, "/spec/volumeName").into(),
-        if bound { text(object, "/status/capacity/storage").into() } else { "".into() },
-        if bound { access_modes(object, "/status/accessModes").into() } else { "".into() },
+        if bound {
+            text(object, "/status/capacity/storage").into()
+        } else {
+            "".into()
+        },
+        if bound {
+            access_modes(object, "/status/accessModes").into()
+        } else {
+            "".into()
+        },
         class.into(),
         or(text(object, "/spec/volumeAttributesClassName"), "<unset>").into(),
         created(object, now),
@@ -375,7 +491,10 @@ fn claim(object: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn phase(object: &Value) -> &str {
-    if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
+    if object
+        .pointer("/metadata/deletionTimestamp")
+        .is_some_and(|t| !t.is_null())
+    {
         "Terminating"
     } else {
         text(object, "/status/phase")
@@ -383,7 +502,8 @@ fn phase(object: &Value) -> &str {
 }
 
 fn storage_class(object: &Value, now: Timestamp) -> Vec<Value> {
-    let default = object.pointer("/metadata/annotations/storageclass.kubernetes.io~1is-default-class");
+    let default =
+        object.pointer("/metadata/annotations/storageclass.kubernetes.io~1is-default-class");
     let shown = match default.and_then(Value::as_str) {
         Some("true") => format!("{} (default)", text(object, "/metadata/name")).into(),
         _ => name(object),
@@ -393,7 +513,12 @@ fn storage_class(object: &Value, now: Timestamp) -> Vec<Value> {
         text(object, "/provisioner").into(),
         or(text(object, "/reclaimPolicy"), "Delete").into(),
         or(text(object, "/volumeBindingMode"), "Immediate").into(),
-        object.pointer("/allowVolumeExpansion").and_then(Value::as_bool).unwrap_or(false).to_string().into(),
+        object
+            .pointer("/allowVolumeExpansion")
+            .and_then(Value::as_bool)
+            .unwrap_or(false)
+            .to_string()
+            .into(),
         created(object, now),
     ]
 }

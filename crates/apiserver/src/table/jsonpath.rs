@@ -58,7 +58,9 @@ impl JsonPath {
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let inner = text.trim();
         let inner = match inner.strip_prefix('{') {
-            Some(rest) => rest.strip_suffix('}').ok_or_else(|| ParseError("unclosed action".to_owned()))?,
+            Some(rest) => rest
+                .strip_suffix('}')
+                .ok_or_else(|| ParseError("unclosed action".to_owned()))?,
             None => inner,
         };
         let inner = inner.strip_prefix('$').unwrap_or(inner);
@@ -69,7 +71,10 @@ impl JsonPath {
     pub fn find<'a>(&self, root: &'a Value) -> Vec<&'a Value> {
         let mut current = vec![root];
         for step in &self.0 {
-            current = current.into_iter().flat_map(|value| step.apply(value)).collect();
+            current = current
+                .into_iter()
+                .flat_map(|value| step.apply(value))
+                .collect();
         }
         current
     }
@@ -87,7 +92,11 @@ fn steps(text: &str) -> Result<Vec<Step>, ParseError> {
             }
         } else if let Some(after) = rest.strip_prefix('.') {
             // `.[0]` and a final `.` (the whole) are fine, too.
-            rest = if after.is_empty() || after.starts_with('[') { after } else { field(after, &mut out)? };
+            rest = if after.is_empty() || after.starts_with('[') {
+                after
+            } else {
+                field(after, &mut out)?
+            };
         } else if rest.starts_with('[') {
             let end = closing(rest)?;
             out.push(bracket(rest[1..end].trim())?);
@@ -114,7 +123,9 @@ fn field<'a>(text: &'a str, out: &mut Vec<Step>) -> Result<&'a str, ParseError> 
                 break;
             }
             c if c.is_whitespace() || "(){}'\"|,=<>".contains(c) => {
-                return Err(ParseError(format!("unexpected character {c:?} in a field name")));
+                return Err(ParseError(format!(
+                    "unexpected character {c:?} in a field name"
+                )));
             }
             c => name.push(c),
         }
@@ -171,7 +182,11 @@ fn bracket(inner: &str) -> Result<Step, ParseError> {
     if let Some((from, to)) = inner.split_once(':') {
         let bound = |s: &str| -> Result<Option<i64>, ParseError> {
             let s = s.trim();
-            if s.is_empty() { Ok(None) } else { s.parse().map(Some).map_err(|_| bad()) }
+            if s.is_empty() {
+                Ok(None)
+            } else {
+                s.parse().map(Some).map_err(|_| bad())
+            }
         };
         return Ok(Step::Slice(bound(from)?, bound(to)?));
     }
@@ -208,7 +223,10 @@ fn filter_step(text: &str) -> Result<Step, ParseError> {
             (Some(_), _) => {}
             (None, '\'' | '"') => quote = Some(c),
             _ => {
-                if let Some((sign, operator)) = operators.iter().find(|(sign, _)| text[at..].starts_with(sign)) {
+                if let Some((sign, operator)) = operators
+                    .iter()
+                    .find(|(sign, _)| text[at..].starts_with(sign))
+                {
                     let left = operand(text[..at].trim())?;
                     let right = operand(text[at + sign.len()..].trim())?;
                     return Ok(Step::Filter(left, Some((*operator, right))));
@@ -236,8 +254,16 @@ impl Step {
         match (self, value) {
             (Self::Field(name), Value::Object(map)) => map.get(name).into_iter().collect(),
             (Self::Index(index), Value::Array(list)) => {
-                let at = if *index < 0 { list.len() as i64 + index } else { *index };
-                usize::try_from(at).ok().and_then(|at| list.get(at)).into_iter().collect()
+                let at = if *index < 0 {
+                    list.len() as i64 + index
+                } else {
+                    *index
+                };
+                usize::try_from(at)
+                    .ok()
+                    .and_then(|at| list.get(at))
+                    .into_iter()
+                    .collect()
             }
             (Self::Slice(from, to), Value::Array(list)) => {
                 let len = list.len() as i64;
@@ -247,7 +273,10 @@ impl Step {
                     Some(b) => (*b).min(len),
                 };
                 let (from, to) = (place(from, 0), place(to, len));
-                list.iter().skip(from as usize).take((to - from).max(0) as usize).collect()
+                list.iter()
+                    .skip(from as usize)
+                    .take((to - from).max(0) as usize)
+                    .collect()
             }
             (Self::Wildcard, Value::Array(list)) => list.iter().collect(),
             (Self::Wildcard, Value::Object(map)) => map.values().collect(),
@@ -256,9 +285,10 @@ impl Step {
                 descend(value, &mut out);
                 out
             }
-            (Self::Filter(left, test), Value::Array(list)) => {
-                list.iter().filter(|item| holds(item, left, test.as_ref())).collect()
-            }
+            (Self::Filter(left, test), Value::Array(list)) => list
+                .iter()
+                .filter(|item| holds(item, left, test.as_ref()))
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -280,9 +310,15 @@ fn holds(item: &Value, left: &Operand, test: Option<&(Operator, Operand)>) -> bo
             Operand::Path(path) => path.find(item).into_iter().next(),
         }
     }
-    let Some(left) = first(left, item) else { return false };
-    let Some((operator, right)) = test else { return true };
-    let Some(right) = first(right, item) else { return false };
+    let Some(left) = first(left, item) else {
+        return false;
+    };
+    let Some((operator, right)) = test else {
+        return true;
+    };
+    let Some(right) = first(right, item) else {
+        return false;
+    };
     let order = match (left, right) {
         (Value::Number(a), Value::Number(b)) => a.as_f64().partial_cmp(&b.as_f64()),
         (Value::String(a), Value::String(b)) => Some(a.cmp(b)),
@@ -321,13 +357,31 @@ mod tests {
             (".metadata.annotations['a.b/c']", json!(["dotted"])),
             (".status.interfaces[0].ipAddress", json!(["10.0.0.1"])),
             (".status.interfaces[-1].n", json!([3])),
-            (".status.interfaces[*].ipAddress", json!(["10.0.0.1", "10.0.0.2"])),
-            (".status.interfaces[0:2].ipAddress", json!(["10.0.0.1", "10.0.0.2"])),
-            (".status.conditions[?(@.type=='Ready')].status", json!(["True"])),
-            (".status.conditions[?(@.type == \"Paused\")].status", json!(["False"])),
-            (".status.conditions[?(@.type!='Ready')].type", json!(["Paused"])),
+            (
+                ".status.interfaces[*].ipAddress",
+                json!(["10.0.0.1", "10.0.0.2"]),
+            ),
+            (
+                ".status.interfaces[0:2].ipAddress",
+                json!(["10.0.0.1", "10.0.0.2"]),
+            ),
+            (
+                ".status.conditions[?(@.type=='Ready')].status",
+                json!(["True"]),
+            ),
+            (
+                ".status.conditions[?(@.type == \"Paused\")].status",
+                json!(["False"]),
+            ),
+            (
+                ".status.conditions[?(@.type!='Ready')].type",
+                json!(["Paused"]),
+            ),
             (".status.interfaces[?(@.n>2)].n", json!([3])),
-            (".status.interfaces[?(@.ipAddress)].ipAddress", json!(["10.0.0.1", "10.0.0.2"])),
+            (
+                ".status.interfaces[?(@.ipAddress)].ipAddress",
+                json!(["10.0.0.1", "10.0.0.2"]),
+            ),
             ("..ipAddress", json!(["10.0.0.1", "10.0.0.2"])),
             (".status.replicas", json!([2])),
             (".status.missing.deep", json!([])),
@@ -341,7 +395,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for path in [".a[", ".a[x]", ".a[?(@.b==)]", ".a b", "{.a", ".a[0]b", ".a..", ".a[?(b=='x')]"] {
+        for path in [
+            ".a[",
+            ".a[x]",
+            ".a[?(@.b==)]",
+            ".a b",
+            "{.a",
+            ".a[0]b",
+            ".a..",
+            ".a[?(b=='x')]",
+        ] {
             assert!(JsonPath::parse(path).is_err(), "{path}");
         }
     }
