@@ -47,3 +47,14 @@ pub async fn run(settings: Settings, client: Client, shutdown: CancellationToken
     };
     tokio::join!(vmi, scheduler);
 }
+
+/// An error with its causes, on one line. A cause that its error repeats already is said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}

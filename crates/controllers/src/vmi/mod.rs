@@ -47,7 +47,7 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A request to the API server.
-    #[error("{operation} of {name}: {source}")]
+    #[error("{name}: {operation}")]
     Api {
         /// What was asked.
         operation: &'static str,
@@ -114,7 +114,7 @@ pub async fn run(
                 Ok(_) => {}
                 // A pod event for a machine that is gone.
                 Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "vmi: gone"),
-                Err(error) => warn!(%error, "vmi: reconcile failed, will be tried again"),
+                Err(error) => warn!(error = %crate::chain(&error), "vmi: reconcile failed, will be tried again"),
             }
         })
         .await;

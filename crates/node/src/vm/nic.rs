@@ -1,0 +1,186 @@
+//! The machine's side of the network: the pod's interface goes into a bridge, the guest gets a tap and the pod's
+//! address by DHCP.
+//!
+//! Wiring takes the address off the pod's interface, so it is read once, before, and kept in `network.json` beside
+//! the pod's other state, where the guest's user cannot write. An agent that starts again reads it there, and
+//! everything after that is idempotent.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use berth_api::kubevirt::v1::{Interface, VirtualMachineInstance};
+use berth_launcher::protocol::NicBacking;
+use berth_network::dhcp::Lease;
+use berth_network::{MacAddr, PodNic, VmNicRequest};
+use kube::ResourceExt;
+
+use super::status::WiredNic;
+use crate::PodLocation;
+
+/// The pod's interface that carries the pod network.
+const POD_INTERFACE: &str = "eth0";
+/// 999 days: the address belongs to the pod, which outlives any guest's patience.
+const LEASE_SECONDS: u32 = 999 * 24 * 60 * 60;
+/// Server identifier when the pod has no gateway whose name could be used.
+const FALLBACK_SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 75, 10);
+
+/// Why the network could not be wired.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Reading or changing links in the pod's namespace.
+    #[error("{operation} for interface {interface}")]
+    Network {
+        operation: &'static str,
+        interface: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The record of the pod's interface.
+    #[error("{operation} {path}")]
+    Record { operation: &'static str, path: PathBuf, source: std::io::Error },
+    /// The MAC address in the spec.
+    #[error("interface {interface}: {mac:?} is not a MAC address")]
+    Mac { interface: String, mac: String },
+    /// An interface that nothing backs.
+    #[error("interface {0} is not on the pod network")]
+    NotPodNetwork(String),
+}
+
+/// A wired machine: what the launcher is told, with a DHCP socket for each lease in order, and what users see.
+pub(crate) struct Wired {
+    pub(crate) backings: Vec<NicBacking>,
+    pub(crate) sockets: Vec<OwnedFd>,
+    pub(crate) shown: Vec<WiredNic>,
+}
+
+/// Wires every interface of the machine. Blocking, idempotent.
+pub(crate) fn wire(
+    vmi: &VirtualMachineInstance,
+    pod: &PodLocation,
+    record: &Path,
+    dns: &[Ipv4Addr],
+) -> Result<Wired, Error> {
+    let mut wired = Wired { backings: Vec::new(), sockets: Vec::new(), shown: Vec::new() };
+    for (index, interface) in (0u8..).zip(&vmi.spec.domain.devices.interfaces) {
+        let network = vmi.spec.networks.iter().find(|n| n.name == interface.name);
+        // One pod has one pod network, so only the first interface can be on it.
+        if index > 0 || network.is_none_or(|n| n.pod.is_none()) {
+            return Err(Error::NotPodNetwork(interface.name.clone()));
+        }
+        let pod_nic = pod_nic(pod, record, &interface.name)?;
+        let mac = mac(interface, &pod_nic)?;
+        let request = VmNicRequest { pod_nic: &pod_nic, index, tap_owner: (pod.uid, pod.gid), vm_mac: mac };
+        let nic = berth_network::wire_bridge(&pod.netns, &request).map_err(network_error("bridge and tap", interface))?;
+        let lease = lease(vmi, &pod_nic, mac, dns);
+        if lease.is_some() {
+            let socket = berth_network::open_dhcp_socket(&pod.netns, &nic.tap)
+                .map_err(network_error("DHCP socket", interface))?;
+            wired.sockets.push(socket);
+        }
+        wired.shown.push(shown(&interface.name, &pod_nic, mac));
+        wired.backings.push(NicBacking {
+            network: interface.name.clone(),
+            tap: nic.tap,
+            mac,
+            mtu: nic.mtu,
+            lease,
+        });
+    }
+    Ok(wired)
+}
+
+/// What was wired earlier, from the record, without touching anything. Empty when nothing was.
+pub(crate) fn recorded(vmi: &VirtualMachineInstance, record: &Path) -> Result<Vec<WiredNic>, Error> {
+    let Some(interface) = vmi.spec.domain.devices.interfaces.first() else { return Ok(Vec::new()) };
+    let Some(pod_nic) = read(record)? else { return Ok(Vec::new()) };
+    let mac = mac(interface, &pod_nic)?;
+    Ok(vec![shown(&interface.name, &pod_nic, mac)])
+}
+
+fn shown(name: &str, pod_nic: &PodNic, mac: MacAddr) -> WiredNic {
+    WiredNic {
+        name: name.to_owned(),
+        pod_interface: POD_INTERFACE.to_owned(),
+        mac: mac.to_string(),
+        ip: pod_nic.ipv4.map(|(ip, _)| ip.to_string()),
+    }
+}
+
+fn network_error<E>(operation: &'static str, interface: &Interface) -> impl FnOnce(E) -> Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let interface = interface.name.clone();
+    move |source| Error::Network { operation, interface, source: Box::new(source) }
+}
+
+/// The guest's MAC address: the one asked for, or the pod's.
+fn mac(interface: &Interface, pod_nic: &PodNic) -> Result<MacAddr, Error> {
+    match &interface.mac_address {
+        None => Ok(pod_nic.mac),
+        Some(mac) => mac
+            .replace('-', ":")
+            .parse()
+            .map_err(|_| Error::Mac { interface: interface.name.clone(), mac: mac.clone() }),
+    }
+}
+
+/// The pod's interface as it was before anything was wired.
+fn pod_nic(pod: &PodLocation, record: &Path, interface: &str) -> Result<PodNic, Error> {
+    if let Some(known) = read(record)? {
+        return Ok(known);
+    }
+    let found = berth_network::discover_pod_nic(&pod.netns, POD_INTERFACE).map_err(|source| Error::Network {
+        operation: "reading eth0",
+        interface: interface.to_owned(),
+        source: Box::new(source),
+    })?;
+    write(record, &found)?;
+    Ok(found)
+}
+
+fn read(record: &Path) -> Result<Option<PodNic>, Error> {
+    let failed = |source| Error::Record { operation: "reading", path: record.to_owned(), source };
+    match std::fs::read(record) {
+        Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|e| failed(e.into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Whole or not at all: a half-written record would lose the pod's address for good.
+fn write(record: &Path, nic: &PodNic) -> Result<(), Error> {
+    let store = || -> std::io::Result<()> {
+        let dir = record.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(&serde_json::to_vec(nic)?)?;
+        file.as_file().sync_all()?;
+        file.persist(record)?;
+        Ok(())
+    };
+    store().map_err(|source| Error::Record { operation: "writing", path: record.to_owned(), source })
+}
+
+/// The guest's lease: the pod's address and routes. `None` when the pod has no IPv4 address.
+fn lease(vmi: &VirtualMachineInstance, pod_nic: &PodNic, mac: MacAddr, dns: &[Ipv4Addr]) -> Option<Lease> {
+    let (ip, prefix) = pod_nic.ipv4?;
+    let hostname = vmi.spec.hostname.clone().unwrap_or_else(|| vmi.name_any());
+    Some(Lease {
+        mac,
+        ip,
+        prefix,
+        gateway: pod_nic.gateway,
+        routes: pod_nic.routes.clone(),
+        dns: dns.to_vec(),
+        hostname: Some(hostname.replace('.', "-")),
+        domain: None,
+        search: Vec::new(),
+        mtu: Some(pod_nic.mtu),
+        // Renewals are unicast to the server: the gateway is an address that the guest can resolve, so its
+        // renewals reach the tap, where they are answered.
+        server_id: pod_nic.gateway.unwrap_or(FALLBACK_SERVER),
+        seconds: LEASE_SECONDS,
+    })
+}

@@ -1,0 +1,351 @@
+//! What the node agent says about a machine: pure, from what the launcher reports to the status that users see.
+//!
+//! Phases follow upstream's rules: a guest that shut itself down `Succeeded`; one that crashed, or whose grace ran
+//! out, `Failed`; without ACPI nobody could have asked it to shut down, so being destroyed is its regular end.
+
+use berth_api::conditions::{remove_condition, set_condition};
+use berth_api::kubevirt::v1::{
+    CPUTopology, MemoryStatus, NetworkInterfaceStatus, VirtualMachineInstance,
+    VirtualMachineInstancePhaseTransitionTimestamp as Transition, VirtualMachineInstanceSpec,
+    VirtualMachineInstanceStatus as Status, VmiPhase,
+};
+use berth_api::labels;
+use berth_launcher::protocol::reason as pause;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+/// The guest, as far as its node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Guest {
+    /// No domain yet.
+    Absent,
+    /// It runs.
+    Running,
+    /// It has a domain and stands still; the libvirt word for why.
+    Paused(String),
+    /// It is over.
+    Ended(End),
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It shut down: by itself or because it was asked to.
+    Shutdown,
+    /// It was destroyed after it had not shut down in time, or by `kill`.
+    Destroyed,
+    /// QEMU or the guest died.
+    Crashed(String),
+    /// It could not be started.
+    NotStarted(String),
+    /// The launcher went away and left no word.
+    LauncherGone,
+    /// It was deleted before it started.
+    NeverStarted,
+}
+
+/// A network interface that was wired for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WiredNic {
+    /// Name in the spec.
+    pub name: String,
+    /// The pod's interface behind it.
+    pub pod_interface: String,
+    /// MAC address of the guest.
+    pub mac: String,
+    /// Address that the guest is given, when the pod has one.
+    pub ip: Option<String>,
+}
+
+/// Everything that the status depends on, besides the machine itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The guest.
+    pub guest: Guest,
+    /// Its network interfaces; empty until they are wired.
+    pub nics: Vec<WiredNic>,
+    /// `(reason, message)` when the guest is emulated in software.
+    pub emulation: Option<(String, String)>,
+    /// Why the last attempt to bring the guest up failed.
+    pub sync_error: Option<String>,
+    /// When the launcher pod is on its way out.
+    pub pod_terminating: bool,
+}
+
+/// The status for this view. Equal to the current one when nothing is to be written.
+pub(crate) fn plan_status(vmi: &VirtualMachineInstance, view: &View, now: &Time) -> Status {
+    let mut status = vmi.status.clone().unwrap_or_default();
+    let Some(phase) = status.phase else { return status };
+    if phase.is_final() {
+        return status;
+    }
+    let wanted = match &view.guest {
+        Guest::Absent => phase,
+        Guest::Running | Guest::Paused(_) => VmiPhase::Running,
+        Guest::Ended(end) => phase_of_end(end, acpi(&vmi.spec)),
+    };
+    if wanted != phase {
+        status.phase = Some(wanted);
+        status
+            .phase_transition_timestamps
+            .push(Transition { phase: wanted, phase_transition_timestamp: now.clone() });
+    }
+    set_ready(&mut status, view, now);
+    set_paused(&mut status, view, now);
+    set_synchronized(&mut status, view, now);
+    match &view.guest {
+        Guest::Running | Guest::Paused(_) => {
+            set_live_migratable(&mut status, &vmi.spec, now);
+            set_emulation(&mut status, view, now);
+            set_facts(&mut status, &vmi.spec, view);
+        }
+        Guest::Ended(end) => {
+            remove_condition(&mut status.conditions, labels::CONDITION_LIVE_MIGRATABLE);
+            if wanted == VmiPhase::Failed {
+                status.reason = Some(reason_of(end).to_owned());
+            }
+        }
+        Guest::Absent => {}
+    }
+    status
+}
+
+fn phase_of_end(end: &End, acpi: bool) -> VmiPhase {
+    match end {
+        End::Shutdown | End::NeverStarted => VmiPhase::Succeeded,
+        End::Destroyed if !acpi => VmiPhase::Succeeded,
+        End::Destroyed | End::Crashed(_) | End::NotStarted(_) | End::LauncherGone => VmiPhase::Failed,
+    }
+}
+
+/// One CamelCase word for `status.reason` and the event.
+pub(crate) fn reason_of(end: &End) -> &'static str {
+    match end {
+        End::Shutdown | End::NeverStarted => labels::REASON_STOPPED,
+        End::Destroyed => "GracePeriodExceeded",
+        End::Crashed(_) => "GuestCrashed",
+        End::NotStarted(_) => "StartFailed",
+        End::LauncherGone => "LauncherGone",
+    }
+}
+
+/// A sentence on how the guest ended.
+pub(crate) fn message_of(end: &End) -> String {
+    match end {
+        End::Shutdown => "The VirtualMachineInstance was shut down.".to_owned(),
+        End::NeverStarted => "The VirtualMachineInstance was deleted before its guest was started.".to_owned(),
+        End::Destroyed => "The guest did not shut down within its grace period and was destroyed.".to_owned(),
+        End::Crashed(why) => format!("The guest crashed: {why}."),
+        End::NotStarted(why) => format!("The guest could not be started: {why}"),
+        End::LauncherGone => "The launcher ended without reporting what became of the guest.".to_owned(),
+    }
+}
+
+/// ACPI is on unless the user turned it off.
+fn acpi(spec: &VirtualMachineInstanceSpec) -> bool {
+    let acpi = spec.domain.features.as_ref().and_then(|f| f.acpi.as_ref());
+    acpi.and_then(|a| a.enabled).unwrap_or(true)
+}
+
+fn set_ready(status: &mut Status, view: &View, now: &Time) {
+    let (ready, reason, message) = match &view.guest {
+        Guest::Running if view.pod_terminating => {
+            (false, labels::REASON_POD_TERMINATING, "The launcher pod is being deleted.".to_owned())
+        }
+        Guest::Running => (true, "", String::new()),
+        Guest::Paused(_) => (false, labels::REASON_GUEST_NOT_RUNNING, "The guest is paused.".to_owned()),
+        Guest::Absent => (false, labels::REASON_GUEST_NOT_RUNNING, "The guest is not running yet.".to_owned()),
+        Guest::Ended(end) => (false, labels::REASON_GUEST_NOT_RUNNING, message_of(end)),
+    };
+    set_condition(&mut status.conditions, labels::CONDITION_READY, ready, reason, &message, now.clone());
+}
+
+fn set_paused(status: &mut Status, view: &View, now: &Time) {
+    let Guest::Paused(why) = &view.guest else {
+        remove_condition(&mut status.conditions, labels::CONDITION_PAUSED);
+        return;
+    };
+    let (reason, message) = match why.as_str() {
+        pause::IO_ERROR => {
+            (labels::REASON_PAUSED_IO_ERROR, "The guest was paused because a disk could not be read or written.")
+        }
+        pause::WATCHDOG => ("PausedByWatchdog", "The guest was paused by its watchdog."),
+        pause::USER => (labels::REASON_PAUSED_BY_USER, "The guest was paused by a request."),
+        _ => ("Paused", "The guest was paused."),
+    };
+    set_condition(&mut status.conditions, labels::CONDITION_PAUSED, true, reason, message, now.clone());
+}
+
+fn set_synchronized(status: &mut Status, view: &View, now: &Time) {
+    match &view.sync_error {
+        Some(error) => {
+            let (type_, reason) = (labels::CONDITION_SYNCHRONIZED, labels::REASON_SYNC_FAILED);
+            let message = format!("Synchronizing with the Domain failed: {error}");
+            set_condition(&mut status.conditions, type_, false, reason, &message, now.clone());
+        }
+        None => drop(remove_condition(&mut status.conditions, labels::CONDITION_SYNCHRONIZED)),
+    }
+}
+
+fn set_live_migratable(status: &mut Status, spec: &VirtualMachineInstanceSpec, now: &Time) {
+    let bridged = spec.domain.devices.interfaces.iter().any(|i| i.bridge.is_some());
+    let (reason, message) = if bridged {
+        let message = "An interface with a bridge binding to the pod network has an address of this node's range.";
+        (labels::REASON_INTERFACE_NOT_LIVE_MIGRATABLE, message)
+    } else {
+        (labels::REASON_DISKS_NOT_LIVE_MIGRATABLE, "What the guest wrote to its disks is kept on this node only.")
+    };
+    let type_ = labels::CONDITION_LIVE_MIGRATABLE;
+    set_condition(&mut status.conditions, type_, false, reason, message, now.clone());
+}
+
+fn set_emulation(status: &mut Status, view: &View, now: &Time) {
+    let type_ = labels::CONDITION_SOFTWARE_EMULATION;
+    match &view.emulation {
+        Some((reason, message)) => {
+            set_condition(&mut status.conditions, type_, true, reason, message, now.clone());
+        }
+        None => drop(remove_condition(&mut status.conditions, type_)),
+    }
+}
+
+/// Interfaces, memory and processors of a guest that runs.
+fn set_facts(status: &mut Status, spec: &VirtualMachineInstanceSpec, view: &View) {
+    if !view.nics.is_empty() {
+        status.interfaces = view.nics.iter().map(interface).collect();
+    }
+    if let Some(guest) = spec.domain.memory.as_ref().and_then(|m| m.guest.clone()) {
+        status.memory.get_or_insert_with(|| MemoryStatus {
+            guest_at_boot: Some(guest.clone()),
+            guest_current: Some(guest.clone()),
+            guest_requested: Some(guest),
+        });
+    }
+    if let Some(cpu) = &spec.domain.cpu {
+        status.current_cpu_topology.get_or_insert_with(|| CPUTopology {
+            cores: Some(cpu.cores.unwrap_or(1)),
+            sockets: Some(cpu.sockets.unwrap_or(1)),
+            threads: Some(cpu.threads.unwrap_or(1)),
+        });
+    }
+}
+
+fn interface(nic: &WiredNic) -> NetworkInterfaceStatus {
+    NetworkInterfaceStatus {
+        name: Some(nic.name.clone()),
+        ip_address: nic.ip.clone(),
+        ip_addresses: nic.ip.iter().cloned().collect(),
+        mac: Some(nic.mac.clone()),
+        pod_interface_name: Some(nic.pod_interface.clone()),
+        info_source: Some("domain".to_owned()),
+        link_state: Some("up".to_owned()),
+        queue_count: Some(1),
+        ..NetworkInterfaceStatus::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_api::conditions::find_condition;
+    use serde_json::json;
+
+    fn vmi(phase: &str, spec: serde_json::Value) -> VirtualMachineInstance {
+        let mut vmi: VirtualMachineInstance = serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": {"name": "vm", "namespace": "lab", "uid": "u1"},
+            "spec": {"domain": {"devices": {"interfaces": [{"name": "default", "bridge": {}}]},
+                                "memory": {"guest": "128Mi"}, "cpu": {"cores": 2}}},
+            "status": {"phase": phase, "nodeName": "n1"},
+        }))
+        .unwrap();
+        if let Some(features) = spec.get("features") {
+            vmi.spec.domain.features = serde_json::from_value(features.clone()).unwrap();
+        }
+        vmi
+    }
+
+    fn view(guest: Guest) -> View {
+        View { guest, nics: vec![], emulation: None, sync_error: None, pod_terminating: false }
+    }
+
+    fn at(seconds: i64) -> Time {
+        Time(k8s_openapi::jiff::Timestamp::from_second(seconds).unwrap())
+    }
+
+    fn condition<'a>(status: &'a Status, type_: &str) -> (&'a str, &'a str) {
+        let c = find_condition(&status.conditions, type_).unwrap();
+        (&c.status, c.reason.as_deref().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_running_guest_is_ready_and_shows_its_address() {
+        let seen = View {
+            nics: vec![WiredNic {
+                name: "default".to_owned(),
+                pod_interface: "eth0".to_owned(),
+                mac: "02:00:00:00:00:01".to_owned(),
+                ip: Some("10.98.0.2".to_owned()),
+            }],
+            emulation: Some(("KVMUnusable".to_owned(), "no vmx".to_owned())),
+            ..view(Guest::Running)
+        };
+        let mut machine = vmi("Scheduled", json!({}));
+        let status = plan_status(&machine, &seen, &at(5));
+        assert_eq!(status.phase, Some(VmiPhase::Running));
+        assert_eq!(condition(&status, "Ready"), ("True", ""));
+        assert_eq!(condition(&status, "LiveMigratable"), ("False", "InterfaceNotLiveMigratable"));
+        assert_eq!(condition(&status, "SoftwareEmulation"), ("True", "KVMUnusable"));
+        assert_eq!(
+            serde_json::to_value(&status.interfaces).unwrap(),
+            json!([{"name": "default", "ipAddress": "10.98.0.2", "ipAddresses": ["10.98.0.2"], "queueCount": 1,
+                    "mac": "02:00:00:00:00:01", "podInterfaceName": "eth0", "infoSource": "domain", "linkState": "up"}])
+        );
+        machine.status = Some(status.clone());
+        assert_eq!(plan_status(&machine, &seen, &at(6)), status, "nothing changed, nothing to write");
+    }
+
+    #[test]
+    fn ends_follow_the_upstream_rules() {
+        let no_acpi = json!({"features": {"acpi": {"enabled": false}}});
+        let table = [
+            (End::Shutdown, json!({}), VmiPhase::Succeeded, None),
+            (End::NeverStarted, json!({}), VmiPhase::Succeeded, None),
+            (End::Destroyed, json!({}), VmiPhase::Failed, Some("GracePeriodExceeded")),
+            (End::Destroyed, no_acpi, VmiPhase::Succeeded, None),
+            (End::Crashed("panicked".to_owned()), json!({}), VmiPhase::Failed, Some("GuestCrashed")),
+            (End::NotStarted("no machine type".to_owned()), json!({}), VmiPhase::Failed, Some("StartFailed")),
+            (End::LauncherGone, json!({}), VmiPhase::Failed, Some("LauncherGone")),
+        ];
+        for (end, spec, phase, reason) in table {
+            let status = plan_status(&vmi("Running", spec), &view(Guest::Ended(end.clone())), &at(5));
+            assert_eq!((status.phase, status.reason.as_deref()), (Some(phase), reason), "{end:?}");
+            assert_eq!(condition(&status, "Ready"), ("False", "GuestNotRunning"), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_final_phase_stays() {
+        let over = vmi("Failed", json!({}));
+        assert_eq!(Some(plan_status(&over, &view(Guest::Running), &at(5))), over.status);
+    }
+
+    #[test]
+    fn a_failed_sync_is_a_condition_until_one_works() {
+        let mut machine = vmi("Scheduled", json!({}));
+        let failing = View { sync_error: Some("no such disk".to_owned()), ..view(Guest::Absent) };
+        let status = plan_status(&machine, &failing, &at(5));
+        assert_eq!(status.phase, Some(VmiPhase::Scheduled));
+        assert_eq!(condition(&status, "Synchronized"), ("False", "SyncFailed"));
+        machine.status = Some(status);
+        let cured = plan_status(&machine, &view(Guest::Running), &at(6));
+        assert!(find_condition(&cured.conditions, "Synchronized").is_none());
+    }
+
+    #[test]
+    fn a_paused_guest_runs_and_is_not_ready() {
+        let status = plan_status(&vmi("Running", json!({})), &view(Guest::Paused("ioerror".to_owned())), &at(5));
+        assert_eq!(status.phase, Some(VmiPhase::Running));
+        assert_eq!(condition(&status, "Paused"), ("True", "PausedIOError"));
+        assert_eq!(condition(&status, "Ready"), ("False", "GuestNotRunning"));
+    }
+}
