@@ -22,25 +22,49 @@ pub struct Cause {
 
 impl Cause {
     /// `Invalid value: <shown>: <why>`; `shown` is already quoted as wanted.
-    pub fn invalid(field: impl Into<String>, shown: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self { reason: "FieldValueInvalid".into(), field: field.into(), message: format!("Invalid value: {shown}: {why}") }
+    pub fn invalid(
+        field: impl Into<String>,
+        shown: impl fmt::Display,
+        why: impl fmt::Display,
+    ) -> Self {
+        Self {
+            reason: "FieldValueInvalid".into(),
+            field: field.into(),
+            message: format!("Invalid value: {shown}: {why}"),
+        }
     }
 
     /// `Required value: <why>`.
     pub fn required(field: impl Into<String>, why: &str) -> Self {
-        let message = if why.is_empty() { "Required value".into() } else { format!("Required value: {why}") };
-        Self { reason: "FieldValueRequired".into(), field: field.into(), message }
+        let message = if why.is_empty() {
+            "Required value".into()
+        } else {
+            format!("Required value: {why}")
+        };
+        Self {
+            reason: "FieldValueRequired".into(),
+            field: field.into(),
+            message,
+        }
     }
 
     /// `Forbidden: <why>`.
     pub fn forbidden(field: impl Into<String>, why: impl fmt::Display) -> Self {
-        Self { reason: "FieldValueForbidden".into(), field: field.into(), message: format!("Forbidden: {why}") }
+        Self {
+            reason: "FieldValueForbidden".into(),
+            field: field.into(),
+            message: format!("Forbidden: {why}"),
+        }
     }
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.field, self.message) }
+        if self.field.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.field, self.message)
+        }
     }
 }
 
@@ -57,16 +81,32 @@ pub struct Target {
 
 impl Target {
     /// Names one object of a resource.
-    pub fn new(group: impl Into<String>, resource: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { group: group.into(), resource: resource.into(), name: name.into() }
+    pub fn new(
+        group: impl Into<String>,
+        resource: impl Into<String>,
+        name: impl Into<String>,
+    ) -> Self {
+        Self {
+            group: group.into(),
+            resource: resource.into(),
+            name: name.into(),
+        }
     }
 
     fn named(&self) -> String {
-        if self.name.is_empty() { self.qualified() } else { format!("{} {:?}", self.qualified(), self.name) }
+        if self.name.is_empty() {
+            self.qualified()
+        } else {
+            format!("{} {:?}", self.qualified(), self.name)
+        }
     }
 
     fn qualified(&self) -> String {
-        if self.group.is_empty() { self.resource.clone() } else { format!("{}.{}", self.resource, self.group) }
+        if self.group.is_empty() {
+            self.resource.clone()
+        } else {
+            format!("{}.{}", self.resource, self.group)
+        }
     }
 }
 
@@ -154,7 +194,13 @@ pub enum ApiError {
 fn list(causes: &[Cause]) -> String {
     match causes {
         [one] => one.to_string(),
-        many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        many => format!(
+            "[{}]",
+            many.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
     }
 }
 
@@ -203,7 +249,11 @@ impl ApiError {
     fn details(&self) -> Option<Value> {
         let target = |target: &Target, causes: &[Cause]| {
             let mut details = Map::new();
-            for (key, text) in [("name", &target.name), ("group", &target.group), ("kind", &target.resource)] {
+            for (key, text) in [
+                ("name", &target.name),
+                ("group", &target.group),
+                ("kind", &target.resource),
+            ] {
                 if !text.is_empty() {
                     details.insert(key.into(), json!(text));
                 }
@@ -214,9 +264,13 @@ impl ApiError {
             Some(Value::Object(details))
         };
         match self {
-            Self::NotFound(t) | Self::AlreadyExists(t) | Self::Conflict { target: t, .. } => target(t, &[]),
+            Self::NotFound(t) | Self::AlreadyExists(t) | Self::Conflict { target: t, .. } => {
+                target(t, &[])
+            }
             Self::NameNotGenerated(t) => target(t, &[]),
-            Self::Forbidden { target: t, cause, .. } => target(t, cause.as_slice()),
+            Self::Forbidden {
+                target: t, cause, ..
+            } => target(t, cause.as_slice()),
             Self::Invalid { target: t, causes } => target(t, causes),
             Self::Unprocessable(why) => {
                 Some(json!({"causes": [{"reason": "UnexpectedServerResponse", "message": why}]}))
@@ -250,7 +304,11 @@ impl ApiError {
 
 fn cause(cause: &Cause) -> Value {
     let mut out = Map::new();
-    for (key, text) in [("reason", &cause.reason), ("message", &cause.message), ("field", &cause.field)] {
+    for (key, text) in [
+        ("reason", &cause.reason),
+        ("message", &cause.message),
+        ("field", &cause.field),
+    ] {
         if !text.is_empty() {
             out.insert(key.into(), json!(text));
         }
@@ -264,7 +322,10 @@ impl IntoResponse for ApiError {
             tracing::error!("request failed: {why}");
         }
         let mut response = (self.code(), self.status().to_string()).into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         response
     }
 }
@@ -276,26 +337,40 @@ mod tests {
     #[test]
     fn messages_are_those_of_the_real_server() {
         let pods = Target::new("", "pods", "a");
-        assert_eq!(ApiError::NotFound(pods.clone()).to_string(), r#"pods "a" not found"#);
+        assert_eq!(
+            ApiError::NotFound(pods.clone()).to_string(),
+            r#"pods "a" not found"#
+        );
         let vmis = Target::new("kubevirt.io", "virtualmachineinstances", "a");
         assert_eq!(
             ApiError::AlreadyExists(vmis.clone()).to_string(),
             r#"virtualmachineinstances.kubevirt.io "a" already exists"#
         );
         assert_eq!(
-            ApiError::Conflict { target: vmis, why: "late".into() }.to_string(),
+            ApiError::Conflict {
+                target: vmis,
+                why: "late".into()
+            }
+            .to_string(),
             r#"Operation cannot be fulfilled on virtualmachineinstances.kubevirt.io "a": late"#
         );
         let invalid = ApiError::Invalid {
             target: Target::new("", "Pod", "a"),
-            causes: vec![Cause::required("spec.x", ""), Cause::invalid("spec.y", 1, "no")],
+            causes: vec![
+                Cause::required("spec.x", ""),
+                Cause::invalid("spec.y", 1, "no"),
+            ],
         };
         assert_eq!(
             invalid.to_string(),
             r#"Pod "a" is invalid: [spec.x: Required value, spec.y: Invalid value: 1: no]"#
         );
         assert_eq!(invalid.status()["details"]["causes"][0]["field"], "spec.x");
-        let forbidden = ApiError::Forbidden { target: Target::new("", "pods", ""), why: "no".into(), cause: None };
+        let forbidden = ApiError::Forbidden {
+            target: Target::new("", "pods", ""),
+            why: "no".into(),
+            cause: None,
+        };
         assert_eq!(forbidden.to_string(), "pods is forbidden: no");
     }
 }

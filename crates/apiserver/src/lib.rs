@@ -28,7 +28,7 @@ pub mod store;
 pub mod table;
 pub(crate) mod watch;
 
-pub use admission::{Admission, AdmissionDenied, AdmissionRequest, Admitted, AdmitAll, Operation};
+pub use admission::{Admission, AdmissionDenied, AdmissionRequest, AdmitAll, Admitted, Operation};
 pub use auth::UserInfo;
 pub use error::{ApiError, Cause};
 pub use server::{ApiServer, KubeconfigError, OpenError, Options, ServeError};

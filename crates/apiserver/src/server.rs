@@ -115,7 +115,12 @@ impl ApiServer {
     pub async fn open(options: Options) -> Result<Self, OpenError> {
         let dir = options.data_dir.join("apiserver");
         let path = dir.join("store.redb");
-        let store = RedbStore::open(&path).map_err(|source| OpenError::Store { path, source })?;
+        // On a thread of its own: it may have to wait for a predecessor whose end needs this runtime.
+        let opening = path.clone();
+        let store = tokio::task::spawn_blocking(move || RedbStore::open(&opening))
+            .await
+            .unwrap_or(Err(StoreError::Closed))
+            .map_err(|source| OpenError::Store { path, source })?;
 
         let mut names = options.server_names;
         names.push(options.listen.ip().to_string());
@@ -123,10 +128,23 @@ impl ApiServer {
         let tls = Arc::new(tls_config(&pki)?);
 
         let stop = CancellationToken::new();
-        let core = Core::start(Arc::new(store), options.admission, options.listen.to_string(), &options.crds, stop.clone())
-            .await
-            .map_err(|(what, source)| OpenError::Ensure { what, source })?;
-        Ok(Self { inner: Arc::new(Inner { core, pki, tls, _background: stop.drop_guard() }) })
+        let core = Core::start(
+            Arc::new(store),
+            options.admission,
+            options.listen.to_string(),
+            &options.crds,
+            stop.clone(),
+        )
+        .await
+        .map_err(|(what, source)| OpenError::Ensure { what, source })?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                core,
+                pki,
+                tls,
+                _background: stop.drop_guard(),
+            }),
+        })
     }
 
     /// A client in this process, as `user` of the group `system:masters`. No socket is involved; connection
@@ -148,8 +166,10 @@ impl ApiServer {
     /// Writes a kubeconfig with the admin's certificate; mode 0600, replaced atomically.
     pub fn write_kubeconfig(&self, path: &Path, server: &str) -> Result<(), KubeconfigError> {
         let text = kubeconfig::render(server, &self.inner.pki.ca, &self.inner.pki.admin);
-        pki::write_atomically(path, text.as_bytes(), 0o600)
-            .map_err(|source| KubeconfigError { path: path.to_owned(), source })
+        pki::write_atomically(path, text.as_bytes(), 0o600).map_err(|source| KubeconfigError {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Serves HTTPS until `shutdown`; then lets open requests end within a few seconds, watches at once.
@@ -167,7 +187,11 @@ impl ApiServer {
             let core = core.clone();
             async move { Ok::<_, Infallible>(core.handle(request).await) }
         });
-        let front = Front { core: self.inner.core.clone(), router: extensions.fallback_service(api), end: shutdown.clone() };
+        let front = Front {
+            core: self.inner.core.clone(),
+            router: extensions.fallback_service(api),
+            end: shutdown.clone(),
+        };
         let acceptor = TlsAcceptor::from(self.inner.tls.clone());
         let graceful = GracefulShutdown::new();
         loop {
@@ -195,9 +219,13 @@ impl ApiServer {
 }
 
 fn transient(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory, WouldBlock};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory | WouldBlock)
-        || matches!(error.raw_os_error(), Some(23 | 24 | 105))
+    use std::io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory, WouldBlock,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory | WouldBlock
+    ) || matches!(error.raw_os_error(), Some(23 | 24 | 105))
 }
 
 /// What stands before every request that comes by a socket.
@@ -212,7 +240,9 @@ impl Front {
     async fn call(self, mut request: Request<Body>, user: Option<UserInfo>) -> Response<Body> {
         let user = match user {
             Some(user) => user,
-            None if PUBLIC.contains(&request.uri().path().trim_end_matches('/')) => UserInfo::anonymous(),
+            None if PUBLIC.contains(&request.uri().path().trim_end_matches('/')) => {
+                UserInfo::anonymous()
+            }
             None => return ApiError::Unauthorized.into_response(),
         };
         let info = RequestInfo::parse(request.method(), request.uri());
@@ -224,10 +254,17 @@ impl Front {
                 text = format!("{text}: {why}");
             }
             let target = Target::new(info.group, info.resource, info.name);
-            return ApiError::Forbidden { target, why: text, cause: None }.into_response();
+            return ApiError::Forbidden {
+                target,
+                why: text,
+                cause: None,
+            }
+            .into_response();
         }
         request.extensions_mut().insert(user);
-        request.extensions_mut().insert(EndOfService(self.end.clone()));
+        request
+            .extensions_mut()
+            .insert(EndOfService(self.end.clone()));
         match self.router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -262,7 +299,11 @@ async fn connection(
         async move { Ok::<_, Infallible>(front.call(request.map(Body::new), user).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(120)).max_buf_size(256 * 1024);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(120))
+        .max_buf_size(256 * 1024);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -271,7 +312,9 @@ async fn connection(
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20))
         .enable_connect_protocol();
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    let connection = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .into_owned();
     if let Err(e) = watcher.watch(connection).await {
         tracing::debug!("connection ended: {e}");
     }
@@ -283,12 +326,17 @@ fn tls_config(pki: &Pki) -> Result<rustls::ServerConfig, OpenError> {
     for certificate in certificates(&pki.ca)? {
         roots.add(certificate).map_err(OpenError::Tls)?;
     }
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| OpenError::Verifier(e.to_string()))?;
-    let key = <PrivateKeyDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(pki.server.key.as_bytes())
-        .map_err(bad_pem)?;
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        provider.clone(),
+    )
+    .allow_unauthenticated()
+    .build()
+    .map_err(|e| OpenError::Verifier(e.to_string()))?;
+    let key = <PrivateKeyDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(
+        pki.server.key.as_bytes(),
+    )
+    .map_err(bad_pem)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(rustls::DEFAULT_VERSIONS)
         .map_err(OpenError::Tls)?

@@ -10,9 +10,20 @@ use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write { key: (u8, u8, u8), expect: Expected, value: Option<u8> },
-    List { resource: u8, namespace: Option<u8>, limit: Option<usize>, after: Option<(u8, u8)> },
-    Get { key: (u8, u8, u8) },
+    Write {
+        key: (u8, u8, u8),
+        expect: Expected,
+        value: Option<u8>,
+    },
+    List {
+        resource: u8,
+        namespace: Option<u8>,
+        limit: Option<usize>,
+        after: Option<(u8, u8)>,
+    },
+    Get {
+        key: (u8, u8, u8),
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +35,11 @@ enum Expected {
 
 fn step() -> impl Strategy<Value = Step> {
     let key = || (0..2u8, 0..3u8, 0..4u8);
-    let expected = prop_oneof![Just(Expected::Absent), Just(Expected::Current), Just(Expected::Stale)];
+    let expected = prop_oneof![
+        Just(Expected::Absent),
+        Just(Expected::Current),
+        Just(Expected::Stale)
+    ];
     prop_oneof![
         3 => (key(), expected, prop::option::weighted(0.8, any::<u8>()))
             .prop_map(|(key, expect, value)| Step::Write { key, expect, value }),
@@ -40,7 +55,11 @@ fn resource(n: u8) -> Arc<str> {
 }
 
 fn key((r, ns, name): (u8, u8, u8)) -> Key {
-    Key::new(&resource(r), ["", "n", "n-1"][usize::from(ns)], ["a", "a-b", "a.b", "b"][usize::from(name)])
+    Key::new(
+        &resource(r),
+        ["", "n", "n-1"][usize::from(ns)],
+        ["a", "a-b", "a.b", "b"][usize::from(name)],
+    )
 }
 
 fn outcome(result: Result<u64, StoreError>) -> Result<u64, String> {
@@ -53,7 +72,11 @@ async fn run(store: &dyn Store, steps: &[Step]) -> Vec<String> {
     let mut written = 0;
     for step in steps {
         seen.push(match step {
-            Step::Write { key: k, expect, value } => {
+            Step::Write {
+                key: k,
+                expect,
+                value,
+            } => {
                 let key = key(*k);
                 let current = store.get(&key).unwrap().map_or(7, |stored| stored.revision);
                 let expect = match expect {
@@ -66,7 +89,12 @@ async fn run(store: &dyn Store, steps: &[Step]) -> Vec<String> {
                 written += usize::from(done.is_ok());
                 format!("{:?}", outcome(done))
             }
-            Step::List { resource: r, namespace, limit, after } => {
+            Step::List {
+                resource: r,
+                namespace,
+                limit,
+                after,
+            } => {
                 let query = Query {
                     resource: resource(*r),
                     namespace: namespace.map(|ns| ["", "n", "n-1"][usize::from(ns)].to_owned()),
@@ -106,7 +134,11 @@ proptest! {
 
 fn put(name: &str, value: &str) -> Write {
     let value = Some(Bytes::copy_from_slice(value.as_bytes()));
-    Write { key: Key::new(&"/things".into(), "ns", name), expect: Expect::Absent, value }
+    Write {
+        key: Key::new(&"/things".into(), "ns", name),
+        expect: Expect::Absent,
+        value,
+    }
 }
 
 #[tokio::test]
@@ -122,9 +154,18 @@ async fn objects_and_revision_survive_a_restart() {
     drop(store);
 
     let store = RedbStore::open(&path).unwrap();
-    let found = store.get(&Key::new(&"/things".into(), "ns", "b")).unwrap().unwrap();
-    assert_eq!((found.revision, found.value.as_ref()), (second, b"2".as_ref()));
-    assert!(store.ring().subscribe(first).is_err(), "the history does not survive, and says so");
+    let found = store
+        .get(&Key::new(&"/things".into(), "ns", "b"))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (found.revision, found.value.as_ref()),
+        (second, b"2".as_ref())
+    );
+    assert!(
+        store.ring().subscribe(first).is_err(),
+        "the history does not survive, and says so"
+    );
     assert!(store.ring().subscribe(second).is_ok());
     assert_eq!(store.write(put("c", "3")).await.unwrap(), second + 1);
 }

@@ -23,20 +23,34 @@ async fn a_life() {
     let server = Server::start().await;
     let client = server.client();
     let made = ok(&client, "POST", MAPS, &config_map("a")).await;
-    assert!(made["metadata"]["uid"].is_string() && made["metadata"]["creationTimestamp"].is_string());
+    assert!(
+        made["metadata"]["uid"].is_string() && made["metadata"]["creationTimestamp"].is_string()
+    );
     let (code, again) = call(&client, "POST", MAPS, &config_map("a")).await;
-    assert_eq!((code, &again["reason"]), (StatusCode::CONFLICT, &json!("AlreadyExists")));
+    assert_eq!(
+        (code, &again["reason"]),
+        (StatusCode::CONFLICT, &json!("AlreadyExists"))
+    );
     assert_eq!(again["message"], r#"configmaps "a" already exists"#);
 
     let mut changed = made.clone();
     changed["data"]["b"] = json!("2");
     let updated = ok(&client, "PUT", &format!("{MAPS}/a"), &changed).await;
-    assert_ne!(updated["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    assert_ne!(
+        updated["metadata"]["resourceVersion"],
+        made["metadata"]["resourceVersion"]
+    );
     let same = ok(&client, "PUT", &format!("{MAPS}/a"), &updated).await;
-    assert_eq!(same["metadata"]["resourceVersion"], updated["metadata"]["resourceVersion"], "no change, no write");
+    assert_eq!(
+        same["metadata"]["resourceVersion"], updated["metadata"]["resourceVersion"],
+        "no change, no write"
+    );
 
     let (code, stale) = call(&client, "PUT", &format!("{MAPS}/a"), &changed).await;
-    assert_eq!((code, &stale["reason"]), (StatusCode::CONFLICT, &json!("Conflict")));
+    assert_eq!(
+        (code, &stale["reason"]),
+        (StatusCode::CONFLICT, &json!("Conflict"))
+    );
     assert_eq!(
         stale["message"],
         "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes \
@@ -44,9 +58,15 @@ async fn a_life() {
     );
 
     let gone = ok(&client, "DELETE", &format!("{MAPS}/a"), &Value::Null).await;
-    assert_eq!((&gone["status"], &gone["details"]["uid"]), (&json!("Success"), &made["metadata"]["uid"]));
+    assert_eq!(
+        (&gone["status"], &gone["details"]["uid"]),
+        (&json!("Success"), &made["metadata"]["uid"])
+    );
     let (code, missing) = call(&client, "GET", &format!("{MAPS}/a"), &Value::Null).await;
-    assert_eq!((code, &missing["message"]), (StatusCode::NOT_FOUND, &json!(r#"configmaps "a" not found"#)));
+    assert_eq!(
+        (code, &missing["message"]),
+        (StatusCode::NOT_FOUND, &json!(r#"configmaps "a" not found"#))
+    );
     let (code, _) = call(&client, "PUT", &format!("{MAPS}/a"), &config_map("a")).await;
     assert_eq!(code, StatusCode::NOT_FOUND);
 }
@@ -59,7 +79,10 @@ async fn custom_resources_must_say_what_they_replace() {
     assert_eq!(made["spec"]["color"], "blue");
     assert_eq!(made["metadata"]["generation"], 1);
     let (code, refused) = call(&client, "PUT", &format!("{WIDGETS}/w"), &widget("w", 2)).await;
-    assert_eq!((code, &refused["reason"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("Invalid")));
+    assert_eq!(
+        (code, &refused["reason"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!("Invalid"))
+    );
     assert_eq!(
         refused["message"],
         "Widget.example.com \"w\" is invalid: metadata.resourceVersion: Invalid value: 0x0: must be specified for an \
@@ -85,7 +108,10 @@ async fn custom_resources_must_say_what_they_replace() {
 
     let (code, invalid) = call(&client, "POST", WIDGETS, &widget("x", 0)).await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
-    assert!(invalid["message"].as_str().unwrap().contains("spec.size"), "{invalid}");
+    assert!(
+        invalid["message"].as_str().unwrap().contains("spec.size"),
+        "{invalid}"
+    );
 }
 
 #[tokio::test]
@@ -101,7 +127,10 @@ async fn status_and_spec_are_apart() {
     status["spec"]["size"] = json!(9);
     status["metadata"]["labels"] = json!({"a": "b"});
     let done = ok(&client, "PUT", &format!("{WIDGETS}/w/status"), &status).await;
-    assert_eq!((&done["status"]["phase"], &done["spec"]["size"]), (&json!("Up"), &json!(1)));
+    assert_eq!(
+        (&done["status"]["phase"], &done["spec"]["size"]),
+        (&json!("Up"), &json!(1))
+    );
     assert_eq!(done["metadata"]["generation"], 1);
     assert!(done["metadata"].get("labels").is_none());
     let mut spec = done.clone();
@@ -120,10 +149,28 @@ async fn versions_share_objects_and_old_ones_warn() {
         .unwrap();
     let response = client.send(request).await.unwrap();
     let warning = response.headers()["warning"].to_str().unwrap().to_owned();
-    assert!(warning.starts_with("299 - \"") && warning.contains("deprecated"), "{warning}");
-    let (_, old) = call(&client, "GET", "/apis/example.com/v1alpha1/namespaces/default/widgets/w", &Value::Null).await;
-    assert_eq!((&old["apiVersion"], &old["spec"]["size"]), (&json!("example.com/v1alpha1"), &json!(1)));
-    let (code, _) = call(&client, "GET", "/apis/example.com/v9/namespaces/default/widgets", &Value::Null).await;
+    assert!(
+        warning.starts_with("299 - \"") && warning.contains("deprecated"),
+        "{warning}"
+    );
+    let (_, old) = call(
+        &client,
+        "GET",
+        "/apis/example.com/v1alpha1/namespaces/default/widgets/w",
+        &Value::Null,
+    )
+    .await;
+    assert_eq!(
+        (&old["apiVersion"], &old["spec"]["size"]),
+        (&json!("example.com/v1alpha1"), &json!(1))
+    );
+    let (code, _) = call(
+        &client,
+        "GET",
+        "/apis/example.com/v9/namespaces/default/widgets",
+        &Value::Null,
+    )
+    .await;
     assert_eq!(code, StatusCode::NOT_FOUND);
 }
 
@@ -133,9 +180,21 @@ async fn unknown_fields() {
     let client = server.client();
     let mut new = widget("w", 1);
     new["spec"]["colour"] = json!("red");
-    let (code, refused) = call(&client, "POST", &format!("{WIDGETS}?fieldValidation=Strict"), &new).await;
+    let (code, refused) = call(
+        &client,
+        "POST",
+        &format!("{WIDGETS}?fieldValidation=Strict"),
+        &new,
+    )
+    .await;
     assert_eq!(code, StatusCode::BAD_REQUEST);
-    assert!(refused["message"].as_str().unwrap().contains("unknown field \"spec.colour\""), "{refused}");
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("unknown field \"spec.colour\""),
+        "{refused}"
+    );
     let made = ok(&client, "POST", WIDGETS, &new).await;
     assert!(made["spec"].get("colour").is_none());
 }
@@ -146,15 +205,41 @@ async fn patches() {
     let client = server.client();
     let made = ok(&client, "POST", MAPS, &config_map("a")).await;
     let uri = format!("{MAPS}/a");
-    let patch = async |media: &str, body: Value| call_as(&client, "PATCH", &uri, media, body.to_string()).await;
-    let (code, merged) = patch("application/merge-patch+json", json!({"data": {"a": null, "b": "2"}})).await;
-    assert_eq!((code, &merged["data"]), (StatusCode::OK, &json!({"b": "2"})));
-    let (code, done) =
-        patch("application/json-patch+json", json!([{"op": "add", "path": "/data/c", "value": "3"}])).await;
-    assert_eq!((code, &done["data"]), (StatusCode::OK, &json!({"b": "2", "c": "3"})));
-    let (code, failed) = patch("application/json-patch+json", json!([{"op": "test", "path": "/data/c", "value": "4"}])).await;
-    assert_eq!((code, &failed["reason"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("Invalid")));
-    let (code, _) = patch("application/strategic-merge-patch+json", json!({"metadata": {"finalizers": ["x/y"]}})).await;
+    let patch = async |media: &str, body: Value| {
+        call_as(&client, "PATCH", &uri, media, body.to_string()).await
+    };
+    let (code, merged) = patch(
+        "application/merge-patch+json",
+        json!({"data": {"a": null, "b": "2"}}),
+    )
+    .await;
+    assert_eq!(
+        (code, &merged["data"]),
+        (StatusCode::OK, &json!({"b": "2"}))
+    );
+    let (code, done) = patch(
+        "application/json-patch+json",
+        json!([{"op": "add", "path": "/data/c", "value": "3"}]),
+    )
+    .await;
+    assert_eq!(
+        (code, &done["data"]),
+        (StatusCode::OK, &json!({"b": "2", "c": "3"}))
+    );
+    let (code, failed) = patch(
+        "application/json-patch+json",
+        json!([{"op": "test", "path": "/data/c", "value": "4"}]),
+    )
+    .await;
+    assert_eq!(
+        (code, &failed["reason"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!("Invalid"))
+    );
+    let (code, _) = patch(
+        "application/strategic-merge-patch+json",
+        json!({"metadata": {"finalizers": ["x/y"]}}),
+    )
+    .await;
     assert_eq!(code, StatusCode::OK);
     let stale = json!({"metadata": {"resourceVersion": made["metadata"]["resourceVersion"]}, "data": {"z": "1"}});
     let (code, _) = patch("application/merge-patch+json", stale).await;
@@ -163,8 +248,14 @@ async fn patches() {
     assert_eq!(code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 
     ok(&client, "POST", WIDGETS, &widget("w", 1)).await;
-    let (code, _) =
-        call_as(&client, "PATCH", &format!("{WIDGETS}/w"), "application/strategic-merge-patch+json", "{}".into()).await;
+    let (code, _) = call_as(
+        &client,
+        "PATCH",
+        &format!("{WIDGETS}/w"),
+        "application/strategic-merge-patch+json",
+        "{}".into(),
+    )
+    .await;
     assert_eq!(code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 }
 
@@ -180,7 +271,14 @@ async fn finalizers_hold() {
     assert!(marked["metadata"]["deletionTimestamp"].is_string());
     assert_eq!(marked["metadata"]["generation"], 2);
     let more = json!({"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}});
-    let (code, refused) = call_as(&client, "PATCH", &uri, "application/merge-patch+json", more.to_string()).await;
+    let (code, refused) = call_as(
+        &client,
+        "PATCH",
+        &uri,
+        "application/merge-patch+json",
+        more.to_string(),
+    )
+    .await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "{refused}");
     let none = json!({"metadata": {"finalizers": null}}).to_string();
     let (code, _) = call_as(&client, "PATCH", &uri, "application/merge-patch+json", none).await;
@@ -193,12 +291,30 @@ async fn finalizers_hold() {
 async fn preconditions_and_dry_run() {
     let server = Server::start().await;
     let client = server.client();
-    ok(&client, "POST", &format!("{MAPS}?dryRun=All"), &config_map("a")).await;
+    ok(
+        &client,
+        "POST",
+        &format!("{MAPS}?dryRun=All"),
+        &config_map("a"),
+    )
+    .await;
     let (code, _) = call(&client, "GET", &format!("{MAPS}/a"), &Value::Null).await;
     assert_eq!(code, StatusCode::NOT_FOUND);
     ok(&client, "POST", MAPS, &config_map("a")).await;
-    ok(&client, "DELETE", &format!("{MAPS}/a"), &json!({"dryRun": ["All"]})).await;
-    let (code, _) = call(&client, "DELETE", &format!("{MAPS}/a"), &json!({"preconditions": {"uid": "other"}})).await;
+    ok(
+        &client,
+        "DELETE",
+        &format!("{MAPS}/a"),
+        &json!({"dryRun": ["All"]}),
+    )
+    .await;
+    let (code, _) = call(
+        &client,
+        "DELETE",
+        &format!("{MAPS}/a"),
+        &json!({"preconditions": {"uid": "other"}}),
+    )
+    .await;
     assert_eq!(code, StatusCode::CONFLICT);
     ok(&client, "GET", &format!("{MAPS}/a"), &Value::Null).await;
 }
@@ -210,19 +326,35 @@ async fn pods_stop_before_they_go() {
     ok(&client, "POST", PODS, &pod("idle")).await;
     ok(&client, "DELETE", &format!("{PODS}/idle"), &Value::Null).await;
     let (code, _) = call(&client, "GET", &format!("{PODS}/idle"), &Value::Null).await;
-    assert_eq!(code, StatusCode::NOT_FOUND, "no node runs it: it goes at once");
+    assert_eq!(
+        code,
+        StatusCode::NOT_FOUND,
+        "no node runs it: it goes at once"
+    );
 
     ok(&client, "POST", PODS, &pod("busy")).await;
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "busy"}, "target": {"kind": "Node", "name": "n"}});
     ok(&client, "POST", &format!("{PODS}/busy/binding"), &binding).await;
     let (code, _) = call(&client, "POST", &format!("{PODS}/busy/binding"), &binding).await;
     assert_eq!(code, StatusCode::CONFLICT);
-    let bound = ok(&client, "GET", &format!("{PODS}?fieldSelector=spec.nodeName%3Dn"), &Value::Null).await;
+    let bound = ok(
+        &client,
+        "GET",
+        &format!("{PODS}?fieldSelector=spec.nodeName%3Dn"),
+        &Value::Null,
+    )
+    .await;
     assert_eq!(bound["items"].as_array().unwrap().len(), 1);
     let marked = ok(&client, "DELETE", &format!("{PODS}/busy"), &Value::Null).await;
     assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 30);
     ok(&client, "GET", &format!("{PODS}/busy"), &Value::Null).await;
-    ok(&client, "DELETE", &format!("{PODS}/busy"), &json!({"gracePeriodSeconds": 0})).await;
+    ok(
+        &client,
+        "DELETE",
+        &format!("{PODS}/busy"),
+        &json!({"gracePeriodSeconds": 0}),
+    )
+    .await;
     let (code, _) = call(&client, "GET", &format!("{PODS}/busy"), &Value::Null).await;
     assert_eq!(code, StatusCode::NOT_FOUND);
 }
@@ -236,23 +368,55 @@ async fn lists_select_and_page() {
         new["metadata"]["labels"] = json!({"odd": if n % 2 == 1 { "yes" } else { "no" }});
         ok(&client, "POST", MAPS, &new).await;
     }
-    let odd = ok(&client, "GET", &format!("{MAPS}?labelSelector=odd%3Dyes"), &Value::Null).await;
+    let odd = ok(
+        &client,
+        "GET",
+        &format!("{MAPS}?labelSelector=odd%3Dyes"),
+        &Value::Null,
+    )
+    .await;
     assert_eq!(odd["items"].as_array().unwrap().len(), 3);
     assert_eq!(odd["kind"], "ConfigMapList");
     let (mut names, mut token) = (Vec::new(), String::new());
     loop {
-        let page =
-            ok(&client, "GET", &format!("{MAPS}?labelSelector=odd%3Dno&limit=2&continue={token}"), &Value::Null).await;
-        names.extend(page["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].clone()));
-        token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+        let page = ok(
+            &client,
+            "GET",
+            &format!("{MAPS}?labelSelector=odd%3Dno&limit=2&continue={token}"),
+            &Value::Null,
+        )
+        .await;
+        names.extend(
+            page["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|i| i["metadata"]["name"].clone()),
+        );
+        token = page["metadata"]["continue"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if token.is_empty() {
             break;
         }
     }
     assert_eq!(names, ["m0", "m2", "m4", "m6"]);
-    let (code, _) = call(&client, "GET", &format!("{MAPS}?fieldSelector=data.a%3D1"), &Value::Null).await;
+    let (code, _) = call(
+        &client,
+        "GET",
+        &format!("{MAPS}?fieldSelector=data.a%3D1"),
+        &Value::Null,
+    )
+    .await;
     assert_eq!(code, StatusCode::BAD_REQUEST);
-    ok(&client, "DELETE", &format!("{MAPS}?labelSelector=odd%3Dyes"), &Value::Null).await;
+    ok(
+        &client,
+        "DELETE",
+        &format!("{MAPS}?labelSelector=odd%3Dyes"),
+        &Value::Null,
+    )
+    .await;
     let left = ok(&client, "GET", "/api/v1/configmaps", &Value::Null).await;
     assert_eq!(left["items"].as_array().unwrap().len(), 4);
 }
@@ -261,18 +425,39 @@ async fn lists_select_and_page() {
 async fn namespaces_contain() {
     let server = Server::start().await;
     let client = server.client();
-    let (code, missing) = call(&client, "POST", "/api/v1/namespaces/x/configmaps", &config_map("a")).await;
-    assert_eq!((code, &missing["message"]), (StatusCode::NOT_FOUND, &json!(r#"namespaces "x" not found"#)));
+    let (code, missing) = call(
+        &client,
+        "POST",
+        "/api/v1/namespaces/x/configmaps",
+        &config_map("a"),
+    )
+    .await;
+    assert_eq!(
+        (code, &missing["message"]),
+        (StatusCode::NOT_FOUND, &json!(r#"namespaces "x" not found"#))
+    );
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}});
     let made = ok(&client, "POST", "/api/v1/namespaces", &namespace).await;
     assert_eq!(made["status"]["phase"], "Active");
     let mut held = config_map("a");
     held["metadata"]["finalizers"] = json!(["example.com/hold"]);
     ok(&client, "POST", "/api/v1/namespaces/x/configmaps", &held).await;
-    ok(&client, "POST", "/api/v1/namespaces/x/configmaps", &config_map("b")).await;
+    ok(
+        &client,
+        "POST",
+        "/api/v1/namespaces/x/configmaps",
+        &config_map("b"),
+    )
+    .await;
     let marked = ok(&client, "DELETE", "/api/v1/namespaces/x", &Value::Null).await;
     assert_eq!(marked["status"]["phase"], "Terminating");
-    let (code, refused) = call(&client, "POST", "/api/v1/namespaces/x/configmaps", &config_map("c")).await;
+    let (code, refused) = call(
+        &client,
+        "POST",
+        "/api/v1/namespaces/x/configmaps",
+        &config_map("c"),
+    )
+    .await;
     assert_eq!(code, StatusCode::FORBIDDEN);
     assert_eq!(
         refused["message"],
@@ -282,7 +467,13 @@ async fn namespaces_contain() {
     let uri = "/api/v1/namespaces/x/configmaps/a";
     call_as(&client, "PATCH", uri, "application/merge-patch+json", none).await;
     gone(&client, "/api/v1/namespaces/x").await;
-    let (code, _) = call(&client, "DELETE", "/api/v1/namespaces/default", &Value::Null).await;
+    let (code, _) = call(
+        &client,
+        "DELETE",
+        "/api/v1/namespaces/default",
+        &Value::Null,
+    )
+    .await;
     assert_eq!(code, StatusCode::FORBIDDEN);
 }
 
@@ -293,7 +484,9 @@ async fn gone(client: &kube::Client, uri: &str) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(common::SOON, wait).await.expect("it goes");
+    tokio::time::timeout(common::SOON, wait)
+        .await
+        .expect("it goes");
 }
 
 #[tokio::test]
@@ -306,17 +499,32 @@ async fn definitions_make_resources() {
     let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     let made = ok(&client, "POST", crds, &gadgets).await;
     let conditions = made["status"]["conditions"].as_array().unwrap();
-    assert!(conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True"), "{made}");
+    assert!(
+        conditions
+            .iter()
+            .any(|c| c["type"] == "Established" && c["status"] == "True"),
+        "{made}"
+    );
     let mut gadget = widget("g", 1);
     gadget["kind"] = json!("Gadget");
     let uri = "/apis/example.com/v1/namespaces/default/gadgets";
     ok(&client, "POST", uri, &gadget).await;
-    ok(&client, "DELETE", &format!("{crds}/gadgets.example.com"), &Value::Null).await;
+    ok(
+        &client,
+        "DELETE",
+        &format!("{crds}/gadgets.example.com"),
+        &Value::Null,
+    )
+    .await;
     gone(&client, &format!("{crds}/gadgets.example.com")).await;
     gone(&client, uri).await;
     ok(&client, "POST", crds, &gadgets).await;
     let empty = ok(&client, "GET", uri, &Value::Null).await;
-    assert_eq!(empty["items"], json!([]), "the objects went with their definition");
+    assert_eq!(
+        empty["items"],
+        json!([]),
+        "the objects went with their definition"
+    );
 }
 
 #[tokio::test]
@@ -324,16 +532,44 @@ async fn bodies_of_the_wrong_kind() {
     let server = Server::start().await;
     let client = server.client();
     for (uri, body, code) in [
-        (MAPS, json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "a"}}), 400),
-        (MAPS, json!({"kind": "ConfigMap", "apiVersion": "v2", "metadata": {"name": "a"}}), 400),
+        (
+            MAPS,
+            json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "a"}}),
+            400,
+        ),
+        (
+            MAPS,
+            json!({"kind": "ConfigMap", "apiVersion": "v2", "metadata": {"name": "a"}}),
+            400,
+        ),
         (MAPS, json!([]), 400),
         (MAPS, json!({"metadata": {"name": "Bad_Name"}}), 422),
         (MAPS, json!({"metadata": {}}), 422),
-        (MAPS, json!({"metadata": {"name": "a", "namespace": "other"}}), 400),
-        (MAPS, json!({"metadata": {"name": "a", "labels": {"a": 1}}}), 400),
-        (MAPS, json!({"metadata": {"name": "a", "resourceVersion": "5"}}), 400),
-        ("/api/v1/configmaps", json!({"metadata": {"name": "a"}}), 405),
-        ("/api/v1/namespaces/default/nodes", json!({"metadata": {"name": "a"}}), 404),
+        (
+            MAPS,
+            json!({"metadata": {"name": "a", "namespace": "other"}}),
+            400,
+        ),
+        (
+            MAPS,
+            json!({"metadata": {"name": "a", "labels": {"a": 1}}}),
+            400,
+        ),
+        (
+            MAPS,
+            json!({"metadata": {"name": "a", "resourceVersion": "5"}}),
+            400,
+        ),
+        (
+            "/api/v1/configmaps",
+            json!({"metadata": {"name": "a"}}),
+            405,
+        ),
+        (
+            "/api/v1/namespaces/default/nodes",
+            json!({"metadata": {"name": "a"}}),
+            404,
+        ),
         ("/api/v1/nothings", json!({}), 404),
     ] {
         let (got, answer) = call(&client, "POST", uri, &body).await;
@@ -342,7 +578,10 @@ async fn bodies_of_the_wrong_kind() {
     }
     let yaml = "metadata:\n  generateName: a-\ndata: {k: v}\n";
     let (code, made) = call_as(&client, "POST", MAPS, "application/yaml", yaml.into()).await;
-    assert_eq!((code, made["metadata"]["name"].as_str().unwrap().len()), (StatusCode::CREATED, 7));
+    assert_eq!(
+        (code, made["metadata"]["name"].as_str().unwrap().len()),
+        (StatusCode::CREATED, 7)
+    );
 }
 
 struct Guard;
@@ -354,11 +593,16 @@ impl Admission for Guard {
         }
         let mut object = request.object.cloned().unwrap_or_default();
         if object["spec"]["size"] == 13 {
-            return Err(AdmissionDenied { causes: vec![Cause::invalid("spec.size", 13, "brings bad luck")] });
+            return Err(AdmissionDenied {
+                causes: vec![Cause::invalid("spec.size", 13, "brings bad luck")],
+            });
         }
         object["metadata"]["name"] = json!("hijacked");
         object["metadata"]["annotations"] = json!({"seen": request.name});
-        Ok(Admitted { object: Some(object), warnings: vec!["mind the \"gap\"".into()] })
+        Ok(Admitted {
+            object: Some(object),
+            warnings: vec!["mind the \"gap\"".into()],
+        })
     }
 }
 
@@ -367,8 +611,17 @@ async fn admission_changes_and_refuses() {
     let server = Server::with(Arc::new(Guard)).await;
     let client = server.client();
     let made = ok(&client, "POST", WIDGETS, &widget("w", 1)).await;
-    assert_eq!((&made["metadata"]["name"], &made["metadata"]["annotations"]["seen"]), (&json!("w"), &json!("w")));
+    assert_eq!(
+        (
+            &made["metadata"]["name"],
+            &made["metadata"]["annotations"]["seen"]
+        ),
+        (&json!("w"), &json!("w"))
+    );
     let (code, refused) = call(&client, "POST", WIDGETS, &widget("x", 13)).await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(refused["message"], "Widget.example.com \"x\" is invalid: spec.size: Invalid value: 13: brings bad luck");
+    assert_eq!(
+        refused["message"],
+        "Widget.example.com \"x\" is invalid: spec.size: Invalid value: 13: brings bad luck"
+    );
 }

@@ -23,6 +23,10 @@ pub struct MastersOnly;
 
 impl Authorizer for MastersOnly {
     fn authorize(&self, user: &UserInfo, _request: &RequestInfo) -> Decision {
-        if user.groups.iter().any(|group| group == MASTERS) { Decision::Allow } else { Decision::Deny(String::new()) }
+        if user.groups.iter().any(|group| group == MASTERS) {
+            Decision::Allow
+        } else {
+            Decision::Deny(String::new())
+        }
     }
 }

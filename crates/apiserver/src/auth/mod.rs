@@ -26,12 +26,18 @@ pub struct UserInfo {
 impl UserInfo {
     /// A user of the group that may do everything.
     pub fn master(name: &str) -> Self {
-        Self { name: name.to_owned(), groups: vec![MASTERS.to_owned(), "system:authenticated".to_owned()] }
+        Self {
+            name: name.to_owned(),
+            groups: vec![MASTERS.to_owned(), "system:authenticated".to_owned()],
+        }
     }
 
     /// Someone who did not say who they are.
     pub fn anonymous() -> Self {
-        Self { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()] }
+        Self {
+            name: "system:anonymous".to_owned(),
+            groups: vec!["system:unauthenticated".to_owned()],
+        }
     }
 
     /// Whether no credentials were given.

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -34,7 +35,9 @@ pub struct Pem {
 /// The key stays out of logs.
 impl std::fmt::Debug for Pem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pem").field("certificate", &self.certificate).finish_non_exhaustive()
+        f.debug_struct("Pem")
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,14 +79,23 @@ impl Pki {
     pub fn ensure(dir: &Path, names: &[String]) -> Result<Self, PkiError> {
         std::fs::create_dir_all(dir)
             .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)))
-            .map_err(|source| PkiError::File { path: dir.to_owned(), source })?;
+            .map_err(|source| PkiError::File {
+                path: dir.to_owned(),
+                source,
+            })?;
         let (ca, ca_is_new) = match load(dir, "ca")? {
-            Some(ca) if valid_for(&ca.certificate, RENEW_BEFORE) && KeyPair::from_pem(&ca.key).is_ok() => (ca, false),
+            Some(ca)
+                if valid_for(&ca.certificate, RENEW_BEFORE)
+                    && KeyPair::from_pem(&ca.key).is_ok() =>
+            {
+                (ca, false)
+            }
             _ => (save(dir, "ca", make_ca()?)?, true),
         };
         let make = |what| move |source| PkiError::Make { what, source };
         let ca_key = KeyPair::from_pem(&ca.key).map_err(make("authority"))?;
-        let issuer = Issuer::from_ca_cert_pem(&ca.certificate, ca_key).map_err(make("authority"))?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&ca.certificate, ca_key).map_err(make("authority"))?;
 
         let names = all_names(names);
         let server = match load(dir, "server")? {
@@ -95,7 +107,11 @@ impl Pki {
             {
                 server
             }
-            _ => save(dir, "server", make_server(&issuer, &names).map_err(make("server"))?)?,
+            _ => save(
+                dir,
+                "server",
+                make_server(&issuer, &names).map_err(make("server"))?,
+            )?,
         };
         let admin = match load(dir, "admin")? {
             Some(admin)
@@ -105,9 +121,17 @@ impl Pki {
             {
                 admin
             }
-            _ => save(dir, "admin", make_client(&issuer, "berth-admin", &[MASTERS]).map_err(make("admin"))?)?,
+            _ => save(
+                dir,
+                "admin",
+                make_client(&issuer, "berth-admin", &[MASTERS]).map_err(make("admin"))?,
+            )?,
         };
-        Ok(Self { ca: ca.certificate, server, admin })
+        Ok(Self {
+            ca: ca.certificate,
+            server,
+            admin,
+        })
     }
 }
 
@@ -116,8 +140,11 @@ pub fn user_of_certificate(der: &[u8]) -> Option<UserInfo> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> =
-        subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    let mut groups: Vec<String> = subject
+        .iter_organization()
+        .filter_map(|o| o.as_str().ok())
+        .map(str::to_owned)
+        .collect();
     groups.push("system:authenticated".to_owned());
     Some(UserInfo { name, groups })
 }
@@ -129,12 +156,19 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> std::io::Resu
     let temporary = path.with_file_name(name);
     let written = (|| {
         let _ = std::fs::remove_file(&temporary);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         std::fs::File::open(parent)?.sync_all()
     })();
     if written.is_err() {
@@ -151,50 +185,83 @@ fn load(dir: &Path, name: &str) -> Result<Option<Pem>, PkiError> {
     };
     let certificate = read(dir.join(format!("{name}.crt")))?;
     let key = read(dir.join(format!("{name}.key")))?;
-    Ok(certificate.zip(key).map(|(certificate, key)| Pem { certificate, key }))
+    Ok(certificate
+        .zip(key)
+        .map(|(certificate, key)| Pem { certificate, key }))
 }
 
 /// The certificate goes last: a pair that was only half written is not mistaken for a whole one, since a new
 /// key with an old certificate is made impossible by removing the latter first.
 fn save(dir: &Path, name: &str, pem: Pem) -> Result<Pem, PkiError> {
-    let (crt, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+    let (crt, key) = (
+        dir.join(format!("{name}.crt")),
+        dir.join(format!("{name}.key")),
+    );
     match std::fs::remove_file(&crt) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(PkiError::File { path: crt, source: e });
+            return Err(PkiError::File {
+                path: crt,
+                source: e,
+            });
         }
         _ => {}
     }
     for (path, text, mode) in [(key, &pem.key, 0o600), (crt, &pem.certificate, 0o644)] {
-        write_atomically(&path, text.as_bytes(), mode).map_err(|source| PkiError::File { path, source })?;
+        write_atomically(&path, text.as_bytes(), mode)
+            .map_err(|source| PkiError::File { path, source })?;
     }
     Ok(pem)
 }
 
 fn make_ca() -> Result<Pem, PkiError> {
-    let make = |source| PkiError::Make { what: "authority", source };
+    let make = |source| PkiError::Make {
+        what: "authority",
+        source,
+    };
     let mut params = params(3650);
-    params.distinguished_name.push(DnType::CommonName, "berth-ca");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "berth-ca");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+    ];
     let key = KeyPair::generate().map_err(make)?;
     let certificate = params.self_signed(&key).map_err(make)?;
-    Ok(Pem { certificate: certificate.pem(), key: key.serialize_pem() })
+    Ok(Pem {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
 }
 
-fn make_server(issuer: &Issuer<'_, KeyPair>, names: &BTreeSet<String>) -> Result<Pem, rcgen::Error> {
+fn make_server(
+    issuer: &Issuer<'_, KeyPair>,
+    names: &BTreeSet<String>,
+) -> Result<Pem, rcgen::Error> {
     let mut params = params(365);
-    params.subject_alt_names = CertificateParams::new(names.iter().cloned().collect::<Vec<_>>())?.subject_alt_names;
-    params.distinguished_name.push(DnType::CommonName, "berth-apiserver");
+    params.subject_alt_names =
+        CertificateParams::new(names.iter().cloned().collect::<Vec<_>>())?.subject_alt_names;
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "berth-apiserver");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     sign(params, issuer)
 }
 
 /// Makes a client certificate for a user and its groups.
-pub fn make_client(issuer: &Issuer<'_, KeyPair>, user: &str, groups: &[&str]) -> Result<Pem, rcgen::Error> {
+pub fn make_client(
+    issuer: &Issuer<'_, KeyPair>,
+    user: &str,
+    groups: &[&str],
+) -> Result<Pem, rcgen::Error> {
     let mut params = params(365);
     params.distinguished_name.push(DnType::CommonName, user);
     for group in groups {
-        params.distinguished_name.push(DnType::OrganizationName, *group);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, *group);
     }
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     sign(params, issuer)
@@ -205,7 +272,10 @@ fn sign(mut params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<P
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, issuer)?;
-    Ok(Pem { certificate: certificate.pem(), key: key.serialize_pem() })
+    Ok(Pem {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
 }
 
 /// Starts an hour ago: clocks differ.
@@ -219,38 +289,65 @@ fn params(days: u32) -> CertificateParams {
 }
 
 fn all_names(names: &[String]) -> BTreeSet<String> {
-    let own = ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
-    own.into_iter().map(str::to_owned).chain(names.iter().filter(|n| !n.is_empty()).cloned()).collect()
+    let own = [
+        "localhost",
+        "127.0.0.1",
+        "::1",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ];
+    own.into_iter()
+        .map(str::to_owned)
+        .chain(names.iter().filter(|n| !n.is_empty()).cloned())
+        .collect()
 }
 
 fn with_certificate<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Option<T> {
     let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
-    block.parse_x509().ok().map(|certificate| read(&certificate))
+    block
+        .parse_x509()
+        .ok()
+        .map(|certificate| read(&certificate))
 }
 
 fn valid_for(pem: &str, margin: Duration) -> bool {
     with_certificate(pem, |certificate| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let at = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let validity = certificate.validity();
-        validity.not_before.timestamp() <= at(now) && validity.not_after.timestamp() > at(now + margin)
+        validity.not_before.timestamp() <= at(now)
+            && validity.not_after.timestamp() > at(now + margin)
     })
     .unwrap_or(false)
 }
 
 fn alternative_names(pem: &str) -> BTreeSet<String> {
     with_certificate(pem, |certificate| {
-        let Ok(Some(extension)) = certificate.subject_alternative_name() else { return BTreeSet::new() };
+        let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+            return BTreeSet::new();
+        };
         let name = |name: &GeneralName<'_>| match name {
             GeneralName::DNSName(name) => Some((*name).to_owned()),
             GeneralName::IPAddress(bytes) => match bytes.len() {
-                4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
-                16 => <[u8; 16]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+                4 => <[u8; 4]>::try_from(*bytes)
+                    .ok()
+                    .map(|b| IpAddr::from(b).to_string()),
+                16 => <[u8; 16]>::try_from(*bytes)
+                    .ok()
+                    .map(|b| IpAddr::from(b).to_string()),
                 _ => None,
             },
             _ => None,
         };
-        extension.value.general_names.iter().filter_map(name).collect()
+        extension
+            .value
+            .general_names
+            .iter()
+            .filter_map(name)
+            .collect()
     })
     .unwrap_or_default()
 }
@@ -271,7 +368,10 @@ mod tests {
         assert_ne!(first.server.certificate, other.server.certificate);
         assert!(alternative_names(&other.server.certificate).contains("192.0.2.7"));
         for name in ["ca", "server", "admin"] {
-            let mode = std::fs::metadata(dir.path().join(format!("{name}.key"))).unwrap().permissions().mode();
+            let mode = std::fs::metadata(dir.path().join(format!("{name}.key")))
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o600);
         }
     }
@@ -290,7 +390,8 @@ mod tests {
     fn subject_names_user_and_groups() {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::ensure(dir.path(), &[]).unwrap();
-        let (_, block) = x509_parser::pem::parse_x509_pem(pki.admin.certificate.as_bytes()).unwrap();
+        let (_, block) =
+            x509_parser::pem::parse_x509_pem(pki.admin.certificate.as_bytes()).unwrap();
         let user = user_of_certificate(&block.contents).unwrap();
         assert_eq!(user.name, "berth-admin");
         assert!(user.groups.contains(&MASTERS.to_owned()));

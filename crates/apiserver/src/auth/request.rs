@@ -29,9 +29,22 @@ impl RequestInfo {
     /// Parses a request line. Never fails: what is not a resource path is simply a path.
     pub fn parse(method: &Method, uri: &Uri) -> Self {
         let path = uri.path();
-        let mut info = Self { verb: method.as_str().to_ascii_lowercase(), path: path.to_owned(), ..Self::default() };
-        let segments: Vec<String> = path.split('/').filter(|s| !s.is_empty()).map(decode).collect();
-        let mut rest = match segments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        let mut info = Self {
+            verb: method.as_str().to_ascii_lowercase(),
+            path: path.to_owned(),
+            ..Self::default()
+        };
+        let segments: Vec<String> = path
+            .split('/')
+            .filter(|s| !s.is_empty())
+            .map(decode)
+            .collect();
+        let mut rest = match segments
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .as_slice()
+        {
             ["api", version, _, ..] => {
                 info.version = (*version).to_owned();
                 &segments[2..]
@@ -45,7 +58,10 @@ impl RequestInfo {
         };
         info.is_resource = true;
         // `/namespaces/x` and its own subresources are about the namespace itself, anything longer is inside it.
-        if rest.len() > 2 && rest[0] == "namespaces" && !matches!(rest[2].as_str(), "status" | "finalize") {
+        if rest.len() > 2
+            && rest[0] == "namespaces"
+            && !matches!(rest[2].as_str(), "status" | "finalize")
+        {
             info.namespace.clone_from(&rest[1]);
             rest = &rest[2..];
         } else if rest.len() > 1 && rest[0] == "namespaces" {
@@ -88,14 +104,19 @@ impl RequestInfo {
         } else {
             format!(" in the namespace {:?}", self.namespace)
         };
-        format!("User {user:?} cannot {} resource {resource:?} in API group {:?}{scope}", self.verb, self.group)
+        format!(
+            "User {user:?} cannot {} resource {resource:?} in API group {:?}{scope}",
+            self.verb, self.group
+        )
     }
 }
 
 fn query_flag(uri: &Uri, flag: &str) -> bool {
     uri.query().is_some_and(|query| {
         query.split('&').any(|pair| match pair.split_once('=') {
-            Some((key, value)) => key == flag && matches!(value, "" | "1" | "t" | "T" | "true" | "TRUE" | "True"),
+            Some((key, value)) => {
+                key == flag && matches!(value, "" | "1" | "t" | "T" | "true" | "TRUE" | "True")
+            }
             None => pair == flag,
         })
     })
@@ -137,22 +158,50 @@ mod tests {
     fn core_and_group_paths() {
         let pods = parse("GET", "/api/v1/namespaces/a/pods/p/log?x=1");
         assert_eq!(
-            (pods.verb.as_str(), pods.namespace.as_str(), pods.resource.as_str(), pods.name.as_str()),
+            (
+                pods.verb.as_str(),
+                pods.namespace.as_str(),
+                pods.resource.as_str(),
+                pods.name.as_str()
+            ),
             ("get", "a", "pods", "p")
         );
         assert_eq!(pods.subresource, "log");
-        let all = parse("GET", "/apis/kubevirt.io/v1/virtualmachineinstances?watch=true");
-        assert_eq!((all.verb.as_str(), all.group.as_str(), all.namespace.as_str()), ("watch", "kubevirt.io", ""));
+        let all = parse(
+            "GET",
+            "/apis/kubevirt.io/v1/virtualmachineinstances?watch=true",
+        );
+        assert_eq!(
+            (
+                all.verb.as_str(),
+                all.group.as_str(),
+                all.namespace.as_str()
+            ),
+            ("watch", "kubevirt.io", "")
+        );
     }
 
     #[test]
     fn namespaces_are_resources_too() {
         let one = parse("PUT", "/api/v1/namespaces/a/status");
-        assert_eq!((one.resource.as_str(), one.name.as_str(), one.subresource.as_str()), ("namespaces", "a", "status"));
+        assert_eq!(
+            (
+                one.resource.as_str(),
+                one.name.as_str(),
+                one.subresource.as_str()
+            ),
+            ("namespaces", "a", "status")
+        );
         let list = parse("GET", "/api/v1/namespaces");
-        assert_eq!((list.verb.as_str(), list.resource.as_str()), ("list", "namespaces"));
+        assert_eq!(
+            (list.verb.as_str(), list.resource.as_str()),
+            ("list", "namespaces")
+        );
         let inside = parse("DELETE", "/api/v1/namespaces/a/pods");
-        assert_eq!((inside.verb.as_str(), inside.resource.as_str()), ("deletecollection", "pods"));
+        assert_eq!(
+            (inside.verb.as_str(), inside.resource.as_str()),
+            ("deletecollection", "pods")
+        );
     }
 
     #[test]

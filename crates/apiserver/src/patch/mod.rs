@@ -16,8 +16,7 @@ const MAX_OPERATIONS: usize = 10_000;
 /// Most bytes that an object may grow to by a patch: `copy` can double it with each step.
 const MAX_GROWTH: usize = 3 << 20;
 
-const ACCEPTED: &str =
-    "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
+const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
 const ACCEPTED_CUSTOM: &str = "application/json-patch+json, application/merge-patch+json";
 
 /// A parsed patch.
@@ -39,7 +38,9 @@ impl Patch {
             if value.is_object() {
                 Ok(value)
             } else {
-                Err(ApiError::BadRequest("the patch must be a JSON object".into()))
+                Err(ApiError::BadRequest(
+                    "the patch must be a JSON object".into(),
+                ))
             }
         };
         match media {
@@ -56,7 +57,9 @@ impl Patch {
                     .map_err(|e| ApiError::BadRequest(format!("error decoding patch: {e}")))
             }
             "application/merge-patch+json" => Ok(Self::Merge(object(body)?)),
-            "application/strategic-merge-patch+json" if !custom => Ok(Self::Strategic(object(body)?)),
+            "application/strategic-merge-patch+json" if !custom => {
+                Ok(Self::Strategic(object(body)?))
+            }
             _ => {
                 let accepted = if custom { ACCEPTED_CUSTOM } else { ACCEPTED };
                 Err(ApiError::UnsupportedMediaType(accepted.into()))
@@ -77,12 +80,16 @@ impl Patch {
 }
 
 fn apply_json(object: &mut Value, patch: &json_patch::Patch) -> Result<(), ApiError> {
-    let copies = patch.iter().any(|op| matches!(op, json_patch::PatchOperation::Copy(_)));
+    let copies = patch
+        .iter()
+        .any(|op| matches!(op, json_patch::PatchOperation::Copy(_)));
     if copies {
         // One by one, so that growth is seen before it hurts.
         for operation in patch.iter() {
             json_patch::patch(object, std::slice::from_ref(operation)).map_err(|e| rejected(&e))?;
-            if matches!(operation, json_patch::PatchOperation::Copy(_)) && object.to_string().len() > MAX_GROWTH {
+            if matches!(operation, json_patch::PatchOperation::Copy(_))
+                && object.to_string().len() > MAX_GROWTH
+            {
                 return Err(ApiError::TooLarge(MAX_GROWTH));
             }
         }
@@ -108,16 +115,23 @@ mod tests {
     fn json_patch_is_all_or_nothing() {
         let object = json!({"a": 1});
         let bad = json!([{"op": "add", "path": "/b", "value": 2}, {"op": "test", "path": "/a", "value": 9}]);
-        assert!(matches!(patch("application/json-patch+json", &bad, &object), Err(ApiError::Unprocessable(_))));
+        assert!(matches!(
+            patch("application/json-patch+json", &bad, &object),
+            Err(ApiError::Unprocessable(_))
+        ));
         let good = json!([{"op": "replace", "path": "/a", "value": [1]}, {"op": "add", "path": "/a/-", "value": 2}]);
-        assert_eq!(patch("application/json-patch+json", &good, &object).unwrap(), json!({"a": [1, 2]}));
+        assert_eq!(
+            patch("application/json-patch+json", &good, &object).unwrap(),
+            json!({"a": [1, 2]})
+        );
     }
 
     #[test]
     fn copies_do_not_explode() {
         let object = json!({"a": ["x".repeat(1000)]});
-        let operations: Vec<Value> =
-            (0..40).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/-"})).collect();
+        let operations: Vec<Value> = (0..40)
+            .map(|_| json!({"op": "copy", "from": "/a", "path": "/a/-"}))
+            .collect();
         assert!(matches!(
             patch("application/json-patch+json", &json!(operations), &object),
             Err(ApiError::TooLarge(_))
@@ -133,7 +147,10 @@ mod tests {
             ("application/apply-patch+yaml", false),
             ("application/json", false),
         ] {
-            assert!(matches!(parse(media, custom), Err(ApiError::UnsupportedMediaType(_))), "{media}");
+            assert!(
+                matches!(parse(media, custom), Err(ApiError::UnsupportedMediaType(_))),
+                "{media}"
+            );
         }
         assert!(Patch::parse("application/merge-patch+json", b"[]", false).is_err());
         assert!(Patch::parse("application/json-patch+json", b"{}", false).is_err());

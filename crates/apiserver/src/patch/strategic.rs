@@ -31,14 +31,25 @@ fn strategy(parent: &str, field: &str, sample: &Value) -> List {
         ("metadata", "finalizers") => List::Set,
         ("spec", "ports") => List::Keyed("port"),
         // Of a container.
-        ("containers" | "initContainers" | "ephemeralContainers", "ports") => List::Keyed("containerPort"),
+        ("containers" | "initContainers" | "ephemeralContainers", "ports") => {
+            List::Keyed("containerPort")
+        }
         ("containers" | "initContainers" | "ephemeralContainers", "env") => List::Keyed("name"),
-        ("containers" | "initContainers" | "ephemeralContainers", "volumeMounts") => List::Keyed("mountPath"),
-        ("containers" | "initContainers" | "ephemeralContainers", "volumeDevices") => List::Keyed("devicePath"),
+        ("containers" | "initContainers" | "ephemeralContainers", "volumeMounts") => {
+            List::Keyed("mountPath")
+        }
+        ("containers" | "initContainers" | "ephemeralContainers", "volumeDevices") => {
+            List::Keyed("devicePath")
+        }
         // Of a pod's spec.
         (
             "spec",
-            "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "imagePullSecrets" | "resourceClaims"
+            "containers"
+            | "initContainers"
+            | "ephemeralContainers"
+            | "volumes"
+            | "imagePullSecrets"
+            | "resourceClaims"
             | "schedulingGates",
         ) => List::Keyed("name"),
         ("spec", "hostAliases") => List::Keyed("ip"),
@@ -70,11 +81,20 @@ fn bad(why: impl Into<String>) -> ApiError {
     ApiError::BadRequest(why.into())
 }
 
-fn merge_maps(target: &mut Map<String, Value>, patch: &Map<String, Value>, parent: &str) -> Result<(), ApiError> {
+fn merge_maps(
+    target: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+    parent: &str,
+) -> Result<(), ApiError> {
     match patch.get(DIRECTIVE).map(|d| d.as_str().unwrap_or_default()) {
         Some("replace") => {
             target.clear();
-            target.extend(patch.iter().filter(|(key, _)| *key != DIRECTIVE).map(|(k, v)| (k.clone(), v.clone())));
+            target.extend(
+                patch
+                    .iter()
+                    .filter(|(key, _)| *key != DIRECTIVE)
+                    .map(|(k, v)| (k.clone(), v.clone())),
+            );
             return Ok(());
         }
         Some("delete") => {
@@ -85,7 +105,9 @@ fn merge_maps(target: &mut Map<String, Value>, patch: &Map<String, Value>, paren
         Some(other) => return Err(bad(format!("unknown patch type found: {other}"))),
     }
     if let Some(retain) = patch.get(RETAIN) {
-        let retain = retain.as_array().ok_or_else(|| bad("$retainKeys must be a list"))?;
+        let retain = retain
+            .as_array()
+            .ok_or_else(|| bad("$retainKeys must be a list"))?;
         target.retain(|key, _| retain.iter().any(|kept| kept == key));
     }
     for (key, value) in patch {
@@ -93,7 +115,9 @@ fn merge_maps(target: &mut Map<String, Value>, patch: &Map<String, Value>, paren
             continue;
         }
         if let Some(field) = key.strip_prefix(DELETE_PRIMITIVE) {
-            let gone = value.as_array().ok_or_else(|| bad(format!("{key} must be a list")))?;
+            let gone = value
+                .as_array()
+                .ok_or_else(|| bad(format!("{key} must be a list")))?;
             if let Some(list) = target.get_mut(field).and_then(Value::as_array_mut) {
                 list.retain(|item| !gone.contains(item));
             }
@@ -123,7 +147,9 @@ fn merge_maps(target: &mut Map<String, Value>, patch: &Map<String, Value>, paren
     }
     for (key, order) in patch.iter().filter(|(key, _)| key.starts_with(ORDER)) {
         let field = &key[ORDER.len()..];
-        let order = order.as_array().ok_or_else(|| bad(format!("{key} must be a list")))?;
+        let order = order
+            .as_array()
+            .ok_or_else(|| bad(format!("{key} must be a list")))?;
         if let Some(list) = target.get_mut(field).and_then(Value::as_array_mut) {
             let sample = order.first().cloned().unwrap_or_default();
             set_order(list, order, strategy(parent, field, &sample));
@@ -132,9 +158,21 @@ fn merge_maps(target: &mut Map<String, Value>, patch: &Map<String, Value>, paren
     Ok(())
 }
 
-fn merge_lists(slot: &mut Value, patch: &[Value], parent: &str, field: &str) -> Result<(), ApiError> {
-    let directive = |item: &Value| item.get(DIRECTIVE).and_then(Value::as_str).map(str::to_owned);
-    if patch.iter().any(|item| directive(item).as_deref() == Some("replace")) {
+fn merge_lists(
+    slot: &mut Value,
+    patch: &[Value],
+    parent: &str,
+    field: &str,
+) -> Result<(), ApiError> {
+    let directive = |item: &Value| {
+        item.get(DIRECTIVE)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    if patch
+        .iter()
+        .any(|item| directive(item).as_deref() == Some("replace"))
+    {
         let plain = |item: &&Value| directive(item).is_none();
         *slot = patch.iter().filter(plain).cloned().collect();
         return Ok(());
@@ -159,9 +197,13 @@ fn merge_lists(slot: &mut Value, patch: &[Value], parent: &str, field: &str) -> 
     };
     let mut list = slot.as_array().cloned().unwrap_or_default();
     for item in patch {
-        let map = item.as_object().ok_or_else(|| bad(format!("items of {field} must be objects")))?;
+        let map = item
+            .as_object()
+            .ok_or_else(|| bad(format!("items of {field} must be objects")))?;
         let id = map.get(key).ok_or_else(|| {
-            bad(format!("map: {item} does not contain declared merge key: {key}"))
+            bad(format!(
+                "map: {item} does not contain declared merge key: {key}"
+            ))
         })?;
         let place = list.iter().position(|have| have.get(key) == Some(id));
         if directive(item).as_deref() == Some("delete") {
@@ -221,7 +263,10 @@ mod tests {
     #[test]
     fn maps_merge_and_null_removes() {
         let object = json!({"data": {"a": "1", "b": "2"}});
-        assert_eq!(patched(object, &json!({"data": {"a": null, "c": "3"}})), json!({"data": {"b": "2", "c": "3"}}));
+        assert_eq!(
+            patched(object, &json!({"data": {"a": null, "c": "3"}})),
+            json!({"data": {"b": "2", "c": "3"}})
+        );
     }
 
     #[test]
@@ -248,8 +293,14 @@ mod tests {
             "containers": [{"name": "a", "$patch": "delete"}],
             "strategy": {"$retainKeys": ["y"], "y": 3},
         }});
-        assert_eq!(patched(pod, &patch), json!({"spec": {"containers": [{"name": "b"}], "strategy": {"y": 3}}}));
-        let replaced = patched(json!({"data": {"a": 1}}), &json!({"data": {"$patch": "replace", "b": 2}}));
+        assert_eq!(
+            patched(pod, &patch),
+            json!({"spec": {"containers": [{"name": "b"}], "strategy": {"y": 3}}})
+        );
+        let replaced = patched(
+            json!({"data": {"a": 1}}),
+            &json!({"data": {"$patch": "replace", "b": 2}}),
+        );
         assert_eq!(replaced, json!({"data": {"b": 2}}));
     }
 
@@ -259,14 +310,20 @@ mod tests {
         let added = patched(object, &json!({"metadata": {"finalizers": ["c", "a"]}}));
         assert_eq!(added["metadata"]["finalizers"], json!(["a", "b", "c"]));
         let patch = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}});
-        assert_eq!(patched(added, &patch)["metadata"]["finalizers"], json!(["b", "c"]));
+        assert_eq!(
+            patched(added, &patch)["metadata"]["finalizers"],
+            json!(["b", "c"])
+        );
     }
 
     #[test]
     fn plain_lists_are_replaced() {
         let object = json!({"spec": {"accessModes": ["a"], "tolerations": [{"key": "x"}]}});
         let patch = json!({"spec": {"accessModes": ["b"], "tolerations": []}});
-        assert_eq!(patched(object, &patch), json!({"spec": {"accessModes": ["b"], "tolerations": []}}));
+        assert_eq!(
+            patched(object, &patch),
+            json!({"spec": {"accessModes": ["b"], "tolerations": []}})
+        );
     }
 
     #[test]

@@ -22,7 +22,10 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(defs: Vec<Arc<ResourceDef>>) -> Self {
-        let by_name = defs.iter().map(|def| ((def.group.clone(), def.plural.clone()), def.clone())).collect();
+        let by_name = defs
+            .iter()
+            .map(|def| ((def.group.clone(), def.plural.clone()), def.clone()))
+            .collect();
         Self { defs, by_name }
     }
 
@@ -37,7 +40,10 @@ pub(crate) struct Catalog(RwLock<Arc<Snapshot>>);
 
 impl Catalog {
     pub(crate) fn get(&self) -> Arc<Snapshot> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn set(&self, snapshot: Snapshot) {
@@ -60,20 +66,32 @@ pub(crate) struct Scope {
 impl Scope {
     /// The scope of a served version.
     pub(crate) fn new(def: &Arc<ResourceDef>, version: &str) -> Option<Self> {
-        let version = def.versions.iter().position(|v| v.served && v.name == version)?;
+        let version = def
+            .versions
+            .iter()
+            .position(|v| v.served && v.name == version)?;
         Some(Self::at(def, version))
     }
 
     /// The scope in which objects are stored.
     pub(crate) fn stored(def: &Arc<ResourceDef>) -> Self {
-        let version = def.versions.iter().position(|v| v.name == def.storage_version).unwrap_or(0);
+        let version = def
+            .versions
+            .iter()
+            .position(|v| v.name == def.storage_version)
+            .unwrap_or(0);
         Self::at(def, version)
     }
 
     fn at(def: &Arc<ResourceDef>, version: usize) -> Self {
         let (group, plural) = def.storage_key();
         let resource = format!("{group}/{plural}").into();
-        Self { def: def.clone(), version, resource, policy: Policy::of(def) }
+        Self {
+            def: def.clone(),
+            version,
+            resource,
+            policy: Policy::of(def),
+        }
     }
 
     pub(crate) fn version(&self) -> &VersionDef {
@@ -100,14 +118,29 @@ impl Scope {
     }
 
     /// The value of an event as this scope shows it, with the event's revision; none if there is no such value.
-    pub(crate) fn present_event(&self, event: &Event, previous: bool) -> Result<Option<Value>, ApiError> {
-        let value = if previous { &event.previous } else { &event.value };
-        value.as_ref().map(|value| self.present_bytes(value, event.revision)).transpose()
+    pub(crate) fn present_event(
+        &self,
+        event: &Event,
+        previous: bool,
+    ) -> Result<Option<Value>, ApiError> {
+        let value = if previous {
+            &event.previous
+        } else {
+            &event.value
+        };
+        value
+            .as_ref()
+            .map(|value| self.present_bytes(value, event.revision))
+            .transpose()
     }
 
     fn present_bytes(&self, value: &Bytes, revision: u64) -> Result<Value, ApiError> {
-        let mut object: Value = serde_json::from_slice(value)
-            .map_err(|e| ApiError::Internal(format!("stored object of {} is damaged: {e}", self.resource)))?;
+        let mut object: Value = serde_json::from_slice(value).map_err(|e| {
+            ApiError::Internal(format!(
+                "stored object of {} is damaged: {e}",
+                self.resource
+            ))
+        })?;
         if let Some(alias) = &self.def.alias {
             (alias.from_storage)(&mut object);
         }

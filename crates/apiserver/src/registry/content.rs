@@ -7,12 +7,13 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
+use crate::registry::protobuf;
 use crate::table::{self, IncludeObject};
 
 /// Most bytes of a request body, as upstream.
 pub(crate) const BODY_LIMIT: usize = 3 << 20;
 
-const SERVED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+const SERVED: &str = "application/json";
 
 /// How a client wants objects shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +21,10 @@ pub(crate) enum View {
     /// As they are.
     Plain,
     /// As rows of a table.
-    Table { version: &'static str, include: IncludeObject },
+    Table {
+        version: &'static str,
+        include: IncludeObject,
+    },
     /// Only their metadata.
     Metadata,
 }
@@ -34,11 +38,18 @@ impl View {
         }
         for range in accept.split(',') {
             let mut parts = range.split(';').map(str::trim);
-            if !matches!(parts.next(), Some("application/json" | "application/*" | "*/*")) {
+            if !matches!(
+                parts.next(),
+                Some("application/json" | "application/*" | "*/*")
+            ) {
                 continue;
             }
             let parameter = |name: &str| {
-                parts.clone().filter_map(|p| p.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+                parts
+                    .clone()
+                    .filter_map(|p| p.split_once('='))
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| value)
             };
             match parameter("as") {
                 None => return Ok(Self::Plain),
@@ -47,7 +58,9 @@ impl View {
                         return Ok(Self::Table { version, include });
                     }
                 }
-                Some("PartialObjectMetadata" | "PartialObjectMetadataList") if parameter("v") == Some("v1") => {
+                Some("PartialObjectMetadata" | "PartialObjectMetadataList")
+                    if parameter("v") == Some("v1") =>
+                {
                     return Ok(Self::Metadata);
                 }
                 Some(_) => {}
@@ -58,7 +71,11 @@ impl View {
 }
 
 pub(crate) fn accept(headers: &HeaderMap) -> String {
-    let values: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+    let values: Vec<&str> = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .collect();
     values.join(",")
 }
 
@@ -69,7 +86,10 @@ pub(crate) fn partial(object: &Value) -> Value {
 
 /// The media type of the body, without parameters; JSON where none is given.
 pub(crate) fn media_type(headers: &HeaderMap) -> String {
-    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let given = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     match given.split(';').next().map(str::trim) {
         None | Some("") => "application/json".into(),
         Some(media) => media.to_ascii_lowercase(),
@@ -80,21 +100,29 @@ pub(crate) fn media_type(headers: &HeaderMap) -> String {
 pub(crate) async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
     match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(whole) => Ok(whole.to_bytes().to_vec()),
-        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::TooLarge(BODY_LIMIT)),
-        Err(e) => Err(ApiError::BadRequest(format!("cannot read the request body: {e}"))),
+        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(ApiError::TooLarge(BODY_LIMIT))
+        }
+        Err(e) => Err(ApiError::BadRequest(format!(
+            "cannot read the request body: {e}"
+        ))),
     }
 }
 
-/// Parses a JSON or YAML body.
+/// Parses a body: JSON, YAML, or protobuf of a known kind.
 pub(crate) fn parse(media: &str, body: &[u8]) -> Result<Value, ApiError> {
     match media {
         "application/json" => parse_json(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => {
-            let text = std::str::from_utf8(body).map_err(|e| ApiError::BadRequest(format!("body is not UTF-8: {e}")))?;
+            let text = std::str::from_utf8(body)
+                .map_err(|e| ApiError::BadRequest(format!("body is not UTF-8: {e}")))?;
             serde_saphyr::from_str(text)
                 .map_err(|e| ApiError::BadRequest(format!("error converting YAML to JSON: {e}")))
         }
-        _ => Err(ApiError::UnsupportedMediaType("application/json, application/yaml".into())),
+        protobuf::MEDIA => protobuf::parse(body),
+        _ => Err(ApiError::UnsupportedMediaType(
+            "application/json, application/yaml".into(),
+        )),
     }
 }
 
@@ -111,8 +139,14 @@ pub(crate) fn answer(code: StatusCode, value: &Value, warnings: &[String]) -> Re
     let mut response = Response::new(Body::from(value.to_string()));
     *response.status_mut() = code;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
     warn(headers, warnings);
     response
 }
@@ -149,25 +183,44 @@ mod tests {
     #[test]
     fn accept_header() {
         assert_eq!(view("application/json"), Ok(View::Plain));
-        assert_eq!(view("application/vnd.kubernetes.protobuf,application/json"), Ok(View::Plain));
+        assert_eq!(
+            view("application/vnd.kubernetes.protobuf,application/json"),
+            Ok(View::Plain)
+        );
         assert_eq!(view("text/html, */*;q=0.1"), Ok(View::Plain));
         assert!(view("application/vnd.kubernetes.protobuf").is_err());
-        assert_eq!(view("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"), Ok(View::Metadata));
+        assert_eq!(
+            view("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"),
+            Ok(View::Metadata)
+        );
     }
 
     #[test]
     fn warnings_are_quoted_and_not_repeated() {
         let mut headers = HeaderMap::new();
-        warn(&mut headers, &["use \"x\"\n".into(), "b\\".into(), "b\\".into()]);
-        let all: Vec<_> = headers.get_all(header::WARNING).iter().map(|v| v.to_str().unwrap()).collect();
+        warn(
+            &mut headers,
+            &["use \"x\"\n".into(), "b\\".into(), "b\\".into()],
+        );
+        let all: Vec<_> = headers
+            .get_all(header::WARNING)
+            .iter()
+            .map(|v| v.to_str().unwrap())
+            .collect();
         assert_eq!(all, [r#"299 - "use \"x\"""#, r#"299 - "b\\""#]);
     }
 
     #[test]
     fn bodies() {
-        assert_eq!(parse("application/yaml", b"a: [1, x]\n").unwrap(), json!({"a": [1, "x"]}));
+        assert_eq!(
+            parse("application/yaml", b"a: [1, x]\n").unwrap(),
+            json!({"a": [1, "x"]})
+        );
         assert!(parse("application/json", b"{} x").is_err());
         assert!(parse("application/json", "[".repeat(10_000).as_bytes()).is_err());
-        assert!(matches!(parse("text/plain", b""), Err(ApiError::UnsupportedMediaType(_))));
+        assert!(matches!(
+            parse("text/plain", b""),
+            Err(ApiError::UnsupportedMediaType(_))
+        ));
     }
 }

@@ -12,7 +12,11 @@ pub(crate) fn fill(def: &ResourceDef, object: &mut Value) {
     match (def.group.as_str(), def.plural.as_str()) {
         ("", "pods") => pod(meta::entry(object, "spec")),
         ("", "secrets") => secret(object),
-        ("", "persistentvolumeclaims") => missing(meta::entry(object, "spec"), "volumeMode", json!("Filesystem")),
+        ("", "persistentvolumeclaims") => missing(
+            meta::entry(object, "spec"),
+            "volumeMode",
+            json!("Filesystem"),
+        ),
         ("", "persistentvolumes") => {
             let spec = meta::entry(object, "spec");
             missing(spec, "volumeMode", json!("Filesystem"));
@@ -47,13 +51,35 @@ fn pod(spec: &mut Map<String, Value>) {
         missing(spec, key, value);
     }
     for list in ["containers", "initContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            let Some(container) = container.as_object_mut() else { continue };
-            let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
-            let tag = image.rsplit('/').next().and_then(|last| last.split_once(':')).map(|(_, tag)| tag);
+        for container in spec
+            .get_mut(list)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            let Some(container) = container.as_object_mut() else {
+                continue;
+            };
+            let image = container
+                .get("image")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let tag = image
+                .rsplit('/')
+                .next()
+                .and_then(|last| last.split_once(':'))
+                .map(|(_, tag)| tag);
             let latest = !image.contains('@') && matches!(tag, None | Some("latest"));
-            missing(container, "imagePullPolicy", json!(if latest { "Always" } else { "IfNotPresent" }));
-            missing(container, "terminationMessagePath", json!("/dev/termination-log"));
+            missing(
+                container,
+                "imagePullPolicy",
+                json!(if latest { "Always" } else { "IfNotPresent" }),
+            );
+            missing(
+                container,
+                "terminationMessagePath",
+                json!("/dev/termination-log"),
+            );
             missing(container, "terminationMessagePolicy", json!("File"));
             missing(container, "resources", json!({}));
         }
@@ -62,12 +88,17 @@ fn pod(spec: &mut Map<String, Value>) {
 
 /// `stringData` is for writing only: it goes into `data`.
 fn secret(object: &mut Value) {
-    let Some(secret) = object.as_object_mut() else { return };
+    let Some(secret) = object.as_object_mut() else {
+        return;
+    };
     missing(secret, "type", json!("Opaque"));
     if let Some(Value::Object(texts)) = secret.remove("stringData") {
         let data = meta::entry(object, "data");
         for (key, text) in texts {
-            data.insert(key, json!(STANDARD.encode(text.as_str().unwrap_or_default())));
+            data.insert(
+                key,
+                json!(STANDARD.encode(text.as_str().unwrap_or_default())),
+            );
         }
     }
 }
@@ -80,7 +111,10 @@ mod tests {
     fn string_data_becomes_data() {
         let mut object = json!({"stringData": {"a": "b"}, "data": {"c": "ZA=="}});
         secret(&mut object);
-        assert_eq!(object, json!({"type": "Opaque", "data": {"a": "Yg==", "c": "ZA=="}}));
+        assert_eq!(
+            object,
+            json!({"type": "Opaque", "data": {"a": "Yg==", "c": "ZA=="}})
+        );
     }
 
     #[test]

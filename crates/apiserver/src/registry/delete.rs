@@ -33,14 +33,27 @@ pub(crate) enum Deleted {
 }
 
 impl Core {
-    pub(crate) async fn delete(&self, call: &mut Call, scope: &Scope, body: Body) -> Result<Response<Body>, ApiError> {
+    pub(crate) async fn delete(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
         let options = DeleteOptions::read(call, body).await?;
         let (namespace, name) = (call.info.namespace_of(scope), call.info.name.clone());
-        match self.delete_object(call, scope, &namespace, &name, &options).await? {
+        match self
+            .delete_object(call, scope, &namespace, &name, &options)
+            .await?
+        {
             Deleted::Marked(object) => Ok(show(call, scope, StatusCode::OK, &object)),
-            Deleted::Gone(object) if scope.policy == Policy::Pod => Ok(show(call, scope, StatusCode::OK, &object)),
+            Deleted::Gone(object) if scope.policy == Policy::Pod => {
+                Ok(show(call, scope, StatusCode::OK, &object))
+            }
             Deleted::Gone(object) => {
-                let status = success(&scope.target(&name), meta::text(&object, &["metadata", "uid"]));
+                let status = success(
+                    &scope.target(&name),
+                    meta::text(&object, &["metadata", "uid"]),
+                );
                 Ok(content::answer(StatusCode::OK, &status, &call.warnings))
             }
         }
@@ -59,7 +72,16 @@ impl Core {
         let (items, list_meta) = self.list_objects(call, scope)?;
         let mut deleted = Vec::with_capacity(items.len());
         for item in items {
-            match self.delete_object(call, scope, meta::namespace(&item), meta::name(&item), &options).await {
+            match self
+                .delete_object(
+                    call,
+                    scope,
+                    meta::namespace(&item),
+                    meta::name(&item),
+                    &options,
+                )
+                .await
+            {
                 Ok(Deleted::Gone(object) | Deleted::Marked(object)) => deleted.push(object),
                 // Someone else was quicker.
                 Err(ApiError::NotFound(_)) => {}
@@ -97,7 +119,15 @@ impl Core {
             let stored = self.read(scope, namespace, name)?;
             let old = scope.present(&stored)?;
             options.check(scope, name, &old)?;
-            self.admit(call, scope, Operation::Delete, namespace, name, None, Some(&old))?;
+            self.admit(
+                call,
+                scope,
+                Operation::Delete,
+                namespace,
+                name,
+                None,
+                Some(&old),
+            )?;
 
             let grace = scope.grace(&old, options.grace);
             let new = if grace > 0 || scope.held(&old) {
@@ -112,16 +142,25 @@ impl Core {
                 return Ok(new.map_or(Deleted::Gone(old), Deleted::Marked));
             }
             let definition = scope.policy == Policy::Definition;
-            let _reload = if definition { Some(self.reload.lock().await) } else { None };
+            let _reload = if definition {
+                Some(self.reload.lock().await)
+            } else {
+                None
+            };
             let value = new.as_ref().map(|new| scope.persist(new));
-            let write = Write { key: stored.key, expect: Expect::Revision(stored.revision), value };
+            let write = Write {
+                key: stored.key,
+                expect: Expect::Revision(stored.revision),
+                value,
+            };
             match self.store.write(write).await {
                 Ok(revision) => {
                     if definition {
                         self.reload_catalog()?;
                     }
                     let seal = |mut object: Value| {
-                        meta::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
+                        meta::metadata(&mut object)
+                            .insert("resourceVersion".into(), json!(revision.to_string()));
                         object
                     };
                     return Ok(match new {
@@ -148,7 +187,12 @@ fn mark(scope: &Scope, old: &Value, grace: i64) -> Option<Value> {
     let metadata = meta::metadata(&mut new);
     metadata.insert("deletionTimestamp".into(), json!(meta::after(grace)));
     metadata.insert("deletionGracePeriodSeconds".into(), json!(grace));
-    if !marked && let Some(generation) = metadata.get("generation").and_then(Value::as_i64).filter(|g| *g > 0) {
+    if !marked
+        && let Some(generation) = metadata
+            .get("generation")
+            .and_then(Value::as_i64)
+            .filter(|g| *g > 0)
+    {
         metadata.insert("generation".into(), json!(generation + 1));
     }
     match scope.policy {
@@ -157,7 +201,9 @@ fn mark(scope: &Scope, old: &Value, grace: i64) -> Option<Value> {
             new["status"]["phase"] = json!("Terminating");
         }
         Policy::Definition => {
-            let conditions = meta::entry(&mut new, "status").entry("conditions").or_insert(json!([]));
+            let conditions = meta::entry(&mut new, "status")
+                .entry("conditions")
+                .or_insert(json!([]));
             if let Some(conditions) = conditions.as_array_mut() {
                 conditions.retain(|c| c["type"] != "Terminating");
                 conditions.push(json!({
@@ -183,29 +229,45 @@ impl DeleteOptions {
         } else {
             content::parse(&content::media_type(&call.headers), &bytes)?
         };
-        let dry_run = options["dryRun"].as_array().is_some_and(|list| !list.is_empty());
+        let dry_run = options["dryRun"]
+            .as_array()
+            .is_some_and(|list| !list.is_empty());
         if dry_run {
             call.query.set_dry_run();
         }
         let grace = match options["gracePeriodSeconds"].as_i64() {
             Some(grace) => Some(grace),
-            None => call.query.number("gracePeriodSeconds")?.and_then(|n| i64::try_from(n).ok()),
+            None => call
+                .query
+                .number("gracePeriodSeconds")?
+                .and_then(|n| i64::try_from(n).ok()),
         };
-        let precondition = |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
-        Ok(Self { grace, uid: precondition("uid"), resource_version: precondition("resourceVersion") })
+        let precondition =
+            |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
+        Ok(Self {
+            grace,
+            uid: precondition("uid"),
+            resource_version: precondition("resourceVersion"),
+        })
     }
 
     fn check(&self, scope: &Scope, name: &str, old: &Value) -> Result<(), ApiError> {
         let failed = |what: &str, given: &str, own: &str| ApiError::Conflict {
             target: scope.target(name),
-            why: format!("Precondition failed: {what} in precondition: {given}, {what} in object meta: {own}"),
+            why: format!(
+                "Precondition failed: {what} in precondition: {given}, {what} in object meta: {own}"
+            ),
         };
         let uid = meta::text(old, &["metadata", "uid"]);
         if let Some(given) = self.uid.as_deref().filter(|given| *given != uid) {
             return Err(failed("UID", given, uid));
         }
         let revision = meta::resource_version(old);
-        match self.resource_version.as_deref().filter(|given| *given != revision) {
+        match self
+            .resource_version
+            .as_deref()
+            .filter(|given| *given != revision)
+        {
             Some(given) => Err(failed("ResourceVersion", given, revision)),
             None => Ok(()),
         }

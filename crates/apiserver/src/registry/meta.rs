@@ -8,7 +8,10 @@ use crate::error::{ApiError, Cause};
 
 /// The text at a path of object keys; empty if there is none.
 pub(crate) fn text<'a>(object: &'a Value, path: &[&str]) -> &'a str {
-    path.iter().try_fold(object, |value, key| value.get(key)).and_then(Value::as_str).unwrap_or_default()
+    path.iter()
+        .try_fold(object, |value, key| value.get(key))
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 pub(crate) fn name(object: &Value) -> &str {
@@ -28,12 +31,17 @@ pub(crate) fn is_deleting(object: &Value) -> bool {
 }
 
 pub(crate) fn finalizers(object: &Value) -> Vec<&str> {
-    let list = object.pointer("/metadata/finalizers").and_then(Value::as_array);
-    list.map(|list| list.iter().filter_map(Value::as_str).collect()).unwrap_or_default()
+    let list = object
+        .pointer("/metadata/finalizers")
+        .and_then(Value::as_array);
+    list.map(|list| list.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default()
 }
 
 pub(crate) fn grace(object: &Value) -> Option<i64> {
-    object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64)
+    object
+        .pointer("/metadata/deletionGracePeriodSeconds")
+        .and_then(Value::as_i64)
 }
 
 /// The metadata map; made if it is missing or not a map.
@@ -78,13 +86,19 @@ pub(crate) fn generate_name(base: &str) -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut rng = rand::rng();
     let base: String = base.chars().take(58).collect();
-    let end: String = (0..5).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect();
+    let end: String = (0..5)
+        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
+        .collect();
     base + &end
 }
 
 /// Refuses metadata that is not of the shape that the rest of this crate relies on.
 pub(crate) fn check_shape(object: &Value) -> Result<(), ApiError> {
-    let bad = |field: &str, want: &str| Err(ApiError::BadRequest(format!("metadata.{field} must be {want}")));
+    let bad = |field: &str, want: &str| {
+        Err(ApiError::BadRequest(format!(
+            "metadata.{field} must be {want}"
+        )))
+    };
     let metadata = match object.get("metadata") {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Object(metadata)) => metadata,
@@ -93,25 +107,34 @@ pub(crate) fn check_shape(object: &Value) -> Result<(), ApiError> {
     for (field, value) in metadata {
         match field.as_str() {
             "labels" | "annotations" => {
-                let fine = value.is_null() || value.as_object().is_some_and(|map| map.values().all(Value::is_string));
+                let fine = value.is_null()
+                    || value
+                        .as_object()
+                        .is_some_and(|map| map.values().all(Value::is_string));
                 if !fine {
                     return bad(field, "a map of strings to strings");
                 }
             }
             "finalizers" => {
-                let fine = value.is_null() || value.as_array().is_some_and(|list| list.iter().all(Value::is_string));
+                let fine = value.is_null()
+                    || value
+                        .as_array()
+                        .is_some_and(|list| list.iter().all(Value::is_string));
                 if !fine {
                     return bad(field, "a list of strings");
                 }
             }
             "ownerReferences" => {
-                let fine = value.is_null() || value.as_array().is_some_and(|list| list.iter().all(Value::is_object));
+                let fine = value.is_null()
+                    || value
+                        .as_array()
+                        .is_some_and(|list| list.iter().all(Value::is_object));
                 if !fine {
                     return bad(field, "a list of objects");
                 }
             }
-            "name" | "generateName" | "namespace" | "uid" | "resourceVersion" | "creationTimestamp"
-            | "deletionTimestamp"
+            "name" | "generateName" | "namespace" | "uid" | "resourceVersion"
+            | "creationTimestamp" | "deletionTimestamp"
                 if !value.is_null() && !value.is_string() =>
             {
                 return bad(field, "a string");
@@ -149,7 +172,11 @@ pub(crate) fn check_name(name: &str, strict: bool) -> Vec<Cause> {
         (253, name.split('.').all(is_label), SUBDOMAIN)
     };
     if name.len() > limit {
-        causes.push(Cause::invalid("metadata.name", format!("{name:?}"), format!("must be no more than {limit} bytes")));
+        causes.push(Cause::invalid(
+            "metadata.name",
+            format!("{name:?}"),
+            format!("must be no more than {limit} bytes"),
+        ));
     }
     if !fine {
         causes.push(Cause::invalid("metadata.name", format!("{name:?}"), why));
@@ -160,7 +187,12 @@ pub(crate) fn check_name(name: &str, strict: bool) -> Vec<Cause> {
 /// What is wrong with the labels and the size of the annotations.
 pub(crate) fn check_labels(object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
-    for (key, value) in object.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten() {
+    for (key, value) in object
+        .pointer("/metadata/labels")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
         if !is_qualified(key) {
             causes.push(Cause::invalid(
                 "metadata.labels",
@@ -172,7 +204,11 @@ pub(crate) fn check_labels(object: &Value) -> Vec<Cause> {
         }
         let value = value.as_str().unwrap_or_default();
         if value.len() > 63 {
-            causes.push(Cause::invalid("metadata.labels", format!("{value:?}"), "must be no more than 63 bytes"));
+            causes.push(Cause::invalid(
+                "metadata.labels",
+                format!("{value:?}"),
+                "must be no more than 63 bytes",
+            ));
         } else if !value.is_empty() && !is_word(value) {
             causes.push(Cause::invalid(
                 "metadata.labels",
@@ -183,9 +219,14 @@ pub(crate) fn check_labels(object: &Value) -> Vec<Cause> {
             ));
         }
     }
-    let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
-    let size: usize =
-        annotations.into_iter().flatten().map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum();
+    let annotations = object
+        .pointer("/metadata/annotations")
+        .and_then(Value::as_object);
+    let size: usize = annotations
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| k.len() + v.as_str().map_or(0, str::len))
+        .sum();
     if size > 256 * 1024 {
         causes.push(Cause {
             reason: "FieldValueTooLong".into(),
@@ -201,7 +242,9 @@ pub(crate) fn is_word(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 /// A label key: a word, or a DNS subdomain, a slash and a word.
@@ -209,7 +252,10 @@ pub(crate) fn is_qualified(key: &str) -> bool {
     match key.split_once('/') {
         None => key.len() <= 63 && is_word(key),
         Some((prefix, word)) => {
-            prefix.len() <= 253 && prefix.split('.').all(is_label) && word.len() <= 63 && is_word(word)
+            prefix.len() <= 253
+                && prefix.split('.').all(is_label)
+                && word.len() <= 63
+                && is_word(word)
         }
     }
 }
@@ -232,8 +278,13 @@ mod tests {
 
     #[test]
     fn labels() {
-        assert!(check_labels(&json!({"metadata": {"labels": {"a.b/c": "", "x": "Y_1"}}})).is_empty());
-        assert_eq!(check_labels(&json!({"metadata": {"labels": {"a/b/c": "-"}}})).len(), 2);
+        assert!(
+            check_labels(&json!({"metadata": {"labels": {"a.b/c": "", "x": "Y_1"}}})).is_empty()
+        );
+        assert_eq!(
+            check_labels(&json!({"metadata": {"labels": {"a/b/c": "-"}}})).len(),
+            2
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub(crate) mod defaults;
 pub(crate) mod delete;
 pub(crate) mod meta;
 pub(crate) mod policy;
+pub(crate) mod protobuf;
 pub(crate) mod query;
 pub(crate) mod read;
 pub(crate) mod reaper;
@@ -74,13 +75,18 @@ impl Core {
             reload: tokio::sync::Mutex::default(),
             address,
         });
-        core.reload_catalog().map_err(|e| ("the catalog".to_owned(), e))?;
+        core.reload_catalog()
+            .map_err(|e| ("the catalog".to_owned(), e))?;
         for name in policy::DEFAULT_NAMESPACES {
-            core.ensure_namespace(name).await.map_err(|e| (format!("namespace {name}"), e))?;
+            core.ensure_namespace(name)
+                .await
+                .map_err(|e| (format!("namespace {name}"), e))?;
         }
         for crd in crds {
             let name = crd.metadata.name.clone().unwrap_or_default();
-            core.ensure_definition(crd).await.map_err(|e| (format!("definition {name}"), e))?;
+            core.ensure_definition(crd)
+                .await
+                .map_err(|e| (format!("definition {name}"), e))?;
         }
         tokio::spawn(reaper::run(core.clone(), stop));
         Ok(core)
@@ -88,17 +94,27 @@ impl Core {
 
     /// Reads the definitions anew. Those that cannot be served are left out, with a line in the log.
     pub(crate) fn reload_catalog(&self) -> Result<(), ApiError> {
-        let mut defs: Vec<Arc<ResourceDef>> = resources::builtin().into_iter().map(Arc::new).collect();
-        let query = Query { resource: policy::DEFINITIONS.into(), namespace: None, after: None, limit: None };
+        let mut defs: Vec<Arc<ResourceDef>> =
+            resources::builtin().into_iter().map(Arc::new).collect();
+        let query = Query {
+            resource: policy::DEFINITIONS.into(),
+            namespace: None,
+            after: None,
+            limit: None,
+        };
         for stored in self.store.list(&query).map_err(|e| store_error(&e))?.items {
-            let crd: Value = serde_json::from_slice(&stored.value)
-                .map_err(|e| ApiError::Internal(format!("definition {} is damaged: {e}", stored.key.name)))?;
+            let crd: Value = serde_json::from_slice(&stored.value).map_err(|e| {
+                ApiError::Internal(format!("definition {} is damaged: {e}", stored.key.name))
+            })?;
             if !policy::is_established(&crd) {
                 continue;
             }
             match ResourceDef::from_crd(&crd) {
                 Ok(def) => defs.push(Arc::new(def)),
-                Err(errors) => tracing::error!("definition {} cannot be served: {errors:?}", stored.key.name),
+                Err(errors) => tracing::error!(
+                    "definition {} cannot be served: {errors:?}",
+                    stored.key.name
+                ),
             }
         }
         self.catalog.set(Snapshot::new(defs));
@@ -108,8 +124,15 @@ impl Core {
     /// Answers any request; its user is in the extensions.
     pub(crate) async fn handle(self: &Arc<Self>, request: Request<Body>) -> Response<Body> {
         let head = *request.method() == Method::HEAD;
-        let response = self.route(request).await.unwrap_or_else(ApiError::into_response);
-        if head { response.map(|_| Body::empty()) } else { response }
+        let response = self
+            .route(request)
+            .await
+            .unwrap_or_else(ApiError::into_response);
+        if head {
+            response.map(|_| Body::empty())
+        } else {
+            response
+        }
     }
 
     async fn route(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, ApiError> {
@@ -118,43 +141,73 @@ impl Core {
             return self.document(&info, request.headers());
         }
         let (parts, body) = request.into_parts();
-        let user = parts.extensions.get::<UserInfo>().cloned().ok_or(ApiError::Unauthorized)?;
-        let end = parts.extensions.get::<EndOfService>().map(|end| end.0.clone());
+        let user = parts
+            .extensions
+            .get::<UserInfo>()
+            .cloned()
+            .ok_or(ApiError::Unauthorized)?;
+        let end = parts
+            .extensions
+            .get::<EndOfService>()
+            .map(|end| end.0.clone());
         let snapshot = self.catalog.get();
-        let def = snapshot.find(&info.group, &info.resource).ok_or(ApiError::NoSuchPath)?;
+        let def = snapshot
+            .find(&info.group, &info.resource)
+            .ok_or(ApiError::NoSuchPath)?;
         let scope = Scope::new(def, &info.version).ok_or(ApiError::NoSuchPath)?;
         // Objects of a namespace are reached through it; cluster-scoped ones never are.
         let in_namespace = !info.namespace.is_empty() && scope.policy != policy::Policy::Namespace;
-        if in_namespace && !def.namespaced || (def.namespaced && !in_namespace && !info.name.is_empty()) {
+        if in_namespace && !def.namespaced
+            || (def.namespaced && !in_namespace && !info.name.is_empty())
+        {
             return Err(ApiError::NoSuchPath);
         }
         let mut call = Call::new(info, user, &parts.uri, parts.headers, end)?;
-        call.warnings.extend(scope.version().deprecation_warning.clone());
+        call.warnings
+            .extend(scope.version().deprecation_warning.clone());
 
         let sub = call.info.subresource.clone();
-        match (parts.method.as_str(), call.info.name.is_empty(), sub.as_str()) {
-            ("GET" | "HEAD", _, "") if call.query.flag("watch") => crate::watch::start(self, &call, &scope),
+        match (
+            parts.method.as_str(),
+            call.info.name.is_empty(),
+            sub.as_str(),
+        ) {
+            ("GET" | "HEAD", _, "") if call.query.flag("watch") => {
+                crate::watch::start(self, &call, &scope)
+            }
             ("GET" | "HEAD", true, "") => self.list(&call, &scope),
             ("GET" | "HEAD", false, "") => self.get(&call, &scope),
             ("GET" | "HEAD", false, "status") if scope.version().status => self.get(&call, &scope),
-            ("POST", true, "") if def.namespaced && !in_namespace => Err(ApiError::MethodNotAllowed),
+            ("POST", true, "") if def.namespaced && !in_namespace => {
+                Err(ApiError::MethodNotAllowed)
+            }
             ("POST", true, "") => self.create(&mut call, &scope, body).await,
             ("PUT", false, "") => self.replace(&mut call, &scope, body).await,
-            ("PUT", false, "status") if scope.version().status => self.replace(&mut call, &scope, body).await,
+            ("PUT", false, "status") if scope.version().status => {
+                self.replace(&mut call, &scope, body).await
+            }
             ("PATCH", false, "") => self.patch(&mut call, &scope, body).await,
-            ("PATCH", false, "status") if scope.version().status => self.patch(&mut call, &scope, body).await,
+            ("PATCH", false, "status") if scope.version().status => {
+                self.patch(&mut call, &scope, body).await
+            }
             ("DELETE", false, "") => self.delete(&mut call, &scope, body).await,
             ("DELETE", true, "") => self.delete_collection(&mut call, &scope, body).await,
             ("POST", false, "binding") if scope.policy == policy::Policy::Pod => {
                 self.bind(&mut call, &scope, body).await
             }
-            (_, _, "" | "status") if sub.is_empty() || scope.version().status => Err(ApiError::MethodNotAllowed),
+            (_, _, "" | "status") if sub.is_empty() || scope.version().status => {
+                Err(ApiError::MethodNotAllowed)
+            }
             _ => Err(ApiError::NoSuchPath),
         }
     }
 
     /// Paths that are not about objects.
-    fn document(&self, info: &RequestInfo, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+    fn document(
+        &self,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, ApiError> {
         if !matches!(info.verb.as_str(), "get" | "head") {
             return Err(ApiError::MethodNotAllowed);
         }
@@ -177,7 +230,9 @@ impl Core {
         } else {
             discovery::document(&snapshot.defs, path, &accept, &self.address)
         };
-        document.map(|document| send(document, headers)).ok_or(ApiError::NoSuchPath)
+        document
+            .map(|document| send(document, headers))
+            .ok_or(ApiError::NoSuchPath)
     }
 
     fn paths(&self, snapshot: &Snapshot) -> Value {
@@ -188,7 +243,17 @@ impl Core {
                 paths.push(format!("/apis/{}/{}", def.group, version.name));
             }
         }
-        paths.extend(["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+        paths.extend(
+            [
+                "/healthz",
+                "/livez",
+                "/openapi/v2",
+                "/openapi/v3",
+                "/readyz",
+                "/version",
+            ]
+            .map(str::to_owned),
+        );
         paths.sort();
         paths.dedup();
         json!({ "paths": paths })
@@ -212,7 +277,10 @@ fn version() -> Value {
 
 fn send(document: Document, headers: &HeaderMap) -> Response<Body> {
     let unchanged = document.etag.as_ref().is_some_and(|etag| {
-        headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.split(',').any(|t| t.trim() == etag))
+        headers
+            .get(header::IF_NONE_MATCH)
+            .and_then(|v| v.to_str().ok())
+            .is_some_and(|v| v.split(',').any(|t| t.trim() == etag))
     });
     let mut response = if unchanged {
         StatusCode::NOT_MODIFIED.into_response()
@@ -225,7 +293,11 @@ fn send(document: Document, headers: &HeaderMap) -> Response<Body> {
     };
     let out = response.headers_mut();
     out.insert(header::VARY, HeaderValue::from_static("Accept"));
-    if let Some(value) = document.etag.as_deref().and_then(|etag| HeaderValue::from_str(etag).ok()) {
+    if let Some(value) = document
+        .etag
+        .as_deref()
+        .and_then(|etag| HeaderValue::from_str(etag).ok())
+    {
         out.insert(header::ETAG, value);
     }
     response
@@ -236,7 +308,9 @@ pub(crate) fn store_error(error: &StoreError) -> ApiError {
     match error {
         StoreError::Closed => ApiError::Unavailable("the server is shutting down".into()),
         other => {
-            let cause = std::error::Error::source(other).map(|s| format!(": {s}")).unwrap_or_default();
+            let cause = std::error::Error::source(other)
+                .map(|s| format!(": {s}"))
+                .unwrap_or_default();
             ApiError::Internal(format!("{other}{cause}"))
         }
     }
@@ -245,7 +319,11 @@ pub(crate) fn store_error(error: &StoreError) -> ApiError {
 impl RequestInfo {
     /// The namespace part of the key of the object that the request names: a namespace itself has none.
     pub(crate) fn namespace_of(&self, scope: &Scope) -> String {
-        if scope.def.namespaced { self.namespace.clone() } else { String::new() }
+        if scope.def.namespaced {
+            self.namespace.clone()
+        } else {
+            String::new()
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use crate::schema::{FieldError, crd};
 use crate::store::{Key, Query};
 
 /// Always there, and never deleted except `kube-node-lease`.
-pub(crate) const DEFAULT_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+pub(crate) const DEFAULT_NAMESPACES: [&str; 4] =
+    ["default", "kube-system", "kube-public", "kube-node-lease"];
 /// Store name of the definitions.
 pub(crate) const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 /// Store name of the namespaces.
@@ -102,7 +103,10 @@ impl Scope {
             }
             Policy::Definition => {
                 crd::default(object);
-                let mut finalizers: Vec<String> = meta::finalizers(object).into_iter().map(str::to_owned).collect();
+                let mut finalizers: Vec<String> = meta::finalizers(object)
+                    .into_iter()
+                    .map(str::to_owned)
+                    .collect();
                 if !finalizers.iter().any(|f| f == CLEANUP) {
                     finalizers.push(CLEANUP.to_owned());
                 }
@@ -116,10 +120,16 @@ impl Scope {
     pub(crate) fn check(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = meta::check_labels(object);
         match self.policy {
-            Policy::Definition => causes.extend(crd::validate(object, old).into_iter().map(Cause::from)),
+            Policy::Definition => {
+                causes.extend(crd::validate(object, old).into_iter().map(Cause::from))
+            }
             Policy::Pod => match old {
                 Some(old) => causes.extend(check_pod_update(object, old)),
-                None if object.pointer("/spec/containers").and_then(Value::as_array).is_none_or(Vec::is_empty) => {
+                None if object
+                    .pointer("/spec/containers")
+                    .and_then(Value::as_array)
+                    .is_none_or(Vec::is_empty) =>
+                {
                     causes.push(Cause::required("spec.containers", ""));
                 }
                 None => {}
@@ -155,16 +165,30 @@ impl Scope {
         if self.policy != Policy::Pod {
             return 0;
         }
-        let own = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(30);
-        let ended = matches!(meta::text(object, &["status", "phase"]), "Succeeded" | "Failed");
+        let own = object
+            .pointer("/spec/terminationGracePeriodSeconds")
+            .and_then(Value::as_i64)
+            .unwrap_or(30);
+        let ended = matches!(
+            meta::text(object, &["status", "phase"]),
+            "Succeeded" | "Failed"
+        );
         // Nobody runs it, or nobody runs it any more: there is nothing to wait for.
-        if ended || meta::text(object, &["spec", "nodeName"]).is_empty() { 0 } else { asked.unwrap_or(own).max(0) }
+        if ended || meta::text(object, &["spec", "nodeName"]).is_empty() {
+            0
+        } else {
+            asked.unwrap_or(own).max(0)
+        }
     }
 }
 
 impl From<FieldError> for Cause {
     fn from(error: FieldError) -> Self {
-        Self { reason: error.kind.reason().to_owned(), field: error.field, message: error.message }
+        Self {
+            reason: error.kind.reason().to_owned(),
+            field: error.field,
+            message: error.message,
+        }
     }
 }
 
@@ -173,8 +197,13 @@ fn check_frozen(object: &Value, old: &Value) -> Option<Cause> {
         return None;
     }
     let changed = |field: &&str| object.get(*field) != old.get(*field);
-    let field = ["immutable", "data", "binaryData"].into_iter().find(changed)?;
-    Some(Cause::forbidden(field, "field is immutable when `immutable` is set"))
+    let field = ["immutable", "data", "binaryData"]
+        .into_iter()
+        .find(changed)?;
+    Some(Cause::forbidden(
+        field,
+        "field is immutable when `immutable` is set",
+    ))
 }
 
 /// Only a few fields of a pod's spec can change.
@@ -182,7 +211,12 @@ fn check_pod_update(object: &Value, old: &Value) -> Option<Cause> {
     fn fixed(pod: &Value) -> Value {
         let mut spec = pod["spec"].clone();
         for list in ["containers", "initContainers"] {
-            for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            for container in spec
+                .get_mut(list)
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
                 if let Some(container) = container.as_object_mut() {
                     container.remove("image");
                 }
@@ -208,12 +242,20 @@ fn check_pod_update(object: &Value, old: &Value) -> Option<Cause> {
 /// Whether the resources of a definition are to be served.
 pub(crate) fn is_established(crd: &Value) -> bool {
     let conditions = crd.pointer("/status/conditions").and_then(Value::as_array);
-    conditions.into_iter().flatten().any(|c| c["type"] == "Established" && c["status"] == "True")
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Established" && c["status"] == "True")
 }
 
 impl Core {
     /// Refuses new objects where their namespace or definition is missing or on its way out. The caller holds the gate.
-    pub(crate) fn check_home(&self, scope: &Scope, namespace: &str, name: &str) -> Result<(), ApiError> {
+    pub(crate) fn check_home(
+        &self,
+        scope: &Scope,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), ApiError> {
         let load = |key: &Key| -> Result<Option<Value>, ApiError> {
             let stored = self.store.get(key).map_err(|e| store_error(&e))?;
             stored
@@ -227,7 +269,9 @@ impl Core {
             if meta::is_deleting(&home) {
                 return Err(ApiError::Forbidden {
                     target: scope.target(name),
-                    why: format!("unable to create new content in namespace {namespace} because it is being terminated"),
+                    why: format!(
+                        "unable to create new content in namespace {namespace} because it is being terminated"
+                    ),
                     cause: Some(Cause {
                         reason: "NamespaceTerminating".into(),
                         message: format!("namespace {namespace} is being terminated"),
@@ -253,9 +297,7 @@ impl Core {
         };
         let (reason, message) = clash;
         let now = meta::now();
-        let condition = |kind: &str, reason: &str, message: &str| {
-            json!({"type": kind, "status": "False", "reason": reason, "message": message, "lastTransitionTime": now})
-        };
+        let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "False", "reason": reason, "message": message, "lastTransitionTime": now});
         let status = meta::entry(crd, "status");
         status.insert(
             "conditions".into(),
@@ -273,23 +315,48 @@ impl Core {
         let names = |crd: &Value| -> Vec<(&'static str, String)> {
             let names = &crd["spec"]["names"];
             let mut all = Vec::new();
-            for (field, what) in [("plural", "Plural"), ("singular", "Singular"), ("kind", "Kind"), ("listKind", "ListKind")] {
+            for (field, what) in [
+                ("plural", "Plural"),
+                ("singular", "Singular"),
+                ("kind", "Kind"),
+                ("listKind", "ListKind"),
+            ] {
                 all.extend(names[field].as_str().map(|name| (what, name.to_owned())));
             }
-            let short = names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let short = names["shortNames"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str);
             all.extend(short.map(|name| ("ShortNames", name.to_owned())));
             all
         };
-        let query = Query { resource: DEFINITIONS.into(), namespace: None, after: None, limit: None };
+        let query = Query {
+            resource: DEFINITIONS.into(),
+            namespace: None,
+            after: None,
+            limit: None,
+        };
         let mine = names(crd);
         for stored in self.store.list(&query).map_err(|e| store_error(&e))?.items {
-            let Ok(other) = serde_json::from_slice::<Value>(&stored.value) else { continue };
-            if meta::name(&other) == own || meta::text(&other, &["spec", "group"]) != group || !is_established(&other) {
+            let Ok(other) = serde_json::from_slice::<Value>(&stored.value) else {
+                continue;
+            };
+            if meta::name(&other) == own
+                || meta::text(&other, &["spec", "group"]) != group
+                || !is_established(&other)
+            {
                 continue;
             }
             let theirs = names(&other);
-            if let Some((what, name)) = mine.iter().find(|(_, name)| theirs.iter().any(|(_, other)| other == name)) {
-                return Ok(Some((format!("{what}Conflict"), format!("{name:?} is already in use"))));
+            if let Some((what, name)) = mine
+                .iter()
+                .find(|(_, name)| theirs.iter().any(|(_, other)| other == name))
+            {
+                return Ok(Some((
+                    format!("{what}Conflict"),
+                    format!("{name:?} is already in use"),
+                )));
             }
         }
         Ok(None)
@@ -297,21 +364,30 @@ impl Core {
 
     fn builtin_scope(&self, group: &str, plural: &str) -> Result<Scope, ApiError> {
         let snapshot = self.catalog.get();
-        snapshot.find(group, plural).map(Scope::stored).ok_or(ApiError::NoSuchPath)
+        snapshot
+            .find(group, plural)
+            .map(Scope::stored)
+            .ok_or(ApiError::NoSuchPath)
     }
 
     /// Creates a namespace unless it is there.
     pub(crate) async fn ensure_namespace(&self, name: &str) -> Result<(), ApiError> {
         let scope = self.builtin_scope("", "namespaces")?;
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        match self.create_object(&mut Call::internal("system:apiserver"), &scope, object).await {
+        match self
+            .create_object(&mut Call::internal("system:apiserver"), &scope, object)
+            .await
+        {
             Ok(_) | Err(ApiError::AlreadyExists(_)) => Ok(()),
             Err(e) => Err(e),
         }
     }
 
     /// Creates a definition, or brings the spec of the stored one up to date.
-    pub(crate) async fn ensure_definition(&self, crd: &CustomResourceDefinition) -> Result<(), ApiError> {
+    pub(crate) async fn ensure_definition(
+        &self,
+        crd: &CustomResourceDefinition,
+    ) -> Result<(), ApiError> {
         let scope = self.builtin_scope("apiextensions.k8s.io", "customresourcedefinitions")?;
         let wanted = serde_json::to_value(crd).map_err(|e| ApiError::Internal(e.to_string()))?;
         let mut call = Call::internal("system:apiserver");

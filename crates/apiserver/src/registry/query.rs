@@ -22,22 +22,30 @@ impl Query {
 
     /// The value of a parameter; empty if it is not given.
     pub(crate) fn get(&self, name: &str) -> &str {
-        self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value)
     }
 
     pub(crate) fn flag(&self, name: &str) -> bool {
-        self.0
-            .iter()
-            .any(|(key, value)| key == name && matches!(value.as_str(), "" | "1" | "t" | "T" | "true" | "TRUE" | "True"))
+        self.0.iter().any(|(key, value)| {
+            key == name
+                && matches!(
+                    value.as_str(),
+                    "" | "1" | "t" | "T" | "true" | "TRUE" | "True"
+                )
+        })
     }
 
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         match self.get(name) {
             "" => Ok(None),
-            text => text
-                .parse()
-                .map(Some)
-                .map_err(|_| ApiError::BadRequest(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
+            text => text.parse().map(Some).map_err(|_| {
+                ApiError::BadRequest(format!(
+                    "strconv.ParseInt: parsing {text:?}: invalid syntax"
+                ))
+            }),
         }
     }
 
@@ -95,10 +103,19 @@ impl Call {
     ) -> Result<Self, ApiError> {
         let query = Query::parse(uri)?;
         let include = query.get("includeObject");
-        let include = IncludeObject::parse(include)
-            .ok_or_else(|| ApiError::BadRequest(format!("unrecognized includeObject value: {include:?}")))?;
+        let include = IncludeObject::parse(include).ok_or_else(|| {
+            ApiError::BadRequest(format!("unrecognized includeObject value: {include:?}"))
+        })?;
         let view = View::negotiate(&headers, include)?;
-        Ok(Self { info, user, query, headers, view, warnings: Vec::new(), end })
+        Ok(Self {
+            info,
+            user,
+            query,
+            headers,
+            view,
+            warnings: Vec::new(),
+            end,
+        })
     }
 
     /// A request that the server makes of itself.
@@ -128,8 +145,16 @@ impl Call {
     /// The selectors of the query and the name of the path.
     pub(crate) fn selector(&self) -> Result<Selector, ApiError> {
         let resource = format!("{}/{}", self.info.group, self.info.resource);
-        let selector = Selector::parse(self.query.get("labelSelector"), self.query.get("fieldSelector"), &resource)?;
-        Ok(if self.info.name.is_empty() { selector } else { selector.with_name(&self.info.name) })
+        let selector = Selector::parse(
+            self.query.get("labelSelector"),
+            self.query.get("fieldSelector"),
+            &resource,
+        )?;
+        Ok(if self.info.name.is_empty() {
+            selector
+        } else {
+            selector.with_name(&self.info.name)
+        })
     }
 
     /// The namespace to list, none for all.

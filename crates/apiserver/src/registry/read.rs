@@ -30,7 +30,12 @@ const CHUNK: usize = 500;
 
 impl Core {
     /// One object, or `NotFound`.
-    pub(crate) fn read(&self, scope: &Scope, namespace: &str, name: &str) -> Result<Stored, ApiError> {
+    pub(crate) fn read(
+        &self,
+        scope: &Scope,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Stored, ApiError> {
         let key = Key::new(&scope.resource, namespace, name);
         let found = self.store.get(&key).map_err(|e| store_error(&e))?;
         found.ok_or_else(|| ApiError::NotFound(scope.target(name)))
@@ -48,7 +53,16 @@ impl Core {
         let body = match call.view {
             View::Table { version, include } => {
                 let (name, now) = (&scope.version().name, Timestamp::now());
-                table::render(&scope.def, name, &items, Value::Object(list_meta), include, version, true, now)
+                table::render(
+                    &scope.def,
+                    name,
+                    &items,
+                    Value::Object(list_meta),
+                    include,
+                    version,
+                    true,
+                    now,
+                )
             }
             View::Metadata => json!({
                 "kind": "PartialObjectMetadataList",
@@ -57,7 +71,10 @@ impl Core {
                 "items": items.iter().map(content::partial).collect::<Vec<_>>(),
             }),
             View::Plain => {
-                let items: Vec<Value> = items.into_iter().map(|item| without_kind(scope, item)).collect();
+                let items: Vec<Value> = items
+                    .into_iter()
+                    .map(|item| without_kind(scope, item))
+                    .collect();
                 json!({
                     "kind": scope.def.list_kind,
                     "apiVersion": scope.api_version(),
@@ -70,16 +87,26 @@ impl Core {
     }
 
     /// The objects that a list or deletecollection is about, and the list's metadata.
-    pub(crate) fn list_objects(&self, call: &Call, scope: &Scope) -> Result<(Vec<Value>, Map<String, Value>), ApiError> {
+    pub(crate) fn list_objects(
+        &self,
+        call: &Call,
+        scope: &Scope,
+    ) -> Result<(Vec<Value>, Map<String, Value>), ApiError> {
         self.check_revision(call)?;
         let selector = call.selector()?;
-        let limit = call.query.number("limit")?.filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
+        let limit = call
+            .query
+            .number("limit")?
+            .filter(|n| *n > 0)
+            .and_then(|n| usize::try_from(n).ok());
         let start = match call.query.get("continue") {
             "" => None,
             token => Some(parse_continue(token)?),
         };
         let namespace = call.list_namespace(scope.def.namespaced);
-        let mut after = start.as_ref().map(|token| Key::new(&scope.resource, &token.ns, &token.name));
+        let mut after = start
+            .as_ref()
+            .map(|token| Key::new(&scope.resource, &token.ns, &token.name));
         let mut revision = start.map(|token| token.rv);
         let mut items: Vec<Value> = Vec::new();
         let mut list_meta = Map::new();
@@ -89,7 +116,9 @@ impl Core {
                 namespace: namespace.clone(),
                 after: after.take(),
                 // Without a limit one snapshot has to hold all of it.
-                limit: limit.map(|limit| (limit - items.len()).max(if selector.is_everything() { 1 } else { CHUNK })),
+                limit: limit.map(|limit| {
+                    (limit - items.len()).max(if selector.is_everything() { 1 } else { CHUNK })
+                }),
             };
             let page = self.store.list(&query).map_err(|e| store_error(&e))?;
             revision.get_or_insert(page.revision);
@@ -112,8 +141,15 @@ impl Core {
             }
             if full {
                 if let Some(last) = &after {
-                    let token = Continue { rv: revision.unwrap_or_default(), ns: last.namespace.clone(), name: last.name.clone() };
-                    list_meta.insert("continue".into(), json!(URL_SAFE_NO_PAD.encode(json!(token).to_string())));
+                    let token = Continue {
+                        rv: revision.unwrap_or_default(),
+                        ns: last.namespace.clone(),
+                        name: last.name.clone(),
+                    };
+                    list_meta.insert(
+                        "continue".into(),
+                        json!(URL_SAFE_NO_PAD.encode(json!(token).to_string())),
+                    );
                 }
                 break;
             }
@@ -125,13 +161,17 @@ impl Core {
 
     /// Refuses reads of a revision that is not here: the store has only the present.
     fn check_revision(&self, call: &Call) -> Result<(), ApiError> {
-        let Some(asked) = call.query.number("resourceVersion")?.filter(|rv| *rv > 0) else { return Ok(()) };
+        let Some(asked) = call.query.number("resourceVersion")?.filter(|rv| *rv > 0) else {
+            return Ok(());
+        };
         let current = self.store.ring().head();
         if asked > current {
             return Err(ApiError::FutureRevision { asked, current });
         }
         if call.query.get("resourceVersionMatch") == "Exact" && asked != current {
-            return Err(ApiError::Expired(format!("The provided resource version {asked} is not available.")));
+            return Err(ApiError::Expired(format!(
+                "The provided resource version {asked} is not available."
+            )));
         }
         Ok(())
     }
@@ -164,7 +204,16 @@ pub(crate) fn show(call: &Call, scope: &Scope, code: StatusCode, object: &Value)
         View::Table { version, include } => {
             let list_meta = json!({"resourceVersion": meta::resource_version(object)});
             let name = &scope.version().name;
-            table::render(&scope.def, name, [object], list_meta, include, version, true, Timestamp::now())
+            table::render(
+                &scope.def,
+                name,
+                [object],
+                list_meta,
+                include,
+                version,
+                true,
+                Timestamp::now(),
+            )
         }
     };
     content::answer(code, &shown, &call.warnings)

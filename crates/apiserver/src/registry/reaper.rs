@@ -40,11 +40,14 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
                 tracing::warn!("cannot remove old events: {e}");
             }
         }
-        let Ok(mut subscription) = subscription else { continue };
+        let Ok(mut subscription) = subscription else {
+            continue;
+        };
         let woken = async {
             // A watch that fell behind is as good a reason to look as an event.
             while let Ok(events) = subscription.next().await {
-                let of_interest = |resource: &str| left > 0 || matches!(resource, NAMESPACES | DEFINITIONS);
+                let of_interest =
+                    |resource: &str| left > 0 || matches!(resource, NAMESPACES | DEFINITIONS);
                 if events.iter().any(|event| of_interest(&event.key.resource)) {
                     break;
                 }
@@ -63,8 +66,10 @@ impl Core {
     async fn reap(&self) -> Result<usize, ApiError> {
         let mut left = 0;
         for (stored, object) in self.terminating(DEFINITIONS)? {
-            let (group, plural) =
-                (meta::text(&object, &["spec", "group"]), meta::text(&object, &["spec", "names", "plural"]));
+            let (group, plural) = (
+                meta::text(&object, &["spec", "group"]),
+                meta::text(&object, &["spec", "names", "plural"]),
+            );
             let def = self.catalog.get().find(group, plural).cloned();
             let remaining = match def {
                 Some(def) => self.empty(&Scope::stored(&def), None).await?,
@@ -80,14 +85,20 @@ impl Core {
             let mut remaining = meta::finalizers(&object).len();
             for def in &self.catalog.get().defs {
                 if def.namespaced && def.alias.is_none() {
-                    remaining += self.empty(&Scope::stored(def), Some(&stored.key.name)).await?;
+                    remaining += self
+                        .empty(&Scope::stored(def), Some(&stored.key.name))
+                        .await?;
                 }
             }
             if remaining > 0 {
                 left += 1;
                 continue;
             }
-            let write = Write { key: stored.key, expect: Expect::Revision(stored.revision), value: None };
+            let write = Write {
+                key: stored.key,
+                expect: Expect::Revision(stored.revision),
+                value: None,
+            };
             match self.store.write(write).await {
                 Ok(_) | Err(StoreError::Missing) => {}
                 Err(StoreError::Modified) => left += 1,
@@ -98,7 +109,12 @@ impl Core {
     }
 
     fn terminating(&self, resource: &str) -> Result<Vec<(Stored, Value)>, ApiError> {
-        let query = Query { resource: resource.into(), namespace: None, after: None, limit: None };
+        let query = Query {
+            resource: resource.into(),
+            namespace: None,
+            after: None,
+            limit: None,
+        };
         let page = self.store.list(&query).map_err(|e| store_error(&e))?;
         let parsed = page.items.into_iter().filter_map(|stored| {
             let object: Value = serde_json::from_slice(&stored.value).ok()?;
@@ -123,12 +139,22 @@ impl Core {
                 continue;
             }
             let mut call = Call::internal("system:serviceaccount:kube-system:namespace-controller");
-            let Key { namespace, name, .. } = &stored.key;
-            match self.delete_object(&mut call, scope, namespace, name, &DeleteOptions::default()).await {
-                Ok(crate::registry::delete::Deleted::Gone(_)) | Err(ApiError::NotFound(_)) => left -= 1,
+            let Key {
+                namespace, name, ..
+            } = &stored.key;
+            match self
+                .delete_object(&mut call, scope, namespace, name, &DeleteOptions::default())
+                .await
+            {
+                Ok(crate::registry::delete::Deleted::Gone(_)) | Err(ApiError::NotFound(_)) => {
+                    left -= 1
+                }
                 Ok(crate::registry::delete::Deleted::Marked(_)) => {}
                 // One object that admission holds must not keep the others.
-                Err(e) => tracing::warn!("cannot delete {} {namespace}/{name}: {e}", scope.def.qualified()),
+                Err(e) => tracing::warn!(
+                    "cannot delete {} {namespace}/{name}: {e}",
+                    scope.def.qualified()
+                ),
             }
         }
         Ok(left)
@@ -136,8 +162,11 @@ impl Core {
 
     /// Takes our finalizer off a definition whose objects are gone; the definition goes with the last one.
     async fn release_definition(&self, stored: &Stored, mut object: Value) -> Result<(), ApiError> {
-        let keep: Vec<String> =
-            meta::finalizers(&object).into_iter().filter(|f| *f != CLEANUP).map(str::to_owned).collect();
+        let keep: Vec<String> = meta::finalizers(&object)
+            .into_iter()
+            .filter(|f| *f != CLEANUP)
+            .map(str::to_owned)
+            .collect();
         if keep.len() == meta::finalizers(&object).len() && !keep.is_empty() {
             return Ok(());
         }
@@ -148,7 +177,11 @@ impl Core {
             Some(object.to_string().into())
         };
         let _reload = self.reload.lock().await;
-        let write = Write { key: stored.key.clone(), expect: Expect::Revision(stored.revision), value };
+        let write = Write {
+            key: stored.key.clone(),
+            expect: Expect::Revision(stored.revision),
+            value,
+        };
         match self.store.write(write).await {
             Ok(_) | Err(StoreError::Missing | StoreError::Modified) => self.reload_catalog(),
             Err(e) => Err(store_error(&e)),
@@ -157,16 +190,34 @@ impl Core {
 
     /// Deletes events that were last seen too long ago.
     async fn expire_events(&self) -> Result<(), ApiError> {
-        let oldest = Timestamp::now().checked_sub(EVENT_HOURS.hours()).unwrap_or(Timestamp::MIN);
-        let query = Query { resource: "/events".into(), namespace: None, after: None, limit: None };
+        let oldest = Timestamp::now()
+            .checked_sub(EVENT_HOURS.hours())
+            .unwrap_or(Timestamp::MIN);
+        let query = Query {
+            resource: "/events".into(),
+            namespace: None,
+            after: None,
+            limit: None,
+        };
         for stored in self.store.list(&query).map_err(|e| store_error(&e))?.items {
-            let Ok(event) = serde_json::from_slice::<Value>(&stored.value) else { continue };
-            let seen = [&["lastTimestamp"][..], &["series", "lastObservedTime"], &["eventTime"], &["metadata", "creationTimestamp"]]
-                .into_iter()
-                .filter_map(|path| meta::text(&event, path).parse::<Timestamp>().ok())
-                .max();
+            let Ok(event) = serde_json::from_slice::<Value>(&stored.value) else {
+                continue;
+            };
+            let seen = [
+                &["lastTimestamp"][..],
+                &["series", "lastObservedTime"],
+                &["eventTime"],
+                &["metadata", "creationTimestamp"],
+            ]
+            .into_iter()
+            .filter_map(|path| meta::text(&event, path).parse::<Timestamp>().ok())
+            .max();
             if seen.is_none_or(|seen| seen < oldest) {
-                let write = Write { key: stored.key, expect: Expect::Revision(stored.revision), value: None };
+                let write = Write {
+                    key: stored.key,
+                    expect: Expect::Revision(stored.revision),
+                    value: None,
+                };
                 match self.store.write(write).await {
                     Ok(_) | Err(StoreError::Missing | StoreError::Modified) => {}
                     Err(e) => return Err(store_error(&e)),

@@ -84,7 +84,8 @@ fn supported(resource: &str) -> &'static [&'static str] {
 impl Selector {
     /// Parses both selectors of a request; `resource` is `group/plural` and says which fields can be selected.
     pub(crate) fn parse(labels: &str, fields: &str, resource: &str) -> Result<Self, ApiError> {
-        let unparsed = |why: String| ApiError::BadRequest(format!("unable to parse requirement: {why}"));
+        let unparsed =
+            |why: String| ApiError::BadRequest(format!("unable to parse requirement: {why}"));
         let labels = split_requirements(labels)
             .into_iter()
             .map(|part| parse_label(part).ok_or_else(|| unparsed(format!("found {part:?}"))))
@@ -95,14 +96,19 @@ impl Selector {
             .filter(|part| !part.is_empty())
             .map(|part| {
                 parse_field(part).ok_or_else(|| {
-                    ApiError::BadRequest(format!("invalid selector: {part:?}; can't understand {part:?}"))
+                    ApiError::BadRequest(format!(
+                        "invalid selector: {part:?}; can't understand {part:?}"
+                    ))
                 })
             })
             .collect::<Result<_, _>>()?;
         for field in &fields {
             let known = matches!(field.path.as_str(), "metadata.name" | "metadata.namespace");
             if !known && !supported(resource).contains(&field.path.as_str()) {
-                return Err(ApiError::BadRequest(format!("field label not supported: {}", field.path)));
+                return Err(ApiError::BadRequest(format!(
+                    "field label not supported: {}",
+                    field.path
+                )));
             }
         }
         Ok(Self { labels, fields })
@@ -110,7 +116,11 @@ impl Selector {
 
     /// Adds `metadata.name=<name>`.
     pub(crate) fn with_name(mut self, name: &str) -> Self {
-        self.fields.push(Field { path: "metadata.name".into(), equal: true, value: name.to_owned() });
+        self.fields.push(Field {
+            path: "metadata.name".into(),
+            equal: true,
+            value: name.to_owned(),
+        });
         self
     }
 
@@ -122,9 +132,15 @@ impl Selector {
     /// Whether this object is meant.
     pub(crate) fn matches(&self, object: &Value) -> bool {
         self.labels.iter().all(|label| {
-            let value = object.pointer("/metadata/labels").and_then(|l| l.get(&label.key)).and_then(Value::as_str);
+            let value = object
+                .pointer("/metadata/labels")
+                .and_then(|l| l.get(&label.key))
+                .and_then(Value::as_str);
             label.test.holds(value)
-        }) && self.fields.iter().all(|field| (lookup(object, &field.path) == field.value) == field.equal)
+        }) && self
+            .fields
+            .iter()
+            .all(|field| (lookup(object, &field.path) == field.value) == field.equal)
     }
 }
 
@@ -147,12 +163,18 @@ fn lookup(object: &Value, path: &str) -> String {
         "source" => "source.component",
         "name" => "metadata.name",
         "spec.unschedulable" | "spec.hostNetwork" => {
-            let set = path.split('.').try_fold(object, |v, key| v.get(key)).and_then(Value::as_bool);
+            let set = path
+                .split('.')
+                .try_fold(object, |v, key| v.get(key))
+                .and_then(Value::as_bool);
             return set.unwrap_or(false).to_string();
         }
         other => other,
     };
-    match path.split('.').try_fold(object, |value, key| value.get(key)) {
+    match path
+        .split('.')
+        .try_fold(object, |value, key| value.get(key))
+    {
         Some(Value::String(text)) => text.clone(),
         None | Some(Value::Null) => String::new(),
         Some(other) => other.to_string(),
@@ -190,7 +212,12 @@ fn parse_label(part: &str) -> Option<Label> {
     } else if let Some((key, value)) = part.split_once('<') {
         (key, Test::Less(value.trim().parse().ok()?))
     } else if let Some((head, list)) = part.split_once('(') {
-        let values = list.trim().strip_suffix(')')?.split(',').map(label_value).collect::<Option<Vec<_>>>()?;
+        let values = list
+            .trim()
+            .strip_suffix(')')?
+            .split(',')
+            .map(label_value)
+            .collect::<Option<Vec<_>>>()?;
         let mut words = head.split_whitespace();
         let (key, operator) = (words.next()?, words.next()?);
         match (operator, words.next()) {
@@ -202,7 +229,10 @@ fn parse_label(part: &str) -> Option<Label> {
         (part, Test::Exists)
     };
     let key = key.trim();
-    meta::is_qualified(key).then(|| Label { key: key.to_owned(), test })
+    meta::is_qualified(key).then(|| Label {
+        key: key.to_owned(),
+        test,
+    })
 }
 
 fn label_value(text: &str) -> Option<String> {
@@ -217,7 +247,11 @@ fn parse_field(part: &str) -> Option<Field> {
         let (path, value) = part.split_once("==").or_else(|| part.split_once('='))?;
         (path, true, value)
     };
-    Some(Field { path: path.trim().to_owned(), equal, value: value.to_owned() })
+    Some(Field {
+        path: path.trim().to_owned(),
+        equal,
+        value: value.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -227,7 +261,9 @@ mod tests {
     use serde_json::json;
 
     fn matches(labels: &str, object: &Value) -> bool {
-        Selector::parse(labels, "", "/pods").unwrap().matches(object)
+        Selector::parse(labels, "", "/pods")
+            .unwrap()
+            .matches(object)
     }
 
     #[test]
@@ -251,7 +287,16 @@ mod tests {
         ] {
             assert!(matches(yes, &object), "{yes}");
         }
-        for no in ["none", "app=db", "!app", "app in (db)", "app notin (web)", "n>5", "app>1", "app=web,none"] {
+        for no in [
+            "none",
+            "app=db",
+            "!app",
+            "app in (db)",
+            "app notin (web)",
+            "n>5",
+            "app>1",
+            "app=web,none",
+        ] {
             assert!(!matches(no, &object), "{no}");
         }
         for bad in ["=", "a in", "a in (b", "a like (b)", "a=b=c", "-a", "a>x"] {
@@ -264,9 +309,18 @@ mod tests {
         let pod = json!({"metadata": {"name": "p"}, "spec": {}, "status": {"phase": "Running"}});
         let select = |fields: &str| Selector::parse("", fields, "/pods");
         assert!(select("spec.nodeName=").unwrap().matches(&pod));
-        assert!(select("status.phase!=Failed,metadata.name=p").unwrap().matches(&pod));
+        assert!(
+            select("status.phase!=Failed,metadata.name=p")
+                .unwrap()
+                .matches(&pod)
+        );
         assert!(!select("spec.nodeName=a").unwrap().matches(&pod));
-        assert_eq!(select("spec.x=1"), Err(ApiError::BadRequest("field label not supported: spec.x".into())));
+        assert_eq!(
+            select("spec.x=1"),
+            Err(ApiError::BadRequest(
+                "field label not supported: spec.x".into()
+            ))
+        );
     }
 
     proptest! {

@@ -29,23 +29,45 @@ enum Attempt {
 }
 
 impl Core {
-    pub(crate) async fn replace(&self, call: &mut Call, scope: &Scope, body: Body) -> Result<Response<Body>, ApiError> {
-        let new = content::parse(&content::media_type(&call.headers), &content::read(body).await?)?;
-        let object = self.update_object(call, scope, &|_| Ok(new.clone())).await?;
+    pub(crate) async fn replace(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        let new = content::parse(
+            &content::media_type(&call.headers),
+            &content::read(body).await?,
+        )?;
+        let object = self
+            .update_object(call, scope, &|_| Ok(new.clone()))
+            .await?;
         Ok(show(call, scope, StatusCode::OK, &object))
     }
 
-    pub(crate) async fn patch(&self, call: &mut Call, scope: &Scope, body: Body) -> Result<Response<Body>, ApiError> {
+    pub(crate) async fn patch(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
         let media = content::media_type(&call.headers);
         let patch = Patch::parse(&media, &content::read(body).await?, scope.def.crd)?;
-        let object = self.update_object(call, scope, &|old| patch.apply(old)).await?;
+        let object = self
+            .update_object(call, scope, &|old| patch.apply(old))
+            .await?;
         Ok(show(call, scope, StatusCode::OK, &object))
     }
 
     /// Updates the object or the status that the call names; returns it as stored.
     ///
     /// Whoever names a resourceVersion gets a conflict when it is stale; who does not is retried.
-    pub(crate) async fn update_object(&self, call: &mut Call, scope: &Scope, produce: Produce<'_>) -> Result<Value, ApiError> {
+    pub(crate) async fn update_object(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        produce: Produce<'_>,
+    ) -> Result<Value, ApiError> {
         let warnings = call.warnings.len();
         for _ in 0..PATCH_TRIES {
             call.warnings.truncate(warnings);
@@ -57,7 +79,12 @@ impl Core {
         Err(modified(scope.target(&call.info.name)))
     }
 
-    async fn try_update(&self, call: &mut Call, scope: &Scope, produce: Produce<'_>) -> Result<Attempt, ApiError> {
+    async fn try_update(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        produce: Produce<'_>,
+    ) -> Result<Attempt, ApiError> {
         let name = call.info.name.clone();
         let namespace = call.info.namespace_of(scope);
         let stored = self.read(scope, &namespace, &name)?;
@@ -85,16 +112,30 @@ impl Core {
             crate::schema::crd::default(&mut new);
         }
 
-        let mut new = self.admit(call, scope, Operation::Update, &namespace, &name, Some(new), Some(&old))?;
+        let mut new = self.admit(
+            call,
+            scope,
+            Operation::Update,
+            &namespace,
+            &name,
+            Some(new),
+            Some(&old),
+        )?;
         if scope.has_generation() && meaningful_change(scope, &old, &new) {
-            let generation = identity.get("generation").and_then(Value::as_i64).unwrap_or(0);
+            let generation = identity
+                .get("generation")
+                .and_then(Value::as_i64)
+                .unwrap_or(0);
             identity.insert("generation".into(), json!(generation + 1));
         }
         keep_identity(&mut new, &identity);
         let mut causes = check(scope, &new, Some(&old));
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {
-            return Err(ApiError::Invalid { target: scope.kind_target(&name), causes });
+            return Err(ApiError::Invalid {
+                target: scope.kind_target(&name),
+                causes,
+            });
         }
         self.commit(call, scope, &stored, &old, new).await
     }
@@ -108,7 +149,11 @@ impl Core {
         mut new: Value,
     ) -> Result<Attempt, ApiError> {
         let definition = scope.policy == Policy::Definition;
-        let _reload = if definition { Some(self.reload.lock().await) } else { None };
+        let _reload = if definition {
+            Some(self.reload.lock().await)
+        } else {
+            None
+        };
         if definition && !meta::is_deleting(&new) {
             self.settle_definition(&mut new)?;
         }
@@ -125,13 +170,18 @@ impl Core {
             return Ok(Attempt::Done(new));
         }
         let value = (!goes).then(|| scope.persist(&new));
-        let write = Write { key: stored.key.clone(), expect: Expect::Revision(stored.revision), value };
+        let write = Write {
+            key: stored.key.clone(),
+            expect: Expect::Revision(stored.revision),
+            value,
+        };
         match self.store.write(write).await {
             Ok(revision) => {
                 if definition {
                     self.reload_catalog()?;
                 }
-                meta::metadata(&mut new).insert("resourceVersion".into(), json!(revision.to_string()));
+                meta::metadata(&mut new)
+                    .insert("resourceVersion".into(), json!(revision.to_string()));
                 Ok(Attempt::Done(new))
             }
             Err(StoreError::Modified) => Ok(Attempt::Lost),
@@ -148,19 +198,29 @@ fn check_revision(scope: &Scope, name: &str, old: &Value, new: &Value) -> Result
     if !uid.is_empty() && uid != own {
         return Err(ApiError::Conflict {
             target: scope.target(name),
-            why: format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {own}"),
+            why: format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {own}"
+            ),
         });
     }
     match meta::resource_version(new) {
         "" | "0" if scope.unconditional_update() => Ok(()),
         "" | "0" => Err(ApiError::Invalid {
             target: scope.kind_target(name),
-            causes: vec![Cause::invalid("metadata.resourceVersion", "0x0", "must be specified for an update")],
+            causes: vec![Cause::invalid(
+                "metadata.resourceVersion",
+                "0x0",
+                "must be specified for an update",
+            )],
         }),
         given if given == meta::resource_version(old) => Ok(()),
         given if given.parse::<u64>().is_err() => Err(ApiError::Invalid {
             target: scope.kind_target(name),
-            causes: vec![Cause::invalid("metadata.resourceVersion", format!("{given:?}"), "must be an unsigned integer")],
+            causes: vec![Cause::invalid(
+                "metadata.resourceVersion",
+                format!("{given:?}"),
+                "must be an unsigned integer",
+            )],
         }),
         _ => Err(modified(scope.target(name))),
     }
@@ -174,7 +234,11 @@ fn merge_halves(call: &Call, scope: &Scope, old: &Value, mut new: Value) -> Valu
         if !scope.def.crd {
             // Built-in kinds take labels and annotations by way of the status, too; custom resources do not.
             for field in ["labels", "annotations"] {
-                meta::put(meta::metadata(&mut out), field, new["metadata"].get(field).cloned());
+                meta::put(
+                    meta::metadata(&mut out),
+                    field,
+                    new["metadata"].get(field).cloned(),
+                );
             }
         }
         if let Some(out) = out.as_object_mut() {
@@ -208,7 +272,10 @@ fn check_finalizers(old: &Value, new: &Value) -> Option<Cause> {
         return None;
     }
     let had = meta::finalizers(old);
-    let added: Vec<&str> = meta::finalizers(new).into_iter().filter(|f| !had.contains(f)).collect();
+    let added: Vec<&str> = meta::finalizers(new)
+        .into_iter()
+        .filter(|f| !had.contains(f))
+        .collect();
     (!added.is_empty()).then(|| {
         let list = added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
         Cause::forbidden(

@@ -18,19 +18,34 @@ use crate::store::{Expect, Key, StoreError, Write};
 const NAME_TRIES: usize = 8;
 
 impl Core {
-    pub(crate) async fn create(&self, call: &mut Call, scope: &Scope, body: Body) -> Result<Response<Body>, ApiError> {
-        let object = content::parse(&content::media_type(&call.headers), &content::read(body).await?)?;
+    pub(crate) async fn create(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        body: Body,
+    ) -> Result<Response<Body>, ApiError> {
+        let object = content::parse(
+            &content::media_type(&call.headers),
+            &content::read(body).await?,
+        )?;
         let object = self.create_object(call, scope, object).await?;
         Ok(show(call, scope, StatusCode::CREATED, &object))
     }
 
     /// Creates an object; returns it as stored (or as it would be, for a dry run).
-    pub(crate) async fn create_object(&self, call: &mut Call, scope: &Scope, mut object: Value) -> Result<Value, ApiError> {
+    pub(crate) async fn create_object(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        mut object: Value,
+    ) -> Result<Value, ApiError> {
         check_kind(scope, &mut object)?;
         meta::check_shape(&object)?;
         let namespace = home(call, scope, &mut object)?;
         if !meta::resource_version(&object).is_empty() {
-            return Err(ApiError::BadRequest("resourceVersion should not be set on objects to be created".into()));
+            return Err(ApiError::BadRequest(
+                "resourceVersion should not be set on objects to be created".into(),
+            ));
         }
         self.clean(call, scope, &mut object)?;
 
@@ -41,7 +56,8 @@ impl Core {
         for _ in 0..tries {
             let mut object = object.clone();
             if generated {
-                meta::metadata(&mut object).insert("name".into(), json!(meta::generate_name(&base)));
+                meta::metadata(&mut object)
+                    .insert("name".into(), json!(meta::generate_name(&base)));
             }
             match self.create_named(call, scope, &namespace, object).await {
                 Err(ApiError::AlreadyExists(taken)) if generated => target = taken,
@@ -61,10 +77,19 @@ impl Core {
         let name = meta::name(&object).to_owned();
         if name.is_empty() {
             let cause = crate::Cause::required("metadata.name", "name or generateName is required");
-            return Err(ApiError::Invalid { target: scope.kind_target(""), causes: vec![cause] });
+            return Err(ApiError::Invalid {
+                target: scope.kind_target(""),
+                causes: vec![cause],
+            });
         }
         let metadata = meta::metadata(&mut object);
-        for field in ["managedFields", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        for field in [
+            "managedFields",
+            "selfLink",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+        ] {
             metadata.remove(field);
         }
         metadata.retain(|_, value| !value.is_null());
@@ -79,12 +104,23 @@ impl Core {
         // Until the object is stored its namespace and its definition stay.
         let _gate = self.gate.read().await;
         self.check_home(scope, namespace, &name)?;
-        let mut object = self.admit(call, scope, Operation::Create, namespace, &name, Some(object), None)?;
+        let mut object = self.admit(
+            call,
+            scope,
+            Operation::Create,
+            namespace,
+            &name,
+            Some(object),
+            None,
+        )?;
         keep_identity(&mut object, &identity);
         let mut causes = meta::check_name(&name, scope.policy.strict_names());
         causes.extend(check(scope, &object, None));
         if !causes.is_empty() {
-            return Err(ApiError::Invalid { target: scope.kind_target(&name), causes });
+            return Err(ApiError::Invalid {
+                target: scope.kind_target(&name),
+                causes,
+            });
         }
 
         let _reload = if scope.policy == Policy::Definition {
@@ -101,7 +137,11 @@ impl Core {
                 None => Ok(object),
             };
         }
-        let write = Write { key, expect: Expect::Absent, value: Some(scope.persist(&object)) };
+        let write = Write {
+            key,
+            expect: Expect::Absent,
+            value: Some(scope.persist(&object)),
+        };
         let revision = self.store.write(write).await.map_err(|e| match e {
             StoreError::Taken => ApiError::AlreadyExists(scope.target(&name)),
             other => store_error(&other),
@@ -114,12 +154,20 @@ impl Core {
     }
 
     /// Prunes and defaults; what is pruned is ignored, warned of or refused as the client wishes.
-    pub(crate) fn clean(&self, call: &mut Call, scope: &Scope, object: &mut Value) -> Result<(), ApiError> {
+    pub(crate) fn clean(
+        &self,
+        call: &mut Call,
+        scope: &Scope,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
         match &scope.version().schema {
             Some(schema) => {
                 let validation = call.field_validation()?;
                 if validation != FieldValidation::Ignore {
-                    let unknown = schema.unknown_fields(object).into_iter().map(|f| format!("unknown field {f:?}"));
+                    let unknown = schema
+                        .unknown_fields(object)
+                        .into_iter()
+                        .map(|f| format!("unknown field {f:?}"));
                     if validation == FieldValidation::Warn {
                         call.warnings.extend(unknown);
                     } else {
@@ -144,7 +192,10 @@ impl Core {
     }
 
     /// Asks admission; returns the object to go on with.
-    #[expect(clippy::too_many_arguments, reason = "the parts of an admission request")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of an admission request"
+    )]
     pub(crate) fn admit(
         &self,
         call: &mut Call,
@@ -173,7 +224,10 @@ impl Core {
                 old_object: old,
                 dry_run,
             })
-            .map_err(|denied| ApiError::Invalid { target: scope.kind_target(name), causes: denied.causes })?;
+            .map_err(|denied| ApiError::Invalid {
+                target: scope.kind_target(name),
+                causes: denied.causes,
+            })?;
         call.warnings.extend(admitted.warnings);
         Ok(admitted.object.or(object).unwrap_or_default())
     }
@@ -191,7 +245,9 @@ pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<c
 /// Refuses a body of another kind or version; fills in what built-in kinds may leave out.
 pub(crate) fn check_kind(scope: &Scope, object: &mut Value) -> Result<(), ApiError> {
     let Some(map) = object.as_object_mut() else {
-        return Err(ApiError::BadRequest("the request body must be an object".into()));
+        return Err(ApiError::BadRequest(
+            "the request body must be an object".into(),
+        ));
     };
     let version = scope.api_version();
     for (field, expected) in [("kind", &scope.def.kind), ("apiVersion", &version)] {
@@ -202,8 +258,14 @@ pub(crate) fn check_kind(scope: &Scope, object: &mut Value) -> Result<(), ApiErr
         if given.is_empty() && !scope.def.crd {
             map.insert(field.into(), json!(expected));
         } else if given.is_empty() {
-            let field = if field == "kind" { "Kind" } else { "apiVersion" };
-            return Err(ApiError::BadRequest(format!("Object '{field}' is missing in the request body")));
+            let field = if field == "kind" {
+                "Kind"
+            } else {
+                "apiVersion"
+            };
+            return Err(ApiError::BadRequest(format!(
+                "Object '{field}' is missing in the request body"
+            )));
         } else if field == "kind" {
             return Err(ApiError::BadRequest(format!(
                 "{given} in version {:?} cannot be handled as a {expected}: kind does not match",
@@ -230,7 +292,8 @@ pub(crate) fn home(call: &Call, scope: &Scope, object: &mut Value) -> Result<Str
         }
     } else if given != wanted {
         return Err(ApiError::BadRequest(
-            "the namespace of the provided object does not match the namespace sent on the request".into(),
+            "the namespace of the provided object does not match the namespace sent on the request"
+                .into(),
         ));
     }
     Ok(wanted)

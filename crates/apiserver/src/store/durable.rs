@@ -73,16 +73,29 @@ impl RedbStore {
 
         let ring = Ring::new(revision, RING_EVENTS, RING_BYTES);
         let (jobs, queue) = mpsc::unbounded_channel();
-        let writer = Writer { db: db.clone(), ring: ring.clone(), revision };
+        let writer = Writer {
+            db: db.clone(),
+            ring: ring.clone(),
+            revision,
+        };
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(queue))
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self { db: Some(db), ring, jobs: Some(jobs), writer: Some(writer) })
+        Ok(Self {
+            db: Some(db),
+            ring,
+            jobs: Some(jobs),
+            writer: Some(writer),
+        })
     }
 
     fn read(&self) -> Result<redb::ReadTransaction, StoreError> {
-        self.db.as_ref().ok_or(StoreError::Closed)?.begin_read().map_err(failed)
+        self.db
+            .as_ref()
+            .ok_or(StoreError::Closed)?
+            .begin_read()
+            .map_err(failed)
     }
 }
 
@@ -105,14 +118,23 @@ impl Store for RedbStore {
         found
             .map(|record| {
                 let (revision, value) = split(&encoded, record.value())?;
-                Ok(Stored { key: key.clone(), revision, value: Bytes::copy_from_slice(value) })
+                Ok(Stored {
+                    key: key.clone(),
+                    revision,
+                    value: Bytes::copy_from_slice(value),
+                })
             })
             .transpose()
     }
 
     fn list(&self, query: &Query) -> Result<Page, StoreError> {
         let txn = self.read()?;
-        let revision = txn.open_table(META).map_err(failed)?.get(REVISION).map_err(failed)?.map_or(1, |v| v.value());
+        let revision = txn
+            .open_table(META)
+            .map_err(failed)?
+            .get(REVISION)
+            .map_err(failed)?
+            .map_or(1, |v| v.value());
         let table = txn.open_table(OBJECTS).map_err(failed)?;
         let prefix = match &query.namespace {
             Some(namespace) => format!("{}\0{namespace}\0", query.resource),
@@ -120,8 +142,15 @@ impl Store for RedbStore {
         };
         let end = format!("{}\u{1}", &prefix[..prefix.len() - 1]);
         // NUL follows the last key directly: the first key that is greater.
-        let start = query.after.as_ref().map_or_else(|| prefix.clone(), |key| format!("{}\0", key.encode()));
-        let mut page = Page { items: Vec::new(), revision, more: false };
+        let start = query
+            .after
+            .as_ref()
+            .map_or_else(|| prefix.clone(), |key| format!("{}\0", key.encode()));
+        let mut page = Page {
+            items: Vec::new(),
+            revision,
+            more: false,
+        };
         if start >= end {
             return Ok(page);
         }
@@ -137,15 +166,28 @@ impl Store for RedbStore {
                 return Err(StoreError::Damaged(encoded.value().to_owned()));
             };
             let key = Key::new(&query.resource, namespace, name);
-            page.items.push(Stored { key, revision, value: Bytes::copy_from_slice(value) });
+            page.items.push(Stored {
+                key,
+                revision,
+                value: Bytes::copy_from_slice(value),
+            });
         }
         Ok(page)
     }
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>> {
         let (reply, done) = oneshot::channel();
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send((write, reply)).is_ok());
-        Box::pin(async move { if sent { done.await.unwrap_or(Err(StoreError::Closed)) } else { Err(StoreError::Closed) } })
+        let sent = self
+            .jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send((write, reply)).is_ok());
+        Box::pin(async move {
+            if sent {
+                done.await.unwrap_or(Err(StoreError::Closed))
+            } else {
+                Err(StoreError::Closed)
+            }
+        })
     }
 
     fn ring(&self) -> &Arc<Ring> {
@@ -177,7 +219,8 @@ impl Writer {
                     let source = Arc::new(e);
                     for reply in replies {
                         let text = std::io::Error::other(source.to_string());
-                        let _ = reply.send(Err(StoreError::Database(Box::new(redb::Error::Io(text)))));
+                        let _ =
+                            reply.send(Err(StoreError::Database(Box::new(redb::Error::Io(text)))));
                     }
                 }
             }
@@ -185,8 +228,14 @@ impl Writer {
     }
 
     /// All or nothing; the revision moves only with the commit.
-    #[expect(clippy::type_complexity, reason = "one answer a write, in order, and the events")]
-    fn commit(&mut self, writes: Vec<Write>) -> Result<(Vec<Result<u64, StoreError>>, Vec<Event>), redb::Error> {
+    #[expect(
+        clippy::type_complexity,
+        reason = "one answer a write, in order, and the events"
+    )]
+    fn commit(
+        &mut self,
+        writes: Vec<Write>,
+    ) -> Result<(Vec<Result<u64, StoreError>>, Vec<Event>), redb::Error> {
         let mut txn = self.db.begin_write()?;
         // One-phase commits rely on checksums to find a torn write; the second phase costs one more flush and
         // needs no such luck. Recovery after a kill is also immediate with quick repair.
@@ -208,7 +257,8 @@ impl Writer {
                         }
                     },
                 };
-                if let Err(e) = check(write.expect, stored.as_ref().map(|(revision, _)| *revision)) {
+                if let Err(e) = check(write.expect, stored.as_ref().map(|(revision, _)| *revision))
+                {
                     answers.push(Err(e));
                     continue;
                 }
@@ -229,7 +279,12 @@ impl Writer {
                     }
                 }
                 let previous = stored.map(|(_, value)| value);
-                events.push(Event { revision, key: write.key, value: write.value, previous });
+                events.push(Event {
+                    revision,
+                    key: write.key,
+                    value: write.value,
+                    previous,
+                });
                 answers.push(Ok(revision));
             }
         }

@@ -24,8 +24,14 @@ struct Objects {
 impl Default for MemoryStore {
     fn default() -> Self {
         // Revision 0 means "any" to clients, so an empty store is at 1 already.
-        let objects = Objects { revision: 1, by_key: BTreeMap::new() };
-        Self { objects: Mutex::new(objects), ring: Ring::new(1, 4096, 8 << 20) }
+        let objects = Objects {
+            revision: 1,
+            by_key: BTreeMap::new(),
+        };
+        Self {
+            objects: Mutex::new(objects),
+            ring: Ring::new(1, 4096, 8 << 20),
+        }
     }
 }
 
@@ -44,7 +50,12 @@ impl MemoryStore {
             None => objects.by_key.remove(&write.key),
         };
         // Within the lock: events must enter the ring in the order of their revisions.
-        self.ring.push([Event { revision, key: write.key, value: write.value, previous: stored.map(|(_, v)| v) }]);
+        self.ring.push([Event {
+            revision,
+            key: write.key,
+            value: write.value,
+            previous: stored.map(|(_, v)| v),
+        }]);
         Ok(revision)
     }
 }
@@ -65,14 +76,27 @@ impl Store for MemoryStore {
             .by_key
             .iter()
             .filter(|(key, _)| key.resource == query.resource)
-            .filter(|(key, _)| query.namespace.as_ref().is_none_or(|ns| *ns == key.namespace))
+            .filter(|(key, _)| {
+                query
+                    .namespace
+                    .as_ref()
+                    .is_none_or(|ns| *ns == key.namespace)
+            })
             .filter(|(key, _)| query.after.as_ref().is_none_or(|after| *key > after))
-            .map(|(key, (revision, value))| Stored { key: key.clone(), revision: *revision, value: value.clone() })
+            .map(|(key, (revision, value))| Stored {
+                key: key.clone(),
+                revision: *revision,
+                value: value.clone(),
+            })
             .collect();
         let limit = query.limit.unwrap_or(usize::MAX);
         let more = items.len() > limit;
         items.truncate(limit);
-        Ok(Page { items, revision: objects.revision, more })
+        Ok(Page {
+            items,
+            revision: objects.revision,
+            more,
+        })
     }
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>> {

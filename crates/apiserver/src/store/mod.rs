@@ -33,7 +33,11 @@ pub struct Key {
 impl Key {
     /// Makes a key.
     pub fn new(resource: &Arc<str>, namespace: &str, name: &str) -> Self {
-        Self { resource: resource.clone(), namespace: namespace.to_owned(), name: name.to_owned() }
+        Self {
+            resource: resource.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
     }
 
     /// As one string that sorts as the parts do; NUL is in no part.

@@ -63,8 +63,17 @@ struct Kept {
 impl Ring {
     /// An empty ring of a store that is at `revision`.
     pub fn new(revision: u64, max_events: usize, max_bytes: usize) -> Arc<Self> {
-        let kept = Kept { events: VecDeque::new(), bytes: 0, since: revision, max_events, max_bytes };
-        Arc::new(Self { kept: Mutex::new(kept), head: watch::Sender::new(revision) })
+        let kept = Kept {
+            events: VecDeque::new(),
+            bytes: 0,
+            since: revision,
+            max_events,
+            max_bytes,
+        };
+        Arc::new(Self {
+            kept: Mutex::new(kept),
+            head: watch::Sender::new(revision),
+        })
     }
 
     /// Adds committed writes, in order, and wakes watchers.
@@ -76,7 +85,9 @@ impl Ring {
             kept.bytes += event.weight();
             kept.events.push_back(Arc::new(event));
         }
-        while kept.events.len() > kept.max_events || (kept.bytes > kept.max_bytes && kept.events.len() > 1) {
+        while kept.events.len() > kept.max_events
+            || (kept.bytes > kept.max_bytes && kept.events.len() > 1)
+        {
             if let Some(gone) = kept.events.pop_front() {
                 kept.bytes -= gone.weight();
                 kept.since = gone.revision;
@@ -95,19 +106,35 @@ impl Ring {
 
     /// Watches all writes after `revision`.
     pub fn subscribe(self: &Arc<Self>, revision: u64) -> Result<Subscription, TooOld> {
-        let oldest = self.kept.lock().unwrap_or_else(PoisonError::into_inner).since;
+        let oldest = self
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .since;
         if revision < oldest {
-            return Err(TooOld { asked: revision, oldest });
+            return Err(TooOld {
+                asked: revision,
+                oldest,
+            });
         }
-        Ok(Subscription { ring: self.clone(), head: self.head.subscribe(), seen: revision })
+        Ok(Subscription {
+            ring: self.clone(),
+            head: self.head.subscribe(),
+            seen: revision,
+        })
     }
 
     fn after(&self, revision: u64) -> Result<Vec<Arc<Event>>, TooOld> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if revision < kept.since {
-            return Err(TooOld { asked: revision, oldest: kept.since });
+            return Err(TooOld {
+                asked: revision,
+                oldest: kept.since,
+            });
         }
-        let from = kept.events.partition_point(|event| event.revision <= revision);
+        let from = kept
+            .events
+            .partition_point(|event| event.revision <= revision);
         Ok(kept.events.range(from..).cloned().collect())
     }
 }
@@ -152,7 +179,12 @@ mod tests {
 
     fn event(revision: u64) -> Event {
         let key = Key::new(&"/things".into(), "", &revision.to_string());
-        Event { revision, key, value: Some(Bytes::from_static(b"x")), previous: None }
+        Event {
+            revision,
+            key,
+            value: Some(Bytes::from_static(b"x")),
+            previous: None,
+        }
     }
 
     #[tokio::test]
@@ -160,7 +192,13 @@ mod tests {
         let ring = Ring::new(0, 10, 1 << 20);
         ring.push((1..=3).map(event));
         let mut watch = ring.subscribe(1).unwrap();
-        let seen: Vec<_> = watch.next().await.unwrap().iter().map(|e| e.revision).collect();
+        let seen: Vec<_> = watch
+            .next()
+            .await
+            .unwrap()
+            .iter()
+            .map(|e| e.revision)
+            .collect();
         assert_eq!(seen, [2, 3]);
         let pusher = ring.clone();
         let task = tokio::spawn(async move { pusher.push([event(4)]) });
@@ -174,7 +212,13 @@ mod tests {
         assert!(ring.subscribe(4).is_err());
         let mut slow = ring.subscribe(5).unwrap();
         ring.push((6..=9).map(event));
-        assert_eq!(slow.next().await, Err(TooOld { asked: 5, oldest: 7 }));
+        assert_eq!(
+            slow.next().await,
+            Err(TooOld {
+                asked: 5,
+                oldest: 7
+            })
+        );
         assert!(ring.subscribe(7).is_ok());
     }
 

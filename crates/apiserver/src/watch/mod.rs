@@ -39,7 +39,11 @@ const BOOKMARK: Duration = Duration::from_secs(60);
 const DEFAULT_TIMEOUT: u64 = 1800;
 
 /// Answers a watch request with a stream of JSON lines.
-pub(crate) fn start(core: &Arc<Core>, call: &Call, scope: &Scope) -> Result<Response<Body>, ApiError> {
+pub(crate) fn start(
+    core: &Arc<Core>,
+    call: &Call,
+    scope: &Scope,
+) -> Result<Response<Body>, ApiError> {
     let selector = call.selector()?;
     let asked = call.query.number("resourceVersion")?.unwrap_or(0);
     let send_initial = match call.query.get("sendInitialEvents") {
@@ -49,12 +53,16 @@ pub(crate) fn start(core: &Arc<Core>, call: &Call, scope: &Scope) -> Result<Resp
     let bookmarks = call.query.flag("allowWatchBookmarks");
     let namespace = call.list_namespace(scope.def.namespaced);
     let seconds = call.query.number("timeoutSeconds")?.filter(|s| *s > 0);
-    let seconds = seconds.unwrap_or_else(|| rand::rng().random_range(DEFAULT_TIMEOUT..2 * DEFAULT_TIMEOUT));
+    let seconds =
+        seconds.unwrap_or_else(|| rand::rng().random_range(DEFAULT_TIMEOUT..2 * DEFAULT_TIMEOUT));
 
     let ring = core.store.ring();
     // A revision from the future is that of another store's life: what the client has is worth nothing here.
     if asked > ring.head() {
-        return Err(ApiError::Expired(format!("too large resource version: {asked} ({})", ring.head())));
+        return Err(ApiError::Expired(format!(
+            "too large resource version: {asked} ({})",
+            ring.head()
+        )));
     }
     let initial = send_initial.unwrap_or(asked == 0);
     let mut watch = Watch {
@@ -69,8 +77,15 @@ pub(crate) fn start(core: &Arc<Core>, call: &Call, scope: &Scope) -> Result<Resp
     let subscription = if initial {
         // Subscribed first, so that nothing between the two is lost; what the list shows is skipped.
         let head = ring.head();
-        let mut subscription = ring.subscribe(head).map_err(|e| ApiError::Expired(e.to_string()))?;
-        let query = Query { resource: scope.resource.clone(), namespace, after: None, limit: None };
+        let mut subscription = ring
+            .subscribe(head)
+            .map_err(|e| ApiError::Expired(e.to_string()))?;
+        let query = Query {
+            resource: scope.resource.clone(),
+            namespace,
+            after: None,
+            limit: None,
+        };
         let page = core.store.list(&query).map_err(|e| store_error(&e))?;
         for stored in &page.items {
             let object = scope.present(stored)?;
@@ -85,7 +100,8 @@ pub(crate) fn start(core: &Arc<Core>, call: &Call, scope: &Scope) -> Result<Resp
         subscription
     } else {
         let from = if asked == 0 { ring.head() } else { asked };
-        ring.subscribe(from).map_err(|e| ApiError::Expired(e.to_string()))?
+        ring.subscribe(from)
+            .map_err(|e| ApiError::Expired(e.to_string()))?
     };
 
     let state = Follow {
@@ -98,12 +114,21 @@ pub(crate) fn start(core: &Arc<Core>, call: &Call, scope: &Scope) -> Result<Resp
         done: false,
     };
     let stream = futures::stream::unfold(state, |mut state| async move {
-        state.next().await.map(|bytes| (Ok::<_, std::convert::Infallible>(bytes), state))
+        state
+            .next()
+            .await
+            .map(|bytes| (Ok::<_, std::convert::Infallible>(bytes), state))
     });
     let mut response = Response::new(Body::from_stream(stream));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
     content::warn(headers, &call.warnings);
     Ok(response)
 }
@@ -129,46 +154,79 @@ impl Watch {
             // Tables have no bookmarks to speak of: a table without rows carries the revision.
             View::Table { version, include } => {
                 let list_meta = json!({"resourceVersion": meta::resource_version(&object)});
-                let rows: &[Value] = if kind == "BOOKMARK" { &[] } else { std::slice::from_ref(&object) };
+                let rows: &[Value] = if kind == "BOOKMARK" {
+                    &[]
+                } else {
+                    std::slice::from_ref(&object)
+                };
                 let (name, headers) = (&self.scope.version().name, !self.headers_sent);
                 self.headers_sent = true;
-                table::render(&self.scope.def, name, rows, list_meta, include, version, headers, Timestamp::now())
+                table::render(
+                    &self.scope.def,
+                    name,
+                    rows,
+                    list_meta,
+                    include,
+                    version,
+                    headers,
+                    Timestamp::now(),
+                )
             }
         };
-        out.extend_from_slice(json!({"type": kind, "object": shown}).to_string().as_bytes());
+        out.extend_from_slice(
+            json!({"type": kind, "object": shown})
+                .to_string()
+                .as_bytes(),
+        );
         out.push(b'\n');
     }
 
     fn bookmark(&mut self, out: &mut Vec<u8>, revision: u64, end_of_initial: bool) {
-        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let mut metadata =
+            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if end_of_initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let object =
-            json!({"kind": self.scope.def.kind, "apiVersion": self.scope.api_version(), "metadata": metadata});
+        let object = json!({"kind": self.scope.def.kind, "apiVersion": self.scope.api_version(), "metadata": metadata});
         self.emit(out, "BOOKMARK", object);
     }
 
     fn error(out: &mut Vec<u8>, error: &ApiError) {
-        out.extend_from_slice(json!({"type": "ERROR", "object": error.status()}).to_string().as_bytes());
+        out.extend_from_slice(
+            json!({"type": "ERROR", "object": error.status()})
+                .to_string()
+                .as_bytes(),
+        );
         out.push(b'\n');
     }
 
     /// Turns a write into what the selection sees of it.
     fn translate(&mut self, out: &mut Vec<u8>, event: &Event) -> Result<(), ApiError> {
         if event.key.resource != self.scope.resource
-            || self.namespace.as_ref().is_some_and(|namespace| *namespace != event.key.namespace)
+            || self
+                .namespace
+                .as_ref()
+                .is_some_and(|namespace| *namespace != event.key.namespace)
         {
             return Ok(());
         }
-        let now = self.scope.present_event(event, false)?.filter(|object| self.selector.matches(object));
+        let now = self
+            .scope
+            .present_event(event, false)?
+            .filter(|object| self.selector.matches(object));
         let was_needed = now.is_none() || !self.selector.is_everything();
         let was = if was_needed {
-            self.scope.present_event(event, true)?.filter(|object| self.selector.matches(object))
+            self.scope
+                .present_event(event, true)?
+                .filter(|object| self.selector.matches(object))
         } else {
             None
         };
-        let existed = if was_needed { was.is_some() } else { event.previous.is_some() };
+        let existed = if was_needed {
+            was.is_some()
+        } else {
+            event.previous.is_some()
+        };
         match (now, was) {
             (Some(now), _) => self.emit(out, if existed { "MODIFIED" } else { "ADDED" }, now),
             (None, Some(was)) => self.emit(out, "DELETED", was),

@@ -51,11 +51,17 @@ impl Server {
     }
 
     /// Serves HTTPS on a free port; returns its address and a kubeconfig for it.
-    pub(crate) async fn serve(&self, extensions: axum::Router, stop: &CancellationToken) -> (SocketAddr, PathBuf) {
+    pub(crate) async fn serve(
+        &self,
+        extensions: axum::Router,
+        stop: &CancellationToken,
+    ) -> (SocketAddr, PathBuf) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let kubeconfig = self.dir.path().join("admin.kubeconfig");
-        self.api.write_kubeconfig(&kubeconfig, &format!("https://{address}")).unwrap();
+        self.api
+            .write_kubeconfig(&kubeconfig, &format!("https://{address}"))
+            .unwrap();
         let (api, stop) = (self.api.clone(), stop.clone());
         tokio::spawn(async move { api.serve(listener, extensions, stop).await.unwrap() });
         (address, kubeconfig)
@@ -101,12 +107,23 @@ pub(crate) fn config_map(name: &str) -> Value {
 }
 
 /// One request; the code and the body.
-pub(crate) async fn call(client: &Client, method: &str, uri: &str, body: &Value) -> (StatusCode, Value) {
+pub(crate) async fn call(
+    client: &Client,
+    method: &str,
+    uri: &str,
+    body: &Value,
+) -> (StatusCode, Value) {
     call_as(client, method, uri, "application/json", body.to_string()).await
 }
 
 /// One request with a body of any type.
-pub(crate) async fn call_as(client: &Client, method: &str, uri: &str, media: &str, body: String) -> (StatusCode, Value) {
+pub(crate) async fn call_as(
+    client: &Client,
+    method: &str,
+    uri: &str,
+    media: &str,
+    body: String,
+) -> (StatusCode, Value) {
     let body = if body == "null" { String::new() } else { body };
     let request = Request::builder()
         .method(method)
@@ -116,7 +133,10 @@ pub(crate) async fn call_as(client: &Client, method: &str, uri: &str, media: &st
         .unwrap();
     let response = client.send(request).await.unwrap();
     let code = response.status();
-    let bytes = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+    let bytes = http_body_util::BodyExt::collect(response.into_body())
+        .await
+        .unwrap()
+        .to_bytes();
     (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
