@@ -89,7 +89,7 @@ pub(super) struct Parameter {
 #[derive(Clone, PartialEq, Oneof)]
 pub(super) enum ParameterPlace {
     #[prost(message, tag = "1")]
-    Body(BodyParameter),
+    Body(Box<BodyParameter>),
     #[prost(message, tag = "2")]
     Other(NonBodyParameter),
 }
@@ -433,12 +433,12 @@ fn parameter(value: &Value) -> ParametersItem {
         flag(value, "uniqueItems"),
     );
     let place = match text(value, "in").as_str() {
-        "body" => ParameterPlace::Body(BodyParameter {
+        "body" => ParameterPlace::Body(Box::new(BodyParameter {
             name,
             r#in: "body".to_owned(),
             required,
             schema: value.get("schema").map(schema),
-        }),
+        })),
         "path" => ParameterPlace::Other(NonBodyParameter {
             place: Some(NonBodyPlace::Path(PathParameter {
                 required,

@@ -11,22 +11,17 @@ use crate::discovery::{self, Document};
 use crate::resources::{ResourceDef, VersionDef};
 use crate::schema::builtin::{self, REF_PREFIX};
 
-const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-/// The same before its name was made a valid media type; kubectl of Debian 12 asks for this one.
-const OLD_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// Content type of the protobuf form. Clients ask for `…spec.v2@v1.0+protobuf`; `@` is not allowed in a Content-Type that the same
+/// clients parse, so the answer has a dot there, as upstream's.
+pub(super) const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// The whole API in one document, protobuf if the Accept header asks for it.
 pub(super) fn document(defs: &[Arc<ResourceDef>], accept: &str) -> Document {
     let swagger = swagger(defs);
     if accept.contains("com.github.proto-openapi.spec.v2") {
-        let media = if accept.contains(OLD_PROTOBUF) {
-            OLD_PROTOBUF
-        } else {
-            PROTOBUF
-        };
         let body = gnostic::document(&swagger).encode_to_vec();
         return Document {
-            content_type: media.to_owned(),
+            content_type: PROTOBUF.to_owned(),
             etag: None,
             body: body.into(),
         }
