@@ -158,7 +158,7 @@ pub enum ApiError {
         /// Ends the message.
         why: String,
         /// Machine-readable cause, where clients look for one (`NamespaceTerminating`).
-        cause: Option<Cause>,
+        cause: Option<Box<Cause>>,
     },
     /// The resource exists, the verb does not.
     #[error("the server does not allow this method on the requested resource")]
@@ -270,7 +270,13 @@ impl ApiError {
             Self::NameNotGenerated(t) => target(t, &[]),
             Self::Forbidden {
                 target: t, cause, ..
-            } => target(t, cause.as_slice()),
+            } => target(
+                t,
+                cause
+                    .as_deref()
+                    .map(std::slice::from_ref)
+                    .unwrap_or_default(),
+            ),
             Self::Invalid { target: t, causes } => target(t, causes),
             Self::Unprocessable(why) => {
                 Some(json!({"causes": [{"reason": "UnexpectedServerResponse", "message": why}]}))

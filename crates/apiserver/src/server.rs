@@ -74,7 +74,7 @@ pub enum OpenError {
         /// Which.
         what: String,
         /// Why.
-        source: ApiError,
+        source: Box<ApiError>,
     },
 }
 
@@ -136,7 +136,10 @@ impl ApiServer {
             stop.clone(),
         )
         .await
-        .map_err(|(what, source)| OpenError::Ensure { what, source })?;
+        .map_err(|(what, source)| OpenError::Ensure {
+            what,
+            source: Box::new(source),
+        })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 core,

@@ -121,7 +121,7 @@ impl Scope {
         let mut causes = meta::check_labels(object);
         match self.policy {
             Policy::Definition => {
-                causes.extend(crd::validate(object, old).into_iter().map(Cause::from))
+                causes.extend(crd::validate(object, old).into_iter().map(Cause::from));
             }
             Policy::Pod => match old {
                 Some(old) => causes.extend(check_pod_update(object, old)),
@@ -272,11 +272,11 @@ impl Core {
                     why: format!(
                         "unable to create new content in namespace {namespace} because it is being terminated"
                     ),
-                    cause: Some(Cause {
+                    cause: Some(Box::new(Cause {
                         reason: "NamespaceTerminating".into(),
                         message: format!("namespace {namespace} is being terminated"),
                         field: "metadata.namespace".into(),
-                    }),
+                    })),
                 });
             }
         }

@@ -147,7 +147,7 @@ impl Core {
                 .await
             {
                 Ok(crate::registry::delete::Deleted::Gone(_)) | Err(ApiError::NotFound(_)) => {
-                    left -= 1
+                    left -= 1;
                 }
                 Ok(crate::registry::delete::Deleted::Marked(_)) => {}
                 // One object that admission holds must not keep the others.

@@ -141,11 +141,12 @@ impl Store for RedbStore {
             None => format!("{}\0", query.resource),
         };
         let end = format!("{}\u{1}", &prefix[..prefix.len() - 1]);
-        // NUL follows the last key directly: the first key that is greater.
-        let start = query
+        // NUL follows the last key directly: the first key that is greater. A key before the range changes nothing.
+        let after = query
             .after
             .as_ref()
-            .map_or_else(|| prefix.clone(), |key| format!("{}\0", key.encode()));
+            .map(|key| format!("{}\0", key.encode()));
+        let start = after.unwrap_or_default().max(prefix);
         let mut page = Page {
             items: Vec::new(),
             revision,
