@@ -100,13 +100,14 @@ pub fn render<'a>(
             row
         })
         .collect();
-    json!({
+    let mut table = json!({
         "kind": "Table",
         "apiVersion": format!("meta.k8s.io/{table_version}"),
-        "metadata": list_meta,
         "columnDefinitions": if headers { layout.headers() } else { Value::Null },
         "rows": rows,
-    })
+    });
+    table["metadata"] = list_meta;
+    table
 }
 
 /// The columns of one resource version.

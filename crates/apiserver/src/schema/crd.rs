@@ -422,7 +422,7 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
             "must have exactly one version marked as storage version",
         )]);
     };
-    versions.sort_by(|a, b| version_order(&b.name).cmp(&version_order(&a.name)));
+    versions.sort_by_key(|v| std::cmp::Reverse(version_order(&v.name)));
     let words = |key: &str| {
         list(names, key)
             .iter()

@@ -8,7 +8,7 @@
 //! - `validate`, `formats`: the rules of values.
 //! - [`crd`], `structural`: checks of a CustomResourceDefinition itself.
 //! - [`builtin`]: schemas of the kinds that need no definition.
-//! - [`strict`]: `fieldValidation`.
+//! - [`strict`] decoding, for `fieldValidation`.
 //!
 //! `x-kubernetes-validations` (CEL) is kept in the served document and not evaluated yet; its place is beside
 //! [`Schema::validate`], on the same tree.

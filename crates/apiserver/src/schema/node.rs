@@ -16,9 +16,9 @@ pub(super) struct Node {
     pub(super) preserve_unknown: bool,
     pub(super) int_or_string: bool,
     pub(super) embedded: bool,
-    pub(super) properties: BTreeMap<Box<str>, Node>,
+    pub(super) properties: BTreeMap<Box<str>, Self>,
     pub(super) additional: Additional,
-    pub(super) items: Option<Box<Node>>,
+    pub(super) items: Option<Box<Self>>,
     pub(super) default: Option<Value>,
     pub(super) list: ListType,
     /// Most nodes have none, so they cost one pointer.
