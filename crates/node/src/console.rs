@@ -49,8 +49,14 @@ pub fn router(client: Client, sandboxes: Arc<dyn PodSandboxes>) -> Router {
     let mut router = Router::new().route(&format!("/apis/{GROUP}"), get(async || Json(group())));
     for version in VERSIONS {
         let prefix = format!("/apis/{GROUP}/{version}");
-        let console = format!("{prefix}/namespaces/{{namespace}}/virtualmachineinstances/{{name}}/console");
-        router = router.route(&prefix, get(move || async move { Json(resources(version)) })).route(&console, any(console_of));
+        let console =
+            format!("{prefix}/namespaces/{{namespace}}/virtualmachineinstances/{{name}}/console");
+        router = router
+            .route(
+                &prefix,
+                get(move || async move { Json(resources(version)) }),
+            )
+            .route(&console, any(console_of));
     }
     router.with_state(Consoles { client, sandboxes })
 }
@@ -80,14 +86,19 @@ fn resources(version: &str) -> Value {
 enum Refused {
     #[error("virtualmachineinstances.kubevirt.io \"{0}\" not found")]
     NotFound(String),
-    #[error("Operation cannot be fulfilled on virtualmachineinstance.kubevirt.io \"{name}\": {why}")]
+    #[error(
+        "Operation cannot be fulfilled on virtualmachineinstance.kubevirt.io \"{name}\": {why}"
+    )]
     Conflict { name: String, why: String },
     #[error("No serial consoles are present.")]
     NoConsole,
     #[error("{0}")]
     NoUpgrade(String),
     #[error("virtual machine instance {name}: {source}")]
-    Api { name: String, source: Box<kube::Error> },
+    Api {
+        name: String,
+        source: Box<kube::Error>,
+    },
 }
 
 impl IntoResponse for Refused {
@@ -96,7 +107,11 @@ impl IntoResponse for Refused {
             Self::NotFound(name) => (StatusCode::NOT_FOUND, "NotFound", name.as_str()),
             Self::Conflict { name, .. } => (StatusCode::CONFLICT, "Conflict", name.as_str()),
             Self::NoConsole | Self::NoUpgrade(_) => (StatusCode::BAD_REQUEST, "BadRequest", ""),
-            Self::Api { name, .. } => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", name.as_str()),
+            Self::Api { name, .. } => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "InternalError",
+                name.as_str(),
+            ),
         };
         let mut body = json!({
             "kind": "Status",
@@ -108,7 +123,8 @@ impl IntoResponse for Refused {
             "code": code.as_u16(),
         });
         if !name.is_empty() {
-            body["details"] = json!({"name": name, "group": "kubevirt.io", "kind": "virtualmachineinstances"});
+            body["details"] =
+                json!({"name": name, "group": "kubevirt.io", "kind": "virtualmachineinstances"});
         }
         (code, Json(body)).into_response()
     }
@@ -140,20 +156,33 @@ impl Consoles {
     async fn open(&self, namespace: &str, name: &str) -> Result<UnixStream, Refused> {
         let api: Api<VirtualMachineInstance> = Api::namespaced(self.client.clone(), namespace);
         let found = api.get_opt(name).await;
-        let found = found.map_err(|source| Refused::Api { name: name.to_owned(), source: Box::new(source) })?;
+        let found = found.map_err(|source| Refused::Api {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
         let vmi = found.ok_or_else(|| Refused::NotFound(name.to_owned()))?;
         if vmi.spec.domain.devices.autoattach_serial_console == Some(false) {
             return Err(Refused::NoConsole);
         }
-        let conflict = |why: String| Refused::Conflict { name: name.to_owned(), why };
+        let conflict = |why: String| Refused::Conflict {
+            name: name.to_owned(),
+            why,
+        };
         let status = vmi.status.unwrap_or_default();
         if status.phase != Some(VmiPhase::Running) {
             return Err(conflict("VMI is not running".to_owned()));
         }
-        let mut pods = status.active_pods.keys().filter_map(|uid| self.sandboxes.locate(uid));
-        let pod = pods.next().ok_or_else(|| conflict("its launcher pod is not on this node".to_owned()))?;
+        let mut pods = status
+            .active_pods
+            .keys()
+            .filter_map(|uid| self.sandboxes.locate(uid));
+        let pod = pods
+            .next()
+            .ok_or_else(|| conflict("its launcher pod is not on this node".to_owned()))?;
         let path = pod.run_dir.join(SOCKET);
-        UnixStream::connect(&path).await.map_err(|error| conflict(format!("its console does not answer: {error}")))
+        UnixStream::connect(&path)
+            .await
+            .map_err(|error| conflict(format!("its console does not answer: {error}")))
     }
 }
 
@@ -167,7 +196,11 @@ async fn relay(websocket: WebSocket, console: UnixStream) {
             match from_guest.read(&mut buffer).await {
                 Ok(0) => break,
                 Ok(n) => {
-                    if to_client.send(Message::Binary(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+                    if to_client
+                        .send(Message::Binary(Bytes::copy_from_slice(&buffer[..n])))
+                        .await
+                        .is_err()
+                    {
                         break;
                     }
                 }
@@ -198,5 +231,177 @@ async fn relay(websocket: WebSocket, console: UnixStream) {
     tokio::select! {
         () = output => {}
         () = input => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use tokio::net::{TcpListener, UnixListener};
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+    use tokio_tungstenite::tungstenite::{Error, Message as Frame};
+
+    use super::*;
+    use crate::PodLocation;
+
+    struct OnePod(PathBuf);
+
+    impl PodSandboxes for OnePod {
+        fn locate(&self, pod_uid: &str) -> Option<PodLocation> {
+            (pod_uid == "p1").then(|| PodLocation {
+                netns: PathBuf::new(),
+                run_dir: self.0.clone(),
+                disks: std::collections::BTreeMap::new(),
+                uid: 107,
+                gid: 107,
+                pid: 1,
+            })
+        }
+    }
+
+    /// An API that knows the machines `up` and `down`.
+    fn api() -> Client {
+        async fn machine(Path(name): Path<String>) -> Response {
+            let phase = match name.as_str() {
+                "up" => "Running",
+                "down" => "Scheduling",
+                _ => return Refused::NotFound(name).into_response(),
+            };
+            Json(json!({
+                "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+                "metadata": {"name": name, "namespace": "lab", "uid": "u1"},
+                "spec": {"domain": {"devices": {}}},
+                "status": {"phase": phase, "activePods": {"p1": "n1"}},
+            }))
+            .into_response()
+        }
+        let path = "/apis/kubevirt.io/v1/namespaces/lab/virtualmachineinstances/{name}";
+        Client::new(Router::new().route(path, get(machine)), "default")
+    }
+
+    /// Serves the routes; returns where.
+    async fn served(dir: &std::path::Path) -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = router(api(), Arc::new(OnePod(dir.to_owned())));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        address
+    }
+
+    fn request(
+        at: std::net::SocketAddr,
+        version: &str,
+        name: &str,
+        protocol: bool,
+    ) -> http::Request<()> {
+        let path = format!(
+            "/apis/{GROUP}/{version}/namespaces/lab/virtualmachineinstances/{name}/console"
+        );
+        let mut request = format!("ws://{at}{path}").into_client_request().unwrap();
+        if protocol {
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", PROTOCOL.parse().unwrap());
+        }
+        request
+    }
+
+    async fn connect(
+        request: http::Request<()>,
+    ) -> Result<
+        (
+            tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>,
+            http::Response<Option<Vec<u8>>>,
+        ),
+        Error,
+    > {
+        let stream = tokio::net::TcpStream::connect(request.uri().authority().unwrap().as_str())
+            .await
+            .unwrap();
+        tokio_tungstenite::client_async(request, stream).await
+    }
+
+    async fn refusal(request: http::Request<()>) -> (u16, Value) {
+        match connect(request).await {
+            Err(Error::Http(response)) => {
+                let body = response.body().clone().unwrap_or_default();
+                (
+                    response.status().as_u16(),
+                    serde_json::from_slice(&body).unwrap(),
+                )
+            }
+            other => panic!("not refused: {:?}", other.map(|(_, response)| response)),
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_for_several_clients_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        // The guest repeats what is typed, in each of its consoles.
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = guest.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.into_split();
+                    let _ = to.write_all(b"login: ").await;
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+            }
+        });
+        let at = served(dir.path()).await;
+        let (mut first, answer) = connect(request(at, "v1", "up", true)).await.unwrap();
+        assert_eq!(answer.headers()["sec-websocket-protocol"], PROTOCOL);
+        let (mut second, answer) = connect(request(at, "v1alpha3", "up", false)).await.unwrap();
+        assert!(answer.headers().get("sec-websocket-protocol").is_none());
+        for (console, typed) in [(&mut first, "root\n"), (&mut second, "guest\n")] {
+            console
+                .send(Frame::Binary(typed.as_bytes().to_vec().into()))
+                .await
+                .unwrap();
+            let mut seen = Vec::new();
+            let wanted = format!("login: {typed}").into_bytes();
+            while seen.len() < wanted.len() {
+                let next = tokio::time::timeout(Duration::from_secs(10), console.next())
+                    .await
+                    .unwrap();
+                seen.extend_from_slice(&next.unwrap().unwrap().into_data());
+            }
+            assert_eq!(seen, wanted);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_websocket_ends_with_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        let at = served(dir.path()).await;
+        let (mut console, _) = connect(request(at, "v1", "up", true)).await.unwrap();
+        drop(guest.accept().await.unwrap());
+        let last = tokio::time::timeout(Duration::from_secs(10), console.next())
+            .await
+            .unwrap();
+        assert!(matches!(last, Some(Ok(Frame::Close(_)))), "{last:?}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_opened_is_refused_with_a_status() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = served(dir.path()).await;
+        let (code, status) = refusal(request(at, "v1", "none", true)).await;
+        assert_eq!((code, status["reason"].as_str()), (404, Some("NotFound")));
+        let (code, status) = refusal(request(at, "v1", "down", true)).await;
+        assert_eq!((code, status["reason"].as_str()), (409, Some("Conflict")));
+        assert!(
+            status["message"]
+                .as_str()
+                .unwrap()
+                .ends_with("VMI is not running"),
+            "{status}"
+        );
+        // It runs, but nothing listens.
+        let (code, status) = refusal(request(at, "v1", "up", true)).await;
+        assert_eq!((code, status["kind"].as_str()), (409, Some("Status")));
     }
 }

@@ -7,7 +7,9 @@ use super::status::{End, Guest};
 
 /// What a launcher that is there says of its guest. A failed attempt to start it may be followed by another.
 pub(super) fn guest_of(state: &LauncherState) -> Guest {
-    let Some(domain) = &state.domain else { return Guest::Absent };
+    let Some(domain) = &state.domain else {
+        return Guest::Absent;
+    };
     match domain.state {
         DomainPhase::Running | DomainPhase::ShuttingDown => Guest::Running,
         DomainPhase::Paused => Guest::Paused(domain.reason.clone()),
@@ -29,7 +31,11 @@ pub(super) fn end_of(state: &LauncherState, deleted: bool) -> End {
 }
 
 fn words(domain: &DomainState) -> String {
-    let words = if domain.message.is_empty() { &domain.reason } else { &domain.message };
+    let words = if domain.message.is_empty() {
+        &domain.reason
+    } else {
+        &domain.message
+    };
     words.trim_end_matches('.').to_owned()
 }
 
@@ -53,7 +59,10 @@ mod tests {
             qemu_pid: None,
             uuid: "u".to_owned(),
         };
-        LauncherState { domain: Some(domain), ..LauncherState::default() }
+        LauncherState {
+            domain: Some(domain),
+            ..LauncherState::default()
+        }
     }
 
     #[test]
@@ -61,10 +70,26 @@ mod tests {
         let table = [
             (DomainPhase::Running, "booted", Guest::Running),
             (DomainPhase::ShuttingDown, "shutdown", Guest::Running),
-            (DomainPhase::Paused, "ioerror", Guest::Paused("ioerror".to_owned())),
-            (DomainPhase::Shutoff, "shutdown", Guest::Ended(End::Shutdown)),
-            (DomainPhase::Shutoff, "destroyed", Guest::Ended(End::Destroyed)),
-            (DomainPhase::Crashed, "killed", Guest::Ended(End::Crashed("killed".to_owned()))),
+            (
+                DomainPhase::Paused,
+                "ioerror",
+                Guest::Paused("ioerror".to_owned()),
+            ),
+            (
+                DomainPhase::Shutoff,
+                "shutdown",
+                Guest::Ended(End::Shutdown),
+            ),
+            (
+                DomainPhase::Shutoff,
+                "destroyed",
+                Guest::Ended(End::Destroyed),
+            ),
+            (
+                DomainPhase::Crashed,
+                "killed",
+                Guest::Ended(End::Crashed("killed".to_owned())),
+            ),
         ];
         for (state, why, guest) in table {
             assert_eq!(guest_of(&said(state, why)), guest, "{state:?} {why}");
@@ -74,11 +99,23 @@ mod tests {
 
     #[test]
     fn the_last_words_of_a_launcher() {
-        let failed = LauncherState { failure: Some("no such machine".to_owned()), ..LauncherState::default() };
-        assert_eq!(end_of(&failed, false), End::NotStarted("no such machine".to_owned()));
+        let failed = LauncherState {
+            failure: Some("no such machine".to_owned()),
+            ..LauncherState::default()
+        };
+        assert_eq!(
+            end_of(&failed, false),
+            End::NotStarted("no such machine".to_owned())
+        );
         assert_eq!(end_of(&failed, true), End::NeverStarted);
         assert_eq!(end_of(&LauncherState::default(), false), End::LauncherGone);
-        assert_eq!(end_of(&said(DomainPhase::Running, "booted"), true), End::LauncherGone);
-        assert_eq!(end_of(&said(DomainPhase::Shutoff, "shutdown"), false), End::Shutdown);
+        assert_eq!(
+            end_of(&said(DomainPhase::Running, "booted"), true),
+            End::LauncherGone
+        );
+        assert_eq!(
+            end_of(&said(DomainPhase::Shutoff, "shutdown"), false),
+            End::Shutdown
+        );
     }
 }

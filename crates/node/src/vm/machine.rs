@@ -21,11 +21,13 @@ use std::time::{Duration, Instant};
 
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VmiPhase};
 use berth_api::{labels, merge};
-use berth_launcher::protocol::{CONTROL_SOCKET, Client, ClientError, DiskBacking, FINAL_STATE, LauncherState, SyncRequest};
+use berth_launcher::protocol::{
+    CONTROL_SOCKET, Client, ClientError, DiskBacking, FINAL_STATE, LauncherState, SyncRequest,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
 use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -105,7 +107,11 @@ struct Stopwatch {
 impl Stopwatch {
     fn new() -> Self {
         let now = Instant::now();
-        Self { started: now, last: now, laps: Vec::new() }
+        Self {
+            started: now,
+            last: now,
+            laps: Vec::new(),
+        }
     }
 
     fn lap(&mut self, name: &'static str) {
@@ -127,8 +133,22 @@ impl Machine {
     ) -> Self {
         let vmi = updates.borrow().clone();
         let guest = Guest::Absent;
-        let view = View { guest, nics: Vec::new(), emulation: None, sync_error: None, pod_terminating: false };
-        Self { agent, vmi, updates, shutdown, pod_uid: String::new(), view, clock: Stopwatch::new() }
+        let view = View {
+            guest,
+            nics: Vec::new(),
+            emulation: None,
+            sync_error: None,
+            pod_terminating: false,
+        };
+        Self {
+            agent,
+            vmi,
+            updates,
+            shutdown,
+            pod_uid: String::new(),
+            view,
+            clock: Stopwatch::new(),
+        }
     }
 
     /// Runs until the machine is over, gone, or the agent stops.
@@ -140,12 +160,16 @@ impl Machine {
     }
 
     async fn live(&mut self) -> Result<(), Stop> {
-        let Some(pod) = self.wait_for_pod().await? else { return Ok(()) };
+        let Some(pod) = self.wait_for_pod().await? else {
+            return Ok(());
+        };
         self.clock.lap("pod_ready_ms");
         if let Some(end) = self.end_on_record(&pod) {
             return self.finish(end).await;
         }
-        let Some(launcher) = self.connect(&pod).await? else { return self.finish(End::LauncherGone).await };
+        let Some(launcher) = self.connect(&pod).await? else {
+            return self.finish(End::LauncherGone).await;
+        };
         self.clock.lap("connected_ms");
         self.view.emulation = self.agent.emulation().await;
         let end = self.follow(&pod, &launcher).await?;
@@ -240,12 +264,14 @@ impl Machine {
                 () = self.shutdown.cancelled() => return Err(Stop::Agent),
             };
             // A launcher that served this machine before does not come back; a new one may be slow.
-            let served = self.vmi.status.as_ref().and_then(|s| s.phase) != Some(VmiPhase::Scheduled);
+            let served =
+                self.vmi.status.as_ref().and_then(|s| s.phase) != Some(VmiPhase::Scheduled);
             if served || self.is_deleted() || self.agent.sandboxes.locate(&self.pod_uid).is_none() {
                 warn!(vmi = %full_name(&self.vmi), %error, "launcher does not answer");
                 return Ok(None);
             }
-            self.sync_failed(format!("the launcher does not answer: {error}")).await;
+            self.sync_failed(format!("the launcher does not answer: {error}"))
+                .await;
             self.pause(RETRY_MIN).await?;
         }
     }
@@ -261,7 +287,9 @@ impl Machine {
         if next_sync.is_none() {
             match nic::recorded(&self.vmi, &self.agent.network_record(&self.pod_uid)) {
                 Ok(nics) => self.view.nics = nics,
-                Err(error) => warn!(vmi = %full_name(&self.vmi), error = %chain(&error), "network record"),
+                Err(error) => {
+                    warn!(vmi = %full_name(&self.vmi), error = %chain(&error), "network record");
+                }
             }
         }
         loop {
@@ -322,7 +350,12 @@ impl Machine {
         let guest = guest_of(state);
         if guest == Guest::Running && self.view.guest == Guest::Absent {
             self.clock.lap("running_ms");
-            let laps: Vec<String> = self.clock.laps.iter().map(|(name, ms)| format!("{name}={ms}")).collect();
+            let laps: Vec<String> = self
+                .clock
+                .laps
+                .iter()
+                .map(|(name, ms)| format!("{name}={ms}"))
+                .collect();
             info!(
                 vmi = %full_name(&self.vmi),
                 total_ms = millis(self.clock.started.elapsed()),
@@ -335,7 +368,11 @@ impl Machine {
     }
 
     /// One attempt to start the guest: wire the network, hand everything to the launcher.
-    async fn sync(&mut self, pod: &PodLocation, launcher: &Client) -> Result<Result<(), SyncError>, Stop> {
+    async fn sync(
+        &mut self,
+        pod: &PodLocation,
+        launcher: &Client,
+    ) -> Result<Result<(), SyncError>, Stop> {
         let request = match self.prepare(pod).await {
             Ok(request) => request,
             Err(error) => return Ok(Err(error)),
@@ -350,7 +387,14 @@ impl Machine {
         if answer.is_ok() {
             self.view.nics = shown;
             self.view.sync_error = None;
-            self.agent.recorder.normal(&*self.vmi, labels::REASON_CREATED, "VirtualMachineInstance defined.").await;
+            self.agent
+                .recorder
+                .normal(
+                    &*self.vmi,
+                    labels::REASON_CREATED,
+                    "VirtualMachineInstance defined.",
+                )
+                .await;
         }
         Ok(answer)
     }
@@ -384,7 +428,10 @@ impl Machine {
             let grace = grace_seconds(&self.vmi.spec);
             info!(vmi = %name, grace, "guest is asked to shut down");
             let message = "Signaled Graceful Shutdown";
-            self.agent.recorder.normal(&*self.vmi, labels::REASON_SHUTTING_DOWN, message).await;
+            self.agent
+                .recorder
+                .normal(&*self.vmi, labels::REASON_SHUTTING_DOWN, message)
+                .await;
             launcher.shutdown(grace).await.map(drop)
         };
         // The pod's own end asks the launcher a second time, so a lost request is not a lost deletion.
@@ -397,7 +444,10 @@ impl Machine {
     async fn sync_failed(&mut self, error: String) {
         warn!(vmi = %full_name(&self.vmi), %error, "sync failed");
         if self.view.sync_error.as_ref() != Some(&error) {
-            self.agent.recorder.warning(&*self.vmi, labels::REASON_SYNC_FAILED, &error).await;
+            self.agent
+                .recorder
+                .warning(&*self.vmi, labels::REASON_SYNC_FAILED, &error)
+                .await;
         }
         self.view.sync_error = Some(error);
         self.publish().await;
@@ -419,7 +469,9 @@ impl Machine {
         let failed = self.vmi.status.as_ref().and_then(|s| s.phase) == Some(VmiPhase::Failed);
         let (recorder, message) = (&self.agent.recorder, message_of(&end));
         if failed {
-            recorder.warning(&*self.vmi, reason_of(&end), &message).await;
+            recorder
+                .warning(&*self.vmi, reason_of(&end), &message)
+                .await;
         } else {
             recorder.normal(&*self.vmi, reason_of(&end), &message).await;
         }
@@ -429,33 +481,45 @@ impl Machine {
     /// Writes the status if it changed; false when it has to be tried again.
     async fn publish(&mut self) -> bool {
         let name = full_name(&self.vmi);
-        let api: Api<VirtualMachineInstance> =
-            Api::namespaced(self.agent.client.clone(), self.vmi.namespace().as_deref().unwrap_or("default"));
+        let api: Api<VirtualMachineInstance> = Api::namespaced(
+            self.agent.client.clone(),
+            self.vmi.namespace().as_deref().unwrap_or("default"),
+        );
         for _ in 0..ATTEMPTS {
             let was = self.vmi.status.as_ref().and_then(|s| s.phase);
             let status = plan_status(&self.vmi, &self.view, &now());
             let version = self.vmi.resource_version();
-            let patch = match merge::status_patch(version.as_deref(), self.vmi.status.as_ref(), &status) {
-                Ok(None) => return true,
-                Ok(Some(patch)) => patch,
-                Err(error) => {
-                    warn!(vmi = %name, %error, "status does not serialize");
-                    return true;
-                }
-            };
-            match api.patch_status(&self.vmi.name_any(), &manager(), &Patch::Merge(&patch)).await {
+            let patch =
+                match merge::status_patch(version.as_deref(), self.vmi.status.as_ref(), &status) {
+                    Ok(None) => return true,
+                    Ok(Some(patch)) => patch,
+                    Err(error) => {
+                        warn!(vmi = %name, %error, "status does not serialize");
+                        return true;
+                    }
+                };
+            match api
+                .patch_status(&self.vmi.name_any(), &manager(), &Patch::Merge(&patch))
+                .await
+            {
                 Ok(written) => {
                     self.vmi = Arc::new(written);
                     if status.phase != was {
                         info!(vmi = %name, phase = status.phase.map_or("", VmiPhase::as_str), "phase");
                         if status.phase == Some(VmiPhase::Running) {
                             let message = "VirtualMachineInstance started.";
-                            self.agent.recorder.normal(&*self.vmi, labels::REASON_STARTED, message).await;
+                            self.agent
+                                .recorder
+                                .normal(&*self.vmi, labels::REASON_STARTED, message)
+                                .await;
                         }
                     }
                     return true;
                 }
-                Err(kube::Error::Api(answer)) if answer.code == 409 => match api.get_opt(&self.vmi.name_any()).await {
+                Err(kube::Error::Api(answer)) if answer.code == 409 => match api
+                    .get_opt(&self.vmi.name_any())
+                    .await
+                {
                     Ok(Some(fresh)) if fresh.uid() == self.vmi.uid() => self.vmi = Arc::new(fresh),
                     Ok(_) => return true,
                     Err(error) => {
@@ -477,11 +541,17 @@ impl Machine {
 
 /// The container disks of the machine as the launcher sees them.
 fn disks(vmi: &VirtualMachineInstance, pod: &PodLocation) -> Result<Vec<DiskBacking>, SyncError> {
-    let volumes = vmi.spec.volumes.iter().filter(|v| v.container_disk.is_some());
+    let volumes = vmi
+        .spec
+        .volumes
+        .iter()
+        .filter(|v| v.container_disk.is_some());
     volumes
         .map(|volume| {
-            let (_, path, format) =
-                pod.disks.get(&volume.name).ok_or_else(|| SyncError::NoVolume(volume.name.clone()))?;
+            let (_, path, format) = pod
+                .disks
+                .get(&volume.name)
+                .ok_or_else(|| SyncError::NoVolume(volume.name.clone()))?;
             Ok(DiskBacking {
                 volume: volume.name.clone(),
                 path: path.clone(),
@@ -508,7 +578,10 @@ fn read_final_state(pod: &PodLocation) -> Option<LauncherState> {
 }
 
 fn manager() -> PatchParams {
-    PatchParams { field_manager: Some(labels::NODE_MANAGER.to_owned()), ..PatchParams::default() }
+    PatchParams {
+        field_manager: Some(labels::NODE_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
 }
 
 /// Now, to the second, which is what the API keeps.

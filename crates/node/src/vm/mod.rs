@@ -18,8 +18,8 @@ use berth_api::events::Recorder;
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
 use berth_api::labels;
 use futures::TryStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinSet;
@@ -53,7 +53,8 @@ impl Agent {
                     Some((labels::REASON_KVM_UNUSABLE.to_owned(), message))
                 }
                 Err(error) => {
-                    let message = format!("KVM is not used on this node: its probe failed: {error}");
+                    let message =
+                        format!("KVM is not used on this node: its probe failed: {error}");
                     Some((labels::REASON_KVM_UNUSABLE.to_owned(), message))
                 }
             }
@@ -63,7 +64,11 @@ impl Agent {
 
     /// Where the pod's own interface is recorded: with the pod's state, out of reach of the guest's user.
     fn network_record(&self, pod_uid: &str) -> PathBuf {
-        self.config.state_dir.join("pods").join(pod_uid).join("network.json")
+        self.config
+            .state_dir
+            .join("pods")
+            .join(pod_uid)
+            .join("network.json")
     }
 
     /// The name servers that a DHCPv4 lease can carry.
@@ -83,12 +88,28 @@ pub async fn run(
     sandboxes: Arc<dyn PodSandboxes>,
     shutdown: CancellationToken,
 ) {
-    let recorder = Recorder::new(client.clone(), labels::NODE_MANAGER, Some(config.node_name.clone()));
+    let recorder = Recorder::new(
+        client.clone(),
+        labels::NODE_MANAGER,
+        Some(config.node_name.clone()),
+    );
     let selector = format!("{}={}", labels::NODE_NAME, config.node_name);
     let api: Api<VirtualMachineInstance> = Api::all(client.clone());
-    let agent = Arc::new(Agent { config, client, recorder, sandboxes, emulation: OnceCell::new() });
-    let mut events = Box::pin(watcher(api, watcher::Config::default().labels(&selector)).default_backoff());
-    let mut machines = Machines { agent, shutdown: shutdown.clone(), feeds: HashMap::new(), tasks: JoinSet::new() };
+    let agent = Arc::new(Agent {
+        config,
+        client,
+        recorder,
+        sandboxes,
+        emulation: OnceCell::new(),
+    });
+    let mut events =
+        Box::pin(watcher(api, watcher::Config::default().labels(&selector)).default_backoff());
+    let mut machines = Machines {
+        agent,
+        shutdown: shutdown.clone(),
+        feeds: HashMap::new(),
+        tasks: JoinSet::new(),
+    };
     let mut listed = HashSet::new();
     loop {
         tokio::select! {
@@ -137,7 +158,8 @@ impl Machines {
         }
         let (feed, updates) = watch::channel(vmi);
         self.feeds.insert(uid, feed);
-        self.tasks.spawn(Machine::new(self.agent.clone(), updates, self.shutdown.clone()).run());
+        self.tasks
+            .spawn(Machine::new(self.agent.clone(), updates, self.shutdown.clone()).run());
     }
 }
 
@@ -159,7 +181,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// The guest's grace period in seconds.
 fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> u64 {
-    u64::try_from(spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE)).unwrap_or(0)
+    u64::try_from(
+        spec.termination_grace_period_seconds
+            .unwrap_or(DEFAULT_GRACE),
+    )
+    .unwrap_or(0)
 }
 
 #[cfg(test)]

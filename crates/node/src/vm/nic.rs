@@ -38,7 +38,11 @@ pub(crate) enum Error {
     },
     /// The record of the pod's interface.
     #[error("{operation} {path}")]
-    Record { operation: &'static str, path: PathBuf, source: std::io::Error },
+    Record {
+        operation: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     /// The MAC address in the spec.
     #[error("interface {interface}: {mac:?} is not a MAC address")]
     Mac { interface: String, mac: String },
@@ -61,7 +65,11 @@ pub(crate) fn wire(
     record: &Path,
     dns: &[Ipv4Addr],
 ) -> Result<Wired, Error> {
-    let mut wired = Wired { backings: Vec::new(), sockets: Vec::new(), shown: Vec::new() };
+    let mut wired = Wired {
+        backings: Vec::new(),
+        sockets: Vec::new(),
+        shown: Vec::new(),
+    };
     for (index, interface) in (0u8..).zip(&vmi.spec.domain.devices.interfaces) {
         let network = vmi.spec.networks.iter().find(|n| n.name == interface.name);
         // One pod has one pod network, so only the first interface can be on it.
@@ -70,8 +78,14 @@ pub(crate) fn wire(
         }
         let pod_nic = pod_nic(pod, record, &interface.name)?;
         let mac = mac(interface, &pod_nic)?;
-        let request = VmNicRequest { pod_nic: &pod_nic, index, tap_owner: (pod.uid, pod.gid), vm_mac: mac };
-        let nic = berth_network::wire_bridge(&pod.netns, &request).map_err(network_error("bridge and tap", interface))?;
+        let request = VmNicRequest {
+            pod_nic: &pod_nic,
+            index,
+            tap_owner: (pod.uid, pod.gid),
+            vm_mac: mac,
+        };
+        let nic = berth_network::wire_bridge(&pod.netns, &request)
+            .map_err(network_error("bridge and tap", interface))?;
         let lease = lease(vmi, &pod_nic, mac, dns);
         if lease.is_some() {
             let socket = berth_network::open_dhcp_socket(&pod.netns, &nic.tap)
@@ -91,9 +105,16 @@ pub(crate) fn wire(
 }
 
 /// What was wired earlier, from the record, without touching anything. Empty when nothing was.
-pub(crate) fn recorded(vmi: &VirtualMachineInstance, record: &Path) -> Result<Vec<WiredNic>, Error> {
-    let Some(interface) = vmi.spec.domain.devices.interfaces.first() else { return Ok(Vec::new()) };
-    let Some(pod_nic) = read(record)? else { return Ok(Vec::new()) };
+pub(crate) fn recorded(
+    vmi: &VirtualMachineInstance,
+    record: &Path,
+) -> Result<Vec<WiredNic>, Error> {
+    let Some(interface) = vmi.spec.domain.devices.interfaces.first() else {
+        return Ok(Vec::new());
+    };
+    let Some(pod_nic) = read(record)? else {
+        return Ok(Vec::new());
+    };
     let mac = mac(interface, &pod_nic)?;
     Ok(vec![shown(&interface.name, &pod_nic, mac)])
 }
@@ -112,17 +133,21 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let interface = interface.name.clone();
-    move |source| Error::Network { operation, interface, source: Box::new(source) }
+    move |source| Error::Network {
+        operation,
+        interface,
+        source: Box::new(source),
+    }
 }
 
 /// The guest's MAC address: the one asked for, or the pod's.
 fn mac(interface: &Interface, pod_nic: &PodNic) -> Result<MacAddr, Error> {
     match &interface.mac_address {
         None => Ok(pod_nic.mac),
-        Some(mac) => mac
-            .replace('-', ":")
-            .parse()
-            .map_err(|_| Error::Mac { interface: interface.name.clone(), mac: mac.clone() }),
+        Some(mac) => mac.replace('-', ":").parse().map_err(|_| Error::Mac {
+            interface: interface.name.clone(),
+            mac: mac.clone(),
+        }),
     }
 }
 
@@ -131,19 +156,27 @@ fn pod_nic(pod: &PodLocation, record: &Path, interface: &str) -> Result<PodNic, 
     if let Some(known) = read(record)? {
         return Ok(known);
     }
-    let found = berth_network::discover_pod_nic(&pod.netns, POD_INTERFACE).map_err(|source| Error::Network {
-        operation: "reading eth0",
-        interface: interface.to_owned(),
-        source: Box::new(source),
+    let found = berth_network::discover_pod_nic(&pod.netns, POD_INTERFACE).map_err(|source| {
+        Error::Network {
+            operation: "reading eth0",
+            interface: interface.to_owned(),
+            source: Box::new(source),
+        }
     })?;
     write(record, &found)?;
     Ok(found)
 }
 
 fn read(record: &Path) -> Result<Option<PodNic>, Error> {
-    let failed = |source| Error::Record { operation: "reading", path: record.to_owned(), source };
+    let failed = |source| Error::Record {
+        operation: "reading",
+        path: record.to_owned(),
+        source,
+    };
     match std::fs::read(record) {
-        Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|e| failed(e.into())),
+        Ok(json) => serde_json::from_slice(&json)
+            .map(Some)
+            .map_err(|e| failed(e.into())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error)),
     }
@@ -160,11 +193,20 @@ fn write(record: &Path, nic: &PodNic) -> Result<(), Error> {
         file.persist(record)?;
         Ok(())
     };
-    store().map_err(|source| Error::Record { operation: "writing", path: record.to_owned(), source })
+    store().map_err(|source| Error::Record {
+        operation: "writing",
+        path: record.to_owned(),
+        source,
+    })
 }
 
 /// The guest's lease: the pod's address and routes. `None` when the pod has no IPv4 address.
-fn lease(vmi: &VirtualMachineInstance, pod_nic: &PodNic, mac: MacAddr, dns: &[Ipv4Addr]) -> Option<Lease> {
+fn lease(
+    vmi: &VirtualMachineInstance,
+    pod_nic: &PodNic,
+    mac: MacAddr,
+    dns: &[Ipv4Addr],
+) -> Option<Lease> {
     let (ip, prefix) = pod_nic.ipv4?;
     let hostname = vmi.spec.hostname.clone().unwrap_or_else(|| vmi.name_any());
     Some(Lease {
@@ -183,4 +225,137 @@ fn lease(vmi: &VirtualMachineInstance, pod_nic: &PodNic, mac: MacAddr, dns: &[Ip
         server_id: pod_nic.gateway.unwrap_or(FALLBACK_SERVER),
         seconds: LEASE_SECONDS,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    use berth_network::NodeNetwork;
+    use serde_json::{Value, json};
+
+    fn vmi(interface: &Value, network: &Value) -> VirtualMachineInstance {
+        serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": {"name": "first.light", "namespace": "lab", "uid": "u1"},
+            "spec": {"domain": {"devices": {"interfaces": [interface]}}, "networks": [network]},
+        }))
+        .unwrap()
+    }
+
+    fn ordinary() -> VirtualMachineInstance {
+        vmi(
+            &json!({"name": "default", "bridge": {}}),
+            &json!({"name": "default", "pod": {}}),
+        )
+    }
+
+    fn pod_eth0() -> PodNic {
+        PodNic {
+            ifname: "eth0".to_owned(),
+            mac: MacAddr::local("pod"),
+            ipv4: Some((Ipv4Addr::new(10, 98, 0, 7), 16)),
+            gateway: Some(Ipv4Addr::new(10, 98, 0, 1)),
+            routes: Vec::new(),
+            mtu: 1400,
+        }
+    }
+
+    #[test]
+    fn the_guest_leases_the_pods_address() {
+        let dns = [Ipv4Addr::new(9, 9, 9, 9)];
+        let pod_nic = pod_eth0();
+        let lease = lease(&ordinary(), &pod_nic, pod_nic.mac, &dns).unwrap();
+        assert_eq!(
+            (lease.ip, lease.prefix, lease.mtu),
+            (Ipv4Addr::new(10, 98, 0, 7), 16, Some(1400))
+        );
+        assert_eq!(
+            (lease.gateway, lease.server_id),
+            (pod_nic.gateway, Ipv4Addr::new(10, 98, 0, 1))
+        );
+        assert_eq!(
+            (lease.dns, lease.hostname.as_deref()),
+            (dns.to_vec(), Some("first-light"))
+        );
+        let bare = PodNic {
+            ipv4: None,
+            ..pod_nic
+        };
+        assert!(super::lease(&ordinary(), &bare, bare.mac, &dns).is_none());
+    }
+
+    #[test]
+    fn a_mac_of_the_users_own_is_used() {
+        let with = |mac: &str| {
+            vmi(
+                &json!({"name": "default", "macAddress": mac}),
+                &json!({"name": "default"}),
+            )
+        };
+        let of =
+            |vmi: &VirtualMachineInstance| mac(&vmi.spec.domain.devices.interfaces[0], &pod_eth0());
+        assert_eq!(
+            of(&with("02-00-00-00-00-0A")).unwrap(),
+            "02:00:00:00:00:0a".parse().unwrap()
+        );
+        assert_eq!(of(&ordinary()).unwrap(), MacAddr::local("pod"));
+        assert!(
+            of(&with("nonsense"))
+                .unwrap_err()
+                .to_string()
+                .contains("nonsense")
+        );
+    }
+
+    /// In namespaces of its own: what the host has stays as it is.
+    #[test]
+    fn wiring_again_after_a_restart_gives_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, netns) = (dir.path().join("host"), dir.path().join("pod"));
+        berth_network::create_netns(&host).unwrap();
+        let (pod_ns, record) = (netns.clone(), dir.path().join("state/network.json"));
+        let outcome = berth_network::within(&host, move || {
+            let node = NodeNetwork {
+                bridge: "berth0".to_owned(),
+                gateway: Ipv4Addr::new(10, 98, 0, 1),
+                prefix: 16,
+                mtu: 1500,
+            };
+            node.ensure().unwrap();
+            berth_network::create_netns(&pod_ns).unwrap();
+            let (ip, mac) = (Ipv4Addr::new(10, 98, 0, 7), MacAddr::local("pod"));
+            berth_network::attach_pod(&node, &pod_ns, "p1", ip, mac).unwrap();
+            let pod = PodLocation {
+                netns: pod_ns,
+                run_dir: std::path::PathBuf::new(),
+                disks: BTreeMap::new(),
+                uid: 107,
+                gid: 107,
+                pid: 1,
+            };
+            let machine = ordinary();
+            assert_eq!(recorded(&machine, &record).unwrap(), []);
+            let first = wire(&machine, &pod, &record, &[]).unwrap();
+            let again = wire(&machine, &pod, &record, &[]).unwrap();
+            assert_eq!(first.shown, again.shown);
+            assert_eq!(recorded(&machine, &record).unwrap(), first.shown);
+            (first, again)
+        });
+        let cleaned = [
+            berth_network::delete_netns(&netns),
+            berth_network::delete_netns(&host),
+        ];
+        let (first, again) = outcome.unwrap();
+        assert!(cleaned.iter().all(Result::is_ok), "{cleaned:?}");
+        assert_eq!(first.shown[0].ip.as_deref(), Some("10.98.0.7"));
+        assert_eq!(first.shown[0].mac, MacAddr::local("pod").to_string());
+        for wired in [&first, &again] {
+            assert_eq!((wired.sockets.len(), wired.backings.len()), (1, 1));
+            let lease = wired.backings[0].lease.as_ref().unwrap();
+            assert_eq!((lease.ip, lease.prefix), (Ipv4Addr::new(10, 98, 0, 7), 16));
+            assert_eq!(lease.gateway, Some(Ipv4Addr::new(10, 98, 0, 1)));
+        }
+    }
 }

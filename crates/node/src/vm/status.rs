@@ -74,7 +74,9 @@ pub(crate) struct View {
 /// The status for this view. Equal to the current one when nothing is to be written.
 pub(crate) fn plan_status(vmi: &VirtualMachineInstance, view: &View, now: &Time) -> Status {
     let mut status = vmi.status.clone().unwrap_or_default();
-    let Some(phase) = status.phase else { return status };
+    let Some(phase) = status.phase else {
+        return status;
+    };
     if phase.is_final() {
         return status;
     }
@@ -85,9 +87,10 @@ pub(crate) fn plan_status(vmi: &VirtualMachineInstance, view: &View, now: &Time)
     };
     if wanted != phase {
         status.phase = Some(wanted);
-        status
-            .phase_transition_timestamps
-            .push(Transition { phase: wanted, phase_transition_timestamp: now.clone() });
+        status.phase_transition_timestamps.push(Transition {
+            phase: wanted,
+            phase_transition_timestamp: now.clone(),
+        });
     }
     set_ready(&mut status, view, now);
     set_paused(&mut status, view, now);
@@ -113,7 +116,9 @@ fn phase_of_end(end: &End, acpi: bool) -> VmiPhase {
     match end {
         End::Shutdown | End::NeverStarted => VmiPhase::Succeeded,
         End::Destroyed if !acpi => VmiPhase::Succeeded,
-        End::Destroyed | End::Crashed(_) | End::NotStarted(_) | End::LauncherGone => VmiPhase::Failed,
+        End::Destroyed | End::Crashed(_) | End::NotStarted(_) | End::LauncherGone => {
+            VmiPhase::Failed
+        }
     }
 }
 
@@ -132,11 +137,17 @@ pub(crate) fn reason_of(end: &End) -> &'static str {
 pub(crate) fn message_of(end: &End) -> String {
     match end {
         End::Shutdown => "The VirtualMachineInstance was shut down.".to_owned(),
-        End::NeverStarted => "The VirtualMachineInstance was deleted before its guest was started.".to_owned(),
-        End::Destroyed => "The guest did not shut down within its grace period and was destroyed.".to_owned(),
+        End::NeverStarted => {
+            "The VirtualMachineInstance was deleted before its guest was started.".to_owned()
+        }
+        End::Destroyed => {
+            "The guest did not shut down within its grace period and was destroyed.".to_owned()
+        }
         End::Crashed(why) => format!("The guest crashed: {why}."),
         End::NotStarted(why) => format!("The guest could not be started: {why}"),
-        End::LauncherGone => "The launcher ended without reporting what became of the guest.".to_owned(),
+        End::LauncherGone => {
+            "The launcher ended without reporting what became of the guest.".to_owned()
+        }
     }
 }
 
@@ -148,15 +159,32 @@ fn acpi(spec: &VirtualMachineInstanceSpec) -> bool {
 
 fn set_ready(status: &mut Status, view: &View, now: &Time) {
     let (ready, reason, message) = match &view.guest {
-        Guest::Running if view.pod_terminating => {
-            (false, labels::REASON_POD_TERMINATING, "The launcher pod is being deleted.".to_owned())
-        }
+        Guest::Running if view.pod_terminating => (
+            false,
+            labels::REASON_POD_TERMINATING,
+            "The launcher pod is being deleted.".to_owned(),
+        ),
         Guest::Running => (true, "", String::new()),
-        Guest::Paused(_) => (false, labels::REASON_GUEST_NOT_RUNNING, "The guest is paused.".to_owned()),
-        Guest::Absent => (false, labels::REASON_GUEST_NOT_RUNNING, "The guest is not running yet.".to_owned()),
+        Guest::Paused(_) => (
+            false,
+            labels::REASON_GUEST_NOT_RUNNING,
+            "The guest is paused.".to_owned(),
+        ),
+        Guest::Absent => (
+            false,
+            labels::REASON_GUEST_NOT_RUNNING,
+            "The guest is not running yet.".to_owned(),
+        ),
         Guest::Ended(end) => (false, labels::REASON_GUEST_NOT_RUNNING, message_of(end)),
     };
-    set_condition(&mut status.conditions, labels::CONDITION_READY, ready, reason, &message, now.clone());
+    set_condition(
+        &mut status.conditions,
+        labels::CONDITION_READY,
+        ready,
+        reason,
+        &message,
+        now.clone(),
+    );
 }
 
 fn set_paused(status: &mut Status, view: &View, now: &Time) {
@@ -165,14 +193,25 @@ fn set_paused(status: &mut Status, view: &View, now: &Time) {
         return;
     };
     let (reason, message) = match why.as_str() {
-        pause::IO_ERROR => {
-            (labels::REASON_PAUSED_IO_ERROR, "The guest was paused because a disk could not be read or written.")
-        }
+        pause::IO_ERROR => (
+            labels::REASON_PAUSED_IO_ERROR,
+            "The guest was paused because a disk could not be read or written.",
+        ),
         pause::WATCHDOG => ("PausedByWatchdog", "The guest was paused by its watchdog."),
-        pause::USER => (labels::REASON_PAUSED_BY_USER, "The guest was paused by a request."),
+        pause::USER => (
+            labels::REASON_PAUSED_BY_USER,
+            "The guest was paused by a request.",
+        ),
         _ => ("Paused", "The guest was paused."),
     };
-    set_condition(&mut status.conditions, labels::CONDITION_PAUSED, true, reason, message, now.clone());
+    set_condition(
+        &mut status.conditions,
+        labels::CONDITION_PAUSED,
+        true,
+        reason,
+        message,
+        now.clone(),
+    );
 }
 
 fn set_synchronized(status: &mut Status, view: &View, now: &Time) {
@@ -180,29 +219,61 @@ fn set_synchronized(status: &mut Status, view: &View, now: &Time) {
         Some(error) => {
             let (type_, reason) = (labels::CONDITION_SYNCHRONIZED, labels::REASON_SYNC_FAILED);
             let message = format!("Synchronizing with the Domain failed: {error}");
-            set_condition(&mut status.conditions, type_, false, reason, &message, now.clone());
+            set_condition(
+                &mut status.conditions,
+                type_,
+                false,
+                reason,
+                &message,
+                now.clone(),
+            );
         }
-        None => drop(remove_condition(&mut status.conditions, labels::CONDITION_SYNCHRONIZED)),
+        None => drop(remove_condition(
+            &mut status.conditions,
+            labels::CONDITION_SYNCHRONIZED,
+        )),
     }
 }
 
 fn set_live_migratable(status: &mut Status, spec: &VirtualMachineInstanceSpec, now: &Time) {
-    let bridged = spec.domain.devices.interfaces.iter().any(|i| i.bridge.is_some());
+    let bridged = spec
+        .domain
+        .devices
+        .interfaces
+        .iter()
+        .any(|i| i.bridge.is_some());
     let (reason, message) = if bridged {
         let message = "An interface with a bridge binding to the pod network has an address of this node's range.";
         (labels::REASON_INTERFACE_NOT_LIVE_MIGRATABLE, message)
     } else {
-        (labels::REASON_DISKS_NOT_LIVE_MIGRATABLE, "What the guest wrote to its disks is kept on this node only.")
+        (
+            labels::REASON_DISKS_NOT_LIVE_MIGRATABLE,
+            "What the guest wrote to its disks is kept on this node only.",
+        )
     };
     let type_ = labels::CONDITION_LIVE_MIGRATABLE;
-    set_condition(&mut status.conditions, type_, false, reason, message, now.clone());
+    set_condition(
+        &mut status.conditions,
+        type_,
+        false,
+        reason,
+        message,
+        now.clone(),
+    );
 }
 
 fn set_emulation(status: &mut Status, view: &View, now: &Time) {
     let type_ = labels::CONDITION_SOFTWARE_EMULATION;
     match &view.emulation {
         Some((reason, message)) => {
-            set_condition(&mut status.conditions, type_, true, reason, message, now.clone());
+            set_condition(
+                &mut status.conditions,
+                type_,
+                true,
+                reason,
+                message,
+                now.clone(),
+            );
         }
         None => drop(remove_condition(&mut status.conditions, type_)),
     }
@@ -221,11 +292,13 @@ fn set_facts(status: &mut Status, spec: &VirtualMachineInstanceSpec, view: &View
         });
     }
     if let Some(cpu) = &spec.domain.cpu {
-        status.current_cpu_topology.get_or_insert_with(|| CPUTopology {
-            cores: Some(cpu.cores.unwrap_or(1)),
-            sockets: Some(cpu.sockets.unwrap_or(1)),
-            threads: Some(cpu.threads.unwrap_or(1)),
-        });
+        status
+            .current_cpu_topology
+            .get_or_insert_with(|| CPUTopology {
+                cores: Some(cpu.cores.unwrap_or(1)),
+                sockets: Some(cpu.sockets.unwrap_or(1)),
+                threads: Some(cpu.threads.unwrap_or(1)),
+            });
     }
 }
 
@@ -249,7 +322,7 @@ mod tests {
     use berth_api::conditions::find_condition;
     use serde_json::json;
 
-    fn vmi(phase: &str, spec: serde_json::Value) -> VirtualMachineInstance {
+    fn vmi(phase: &str, spec: &serde_json::Value) -> VirtualMachineInstance {
         let mut vmi: VirtualMachineInstance = serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
             "metadata": {"name": "vm", "namespace": "lab", "uid": "u1"},
@@ -265,7 +338,13 @@ mod tests {
     }
 
     fn view(guest: Guest) -> View {
-        View { guest, nics: vec![], emulation: None, sync_error: None, pod_terminating: false }
+        View {
+            guest,
+            nics: vec![],
+            emulation: None,
+            sync_error: None,
+            pod_terminating: false,
+        }
     }
 
     fn at(seconds: i64) -> Time {
@@ -289,19 +368,29 @@ mod tests {
             emulation: Some(("KVMUnusable".to_owned(), "no vmx".to_owned())),
             ..view(Guest::Running)
         };
-        let mut machine = vmi("Scheduled", json!({}));
+        let mut machine = vmi("Scheduled", &json!({}));
         let status = plan_status(&machine, &seen, &at(5));
         assert_eq!(status.phase, Some(VmiPhase::Running));
         assert_eq!(condition(&status, "Ready"), ("True", ""));
-        assert_eq!(condition(&status, "LiveMigratable"), ("False", "InterfaceNotLiveMigratable"));
-        assert_eq!(condition(&status, "SoftwareEmulation"), ("True", "KVMUnusable"));
+        assert_eq!(
+            condition(&status, "LiveMigratable"),
+            ("False", "InterfaceNotLiveMigratable")
+        );
+        assert_eq!(
+            condition(&status, "SoftwareEmulation"),
+            ("True", "KVMUnusable")
+        );
         assert_eq!(
             serde_json::to_value(&status.interfaces).unwrap(),
             json!([{"name": "default", "ipAddress": "10.98.0.2", "ipAddresses": ["10.98.0.2"], "queueCount": 1,
                     "mac": "02:00:00:00:00:01", "podInterfaceName": "eth0", "infoSource": "domain", "linkState": "up"}])
         );
         machine.status = Some(status.clone());
-        assert_eq!(plan_status(&machine, &seen, &at(6)), status, "nothing changed, nothing to write");
+        assert_eq!(
+            plan_status(&machine, &seen, &at(6)),
+            status,
+            "nothing changed, nothing to write"
+        );
     }
 
     #[test]
@@ -310,29 +399,67 @@ mod tests {
         let table = [
             (End::Shutdown, json!({}), VmiPhase::Succeeded, None),
             (End::NeverStarted, json!({}), VmiPhase::Succeeded, None),
-            (End::Destroyed, json!({}), VmiPhase::Failed, Some("GracePeriodExceeded")),
+            (
+                End::Destroyed,
+                json!({}),
+                VmiPhase::Failed,
+                Some("GracePeriodExceeded"),
+            ),
             (End::Destroyed, no_acpi, VmiPhase::Succeeded, None),
-            (End::Crashed("panicked".to_owned()), json!({}), VmiPhase::Failed, Some("GuestCrashed")),
-            (End::NotStarted("no machine type".to_owned()), json!({}), VmiPhase::Failed, Some("StartFailed")),
-            (End::LauncherGone, json!({}), VmiPhase::Failed, Some("LauncherGone")),
+            (
+                End::Crashed("panicked".to_owned()),
+                json!({}),
+                VmiPhase::Failed,
+                Some("GuestCrashed"),
+            ),
+            (
+                End::NotStarted("no machine type".to_owned()),
+                json!({}),
+                VmiPhase::Failed,
+                Some("StartFailed"),
+            ),
+            (
+                End::LauncherGone,
+                json!({}),
+                VmiPhase::Failed,
+                Some("LauncherGone"),
+            ),
         ];
         for (end, spec, phase, reason) in table {
-            let status = plan_status(&vmi("Running", spec), &view(Guest::Ended(end.clone())), &at(5));
-            assert_eq!((status.phase, status.reason.as_deref()), (Some(phase), reason), "{end:?}");
-            assert_eq!(condition(&status, "Ready"), ("False", "GuestNotRunning"), "{end:?}");
+            let status = plan_status(
+                &vmi("Running", &spec),
+                &view(Guest::Ended(end.clone())),
+                &at(5),
+            );
+            assert_eq!(
+                (status.phase, status.reason.as_deref()),
+                (Some(phase), reason),
+                "{end:?}"
+            );
+            assert_eq!(
+                condition(&status, "Ready"),
+                ("False", "GuestNotRunning"),
+                "{end:?}"
+            );
         }
     }
 
     #[test]
     fn a_final_phase_stays() {
-        let over = vmi("Failed", json!({}));
-        assert_eq!(Some(plan_status(&over, &view(Guest::Running), &at(5))), over.status);
+        let over = vmi("Failed", &json!({}));
+        assert_eq!(
+            Some(plan_status(&over, &view(Guest::Running), &at(5))),
+            over.status
+        );
     }
 
     #[test]
     fn a_failed_sync_is_a_condition_until_one_works() {
-        let mut machine = vmi("Scheduled", json!({}));
-        let failing = View { sync_error: Some("no such disk".to_owned()), ..view(Guest::Absent) };
+        let mut machine = vmi("Scheduled", &json!({}));
+        let failing = View {
+            sync_error: Some("no such disk".to_owned()),
+            ..view(Guest::Absent)
+        };
         let status = plan_status(&machine, &failing, &at(5));
         assert_eq!(status.phase, Some(VmiPhase::Scheduled));
         assert_eq!(condition(&status, "Synchronized"), ("False", "SyncFailed"));
@@ -343,7 +470,11 @@ mod tests {
 
     #[test]
     fn a_paused_guest_runs_and_is_not_ready() {
-        let status = plan_status(&vmi("Running", json!({})), &view(Guest::Paused("ioerror".to_owned())), &at(5));
+        let status = plan_status(
+            &vmi("Running", &json!({})),
+            &view(Guest::Paused("ioerror".to_owned())),
+            &at(5),
+        );
         assert_eq!(status.phase, Some(VmiPhase::Running));
         assert_eq!(condition(&status, "Paused"), ("True", "PausedIOError"));
         assert_eq!(condition(&status, "Ready"), ("False", "GuestNotRunning"));

@@ -24,7 +24,9 @@ use crate::PodLocation;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("waited too long for {what}"))
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited too long for {what}"))
 }
 
 // === An API with one machine ===
@@ -39,14 +41,24 @@ struct Api1 {
 
 impl Api1 {
     fn new(vmi: Value) -> Self {
-        Self { vmi: watch::channel(vmi).0, events: Arc::default(), conflicts: Arc::default() }
+        Self {
+            vmi: watch::channel(vmi).0,
+            events: Arc::default(),
+            conflicts: Arc::default(),
+        }
     }
 
     fn client(&self) -> Client {
         let machine = "/apis/kubevirt.io/v1/namespaces/lab/virtualmachineinstances/vm";
         let router = Router::new()
-            .route(machine, get(async |State(api): State<Self>| Json(api.vmi.borrow().clone())))
-            .route(&format!("{machine}/status"), axum::routing::patch(Self::patch))
+            .route(
+                machine,
+                get(async |State(api): State<Self>| Json(api.vmi.borrow().clone())),
+            )
+            .route(
+                &format!("{machine}/status"),
+                axum::routing::patch(Self::patch),
+            )
             .route("/api/v1/namespaces/lab/events", post(Self::event))
             .with_state(self.clone());
         Client::new(router, "default")
@@ -74,14 +86,21 @@ impl Api1 {
 
     async fn event(State(api): State<Self>, Json(event): Json<Value>) -> Response {
         let word = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        api.events.lock().unwrap().push((word("type"), word("reason")));
+        api.events
+            .lock()
+            .unwrap()
+            .push((word("type"), word("reason")));
         (StatusCode::CREATED, Json(event)).into_response()
     }
 
     fn change(&self, change: impl FnOnce(&mut Value)) {
         self.vmi.send_modify(|vmi| {
             change(vmi);
-            let version: u64 = vmi["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+            let version: u64 = vmi["metadata"]["resourceVersion"]
+                .as_str()
+                .unwrap()
+                .parse()
+                .unwrap();
             vmi["metadata"]["resourceVersion"] = json!((version + 1).to_string());
         });
     }
@@ -97,11 +116,19 @@ impl Api1 {
     }
 
     async fn until_phase(&self, phase: VmiPhase) {
-        self.until(phase.as_str(), |vmi| vmi.status.as_ref().unwrap().phase == Some(phase)).await;
+        self.until(phase.as_str(), |vmi| {
+            vmi.status.as_ref().unwrap().phase == Some(phase)
+        })
+        .await;
     }
 
     fn reasons(&self) -> Vec<String> {
-        self.events.lock().unwrap().iter().map(|(_, reason)| reason.clone()).collect()
+        self.events
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, reason)| reason.clone())
+            .collect()
     }
 }
 
@@ -143,7 +170,8 @@ impl FakeLauncher {
         let server = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (mut feed, report, failures) = (feed.subscribe(), report.clone(), failures.clone());
+                let (mut feed, report, failures) =
+                    (feed.subscribe(), report.clone(), failures.clone());
                 connections.spawn(async move {
                     let (reader, mut writer) = stream.into_split();
                     let mut lines = BufReader::new(reader).lines();
@@ -171,12 +199,20 @@ impl FakeLauncher {
                 });
             }
         });
-        Self { state, calls, errors, server }
+        Self {
+            state,
+            calls,
+            errors,
+            server,
+        }
     }
 
     async fn called(&mut self, what: &str) -> Value {
         let call = within(what, self.calls.recv()).await.unwrap();
-        let name = call.as_str().map(str::to_owned).or_else(|| call.as_object()?.keys().next().cloned());
+        let name = call
+            .as_str()
+            .map(str::to_owned)
+            .or_else(|| call.as_object()?.keys().next().cloned());
         assert_eq!(name.unwrap_or_default().to_lowercase(), what, "{call}");
         call
     }
@@ -231,7 +267,12 @@ impl World {
             gid: 107,
             pid: 1,
         };
-        let config = NodeConfig { node_name: "n1".to_owned(), state_dir: dir.path().to_owned(), run_dir: dir.path().to_owned(), dns: vec![] };
+        let config = NodeConfig {
+            node_name: "n1".to_owned(),
+            state_dir: dir.path().to_owned(),
+            run_dir: dir.path().to_owned(),
+            dns: vec![],
+        };
         let agent = Arc::new(Agent {
             config: Arc::new(config),
             client: api.client(),
@@ -256,7 +297,11 @@ impl World {
                 }
             }
         });
-        Running { task, forward, shutdown }
+        Running {
+            task,
+            forward,
+            shutdown,
+        }
     }
 }
 
@@ -298,12 +343,23 @@ async fn a_domain_that_is_there_is_not_started_again() {
     let world = World::new("Running");
     let mut launcher = FakeLauncher::start(world.dir.path(), domain("Running", "booted"));
     let running = world.start();
-    world.api.until("ready", |vmi| condition(vmi, "Ready").is_some_and(|c| c.0 == "True")).await;
+    world
+        .api
+        .until("ready", |vmi| {
+            condition(vmi, "Ready").is_some_and(|c| c.0 == "True")
+        })
+        .await;
     launcher.state.send_replace(domain("Crashed", "panicked"));
     world.api.until_phase(VmiPhase::Failed).await;
     running.ended().await;
-    assert!(launcher.calls.try_recv().is_err(), "nothing was asked of the launcher");
-    assert_eq!(world.api.typed().status.as_ref().unwrap().reason.as_deref(), Some("GuestCrashed"));
+    assert!(
+        launcher.calls.try_recv().is_err(),
+        "nothing was asked of the launcher"
+    );
+    assert_eq!(
+        world.api.typed().status.as_ref().unwrap().reason.as_deref(),
+        Some("GuestCrashed")
+    );
 }
 
 #[tokio::test]
@@ -319,8 +375,16 @@ async fn an_agent_that_stops_leaves_the_guest_alone() {
     let before = world.api.typed().status.clone();
     let second = world.start();
     launcher.state.send_replace(domain("Paused", "ioerror"));
-    world.api.until("paused", |vmi| condition(vmi, "Paused").is_some_and(|c| c.0 == "True")).await;
-    assert_eq!(before.unwrap().phase, world.api.typed().status.as_ref().unwrap().phase);
+    world
+        .api
+        .until("paused", |vmi| {
+            condition(vmi, "Paused").is_some_and(|c| c.0 == "True")
+        })
+        .await;
+    assert_eq!(
+        before.unwrap().phase,
+        world.api.typed().status.as_ref().unwrap().phase
+    );
     assert!(launcher.calls.try_recv().is_err(), "no second sync");
     second.shutdown.cancel();
     second.ended().await;
@@ -330,10 +394,19 @@ async fn an_agent_that_stops_leaves_the_guest_alone() {
 async fn a_failed_sync_is_told_and_tried_again() {
     let world = World::new("Scheduled");
     let mut launcher = FakeLauncher::start(world.dir.path(), no_domain());
-    launcher.errors.lock().unwrap().push("qemu: no such machine type".to_owned());
+    launcher
+        .errors
+        .lock()
+        .unwrap()
+        .push("qemu: no such machine type".to_owned());
     let running = world.start();
     launcher.called("sync").await;
-    world.api.until("condition", |vmi| condition(vmi, "Synchronized").is_some_and(|c| c.1.contains("no such machine type"))).await;
+    world
+        .api
+        .until("condition", |vmi| {
+            condition(vmi, "Synchronized").is_some_and(|c| c.1.contains("no such machine type"))
+        })
+        .await;
     launcher.called("sync").await;
     launcher.state.send_replace(domain("Running", "booted"));
     world.api.until_phase(VmiPhase::Running).await;
@@ -348,10 +421,20 @@ async fn deletion_asks_the_guest_and_gives_it_its_grace() {
     let world = World::new("Running");
     let mut launcher = FakeLauncher::start(world.dir.path(), domain("Running", "booted"));
     let running = world.start();
-    world.api.until("ready", |vmi| condition(vmi, "Ready").is_some_and(|c| c.0 == "True")).await;
-    world.api.change(|vmi| vmi["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"));
+    world
+        .api
+        .until("ready", |vmi| {
+            condition(vmi, "Ready").is_some_and(|c| c.0 == "True")
+        })
+        .await;
+    world
+        .api
+        .change(|vmi| vmi["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"));
     let call = launcher.called("shutdown").await;
-    assert!(call.to_string().contains('7'), "the machine's own grace: {call}");
+    assert!(
+        call.to_string().contains('7'),
+        "the machine's own grace: {call}"
+    );
     launcher.state.send_replace(domain("Shutoff", "destroyed"));
     world.api.until_phase(VmiPhase::Failed).await;
     running.ended().await;
@@ -364,11 +447,19 @@ async fn a_launcher_that_dies_without_a_word_fails_the_machine() {
     let world = World::new("Running");
     let launcher = FakeLauncher::start(world.dir.path(), domain("Running", "booted"));
     let running = world.start();
-    world.api.until("ready", |vmi| condition(vmi, "Ready").is_some_and(|c| c.0 == "True")).await;
+    world
+        .api
+        .until("ready", |vmi| {
+            condition(vmi, "Ready").is_some_and(|c| c.0 == "True")
+        })
+        .await;
     drop(launcher);
     world.api.until_phase(VmiPhase::Failed).await;
     running.ended().await;
-    assert_eq!(world.api.typed().status.as_ref().unwrap().reason.as_deref(), Some("LauncherGone"));
+    assert_eq!(
+        world.api.typed().status.as_ref().unwrap().reason.as_deref(),
+        Some("LauncherGone")
+    );
 }
 
 #[tokio::test]
@@ -377,7 +468,10 @@ async fn the_launchers_last_words_count_when_nobody_listened() {
     let last = serde_json::to_vec(&domain("Shutoff", "shutdown")).unwrap();
     std::fs::write(world.dir.path().join("final-state.json"), last).unwrap();
     world.start().ended().await;
-    assert_eq!(world.api.typed().status.as_ref().unwrap().phase, Some(VmiPhase::Succeeded));
+    assert_eq!(
+        world.api.typed().status.as_ref().unwrap().phase,
+        Some(VmiPhase::Succeeded)
+    );
 }
 
 #[tokio::test]
@@ -387,10 +481,22 @@ async fn a_conflict_is_read_again_and_not_overwritten() {
     let running = world.start();
     launcher.called("sync").await;
     *world.api.conflicts.lock().unwrap() = 2;
-    world.api.change(|vmi| vmi["status"]["qosClass"] = json!("Burstable"));
+    world
+        .api
+        .change(|vmi| vmi["status"]["qosClass"] = json!("Burstable"));
     launcher.state.send_replace(domain("Running", "booted"));
     world.api.until_phase(VmiPhase::Running).await;
-    assert_eq!(world.api.typed().status.as_ref().unwrap().qos_class.as_deref(), Some("Burstable"));
+    assert_eq!(
+        world
+            .api
+            .typed()
+            .status
+            .as_ref()
+            .unwrap()
+            .qos_class
+            .as_deref(),
+        Some("Burstable")
+    );
     running.shutdown.cancel();
     running.ended().await;
 }
