@@ -1,5 +1,7 @@
 //! The stock `kubectl` against the server, over HTTPS.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod common;
 
 use std::path::PathBuf;

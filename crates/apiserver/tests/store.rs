@@ -1,5 +1,7 @@
 //! The durable store against its model, and its durability.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use std::sync::Arc;
 
 use berth_apiserver::store::durable::RedbStore;

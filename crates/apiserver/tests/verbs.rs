@@ -1,5 +1,7 @@
 //! The REST verbs, by requests in process: codes, reasons and words as of the real API server.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod common;
 
 use std::sync::Arc;

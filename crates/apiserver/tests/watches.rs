@@ -1,5 +1,7 @@
 //! Watches by kube's own client, in process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod common;
 
 use std::sync::Arc;
