@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
 use crate::{
-    DomainEvent, DomainEventKind, DomainInfo, Error, Events, Hypervisor, RunState, StopReason,
+    DomainEvent, DomainEventKind, DomainInfo, Error, Events, Hypervisor, PauseReason, RunState,
+    StopReason,
 };
 
 /// The scripted hypervisor. Clones share one state, as connections to one daemon do.
@@ -75,7 +76,7 @@ impl Fake {
         let kind = DomainEventKind::ConnectionLost {
             reason: "the daemon closed it".to_owned(),
         };
-        inner.send(DomainEvent {
+        inner.send(&DomainEvent {
             name: String::new(),
             kind,
         });
@@ -93,14 +94,14 @@ impl Fake {
 }
 
 impl Inner {
-    fn send(&mut self, event: DomainEvent) {
+    fn send(&mut self, event: &DomainEvent) {
         self.listeners
             .retain(|listener| listener.send(event.clone()).is_ok());
     }
 
     fn emit(&mut self, uuid: &str, kind: DomainEventKind) {
         if let Some(name) = self.domains.get(uuid).map(|domain| domain.name.clone()) {
-            self.send(DomainEvent { name, kind });
+            self.send(&DomainEvent { name, kind });
         }
     }
 
@@ -180,7 +181,7 @@ impl Hypervisor for Fake {
         }
         domain.id = Some(id);
         domain.state = if paused {
-            RunState::Paused
+            RunState::Paused(PauseReason::User)
         } else {
             RunState::Running
         };
@@ -223,8 +224,13 @@ impl Hypervisor for Fake {
 
     async fn suspend(&self, uuid: &str) -> Result<(), Error> {
         let mut inner = self.lock();
-        inner.domain("suspend", uuid)?.state = RunState::Paused;
-        inner.emit(uuid, DomainEventKind::Suspended);
+        inner.domain("suspend", uuid)?.state = RunState::Paused(PauseReason::User);
+        inner.emit(
+            uuid,
+            DomainEventKind::Suspended {
+                reason: PauseReason::User,
+            },
+        );
         Ok(())
     }
 

@@ -40,7 +40,7 @@ pub enum RunState {
     /// The guest runs.
     Running,
     /// The guest is stopped between two instructions.
-    Paused,
+    Paused(PauseReason),
     /// The guest powers off; QEMU still lives.
     ShuttingDown,
     /// The guest sleeps (ACPI S3).
@@ -51,6 +51,19 @@ pub enum RunState {
     Crashed,
     /// The hypervisor does not say.
     Unknown,
+}
+
+/// Why a guest was paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PauseReason {
+    /// Somebody asked for it, or the domain was started that way.
+    User,
+    /// A disk failed, or its storage is full.
+    IoError,
+    /// The guest's watchdog fired.
+    Watchdog,
+    /// The hypervisor does not say, or something of its own is going on.
+    Other,
 }
 
 /// Why a domain stopped.
@@ -105,7 +118,10 @@ pub enum DomainEventKind {
     /// QEMU was started.
     Started,
     /// The guest was paused.
-    Suspended,
+    Suspended {
+        /// Why.
+        reason: PauseReason,
+    },
     /// The guest goes on.
     Resumed,
     /// The guest has powered off or was asked by QEMU's host side to; `Stopped` follows.

@@ -13,7 +13,8 @@ use virt::domain::Domain;
 use virt_sys as sys;
 
 use crate::{
-    DomainEvent, DomainEventKind, DomainInfo, Error, Events, Hypervisor, RunState, StopReason,
+    DomainEvent, DomainEventKind, DomainInfo, Error, Events, Hypervisor, PauseReason, RunState,
+    StopReason,
 };
 
 /// Seconds between keepalive messages, and how many may stay unanswered. A daemon that hangs is noticed in 20 s.
@@ -454,7 +455,14 @@ fn event_kind(event: libc::c_int, detail: libc::c_int) -> DomainEventKind {
         sys::VIR_DOMAIN_EVENT_DEFINED => DomainEventKind::Defined,
         sys::VIR_DOMAIN_EVENT_UNDEFINED => DomainEventKind::Undefined,
         sys::VIR_DOMAIN_EVENT_STARTED => DomainEventKind::Started,
-        sys::VIR_DOMAIN_EVENT_SUSPENDED => DomainEventKind::Suspended,
+        sys::VIR_DOMAIN_EVENT_SUSPENDED => DomainEventKind::Suspended {
+            reason: match detail as sys::virDomainEventSuspendedDetailType {
+                sys::VIR_DOMAIN_EVENT_SUSPENDED_PAUSED => PauseReason::User,
+                sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR => PauseReason::IoError,
+                sys::VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG => PauseReason::Watchdog,
+                _ => PauseReason::Other,
+            },
+        },
         sys::VIR_DOMAIN_EVENT_RESUMED => DomainEventKind::Resumed,
         sys::VIR_DOMAIN_EVENT_SHUTDOWN => DomainEventKind::Shutdown,
         sys::VIR_DOMAIN_EVENT_PMSUSPENDED => DomainEventKind::PmSuspended,
@@ -477,7 +485,12 @@ fn event_kind(event: libc::c_int, detail: libc::c_int) -> DomainEventKind {
 fn run_state(state: sys::virDomainState, reason: i32) -> RunState {
     match state {
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => RunState::Running,
-        sys::VIR_DOMAIN_PAUSED => RunState::Paused,
+        sys::VIR_DOMAIN_PAUSED => RunState::Paused(match reason as sys::virDomainPausedReason {
+            sys::VIR_DOMAIN_PAUSED_USER | sys::VIR_DOMAIN_PAUSED_STARTING_UP => PauseReason::User,
+            sys::VIR_DOMAIN_PAUSED_IOERROR => PauseReason::IoError,
+            sys::VIR_DOMAIN_PAUSED_WATCHDOG => PauseReason::Watchdog,
+            _ => PauseReason::Other,
+        }),
         sys::VIR_DOMAIN_SHUTDOWN => RunState::ShuttingDown,
         sys::VIR_DOMAIN_PMSUSPENDED => RunState::Suspended,
         sys::VIR_DOMAIN_CRASHED => RunState::Crashed,

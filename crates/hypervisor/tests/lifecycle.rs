@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use berth_hypervisor::fake::Fake;
 use berth_hypervisor::libvirt::Libvirt;
-use berth_hypervisor::{DomainEventKind as Kind, Error, Events, Hypervisor, RunState, StopReason};
+use berth_hypervisor::{
+    DomainEventKind as Kind, Error, Events, Hypervisor, PauseReason, RunState, StopReason,
+};
 
 fn xml(name: &str, uuid: &str) -> String {
     format!(
@@ -44,8 +46,16 @@ async fn story(hypervisor: impl Hypervisor, mut events: Events, name: &str, uuid
     assert_eq!(hypervisor.state(uuid).await, Ok(RunState::Running));
 
     hypervisor.suspend(uuid).await.expect("paused");
-    assert_eq!(next(&mut events, name).await, Kind::Suspended);
-    assert_eq!(hypervisor.state(uuid).await, Ok(RunState::Paused));
+    assert_eq!(
+        next(&mut events, name).await,
+        Kind::Suspended {
+            reason: PauseReason::User
+        }
+    );
+    assert_eq!(
+        hypervisor.state(uuid).await,
+        Ok(RunState::Paused(PauseReason::User))
+    );
     hypervisor.resume(uuid).await.expect("resumed");
     assert_eq!(next(&mut events, name).await, Kind::Resumed);
 

@@ -1,0 +1,227 @@
+//! From a `sync` to a guest that runs. The steps, in order; the first that fails undoes those before it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use berth_api::kubevirt::v1::VirtualMachineInstance;
+use berth_domain::{DiskInput, DomainError, DomainInput, NicInput};
+use berth_hypervisor::{DomainInfo, Hypervisor};
+
+use crate::console::Console;
+use crate::dhcp::Servers;
+use crate::millis;
+use crate::overlay::{self, OverlayError};
+use crate::protocol::SyncRequest;
+
+/// Where things are in the run directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    run_dir: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(run_dir: PathBuf) -> Self {
+        Self { run_dir }
+    }
+
+    /// A file of this name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.run_dir.join(name)
+    }
+
+    /// What libvirt keeps.
+    pub(crate) fn virt(&self) -> PathBuf {
+        self.run_dir.join("virt")
+    }
+
+    fn overlay(&self, volume: &str) -> PathBuf {
+        self.run_dir.join("disks").join(format!("{volume}.qcow2"))
+    }
+
+    /// Bound by QEMU, used by the launcher alone; clients come to the console socket.
+    fn serial(&self) -> PathBuf {
+        self.run_dir.join("serial.sock")
+    }
+
+    fn vnc(&self) -> PathBuf {
+        self.run_dir.join("vnc.sock")
+    }
+}
+
+/// Why the guest does not run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    #[error("cannot make {path}: {source}")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    #[error("DHCP on network {network}: {source}")]
+    Dhcp { network: String, source: std::io::Error },
+    #[error("cannot connect to the serial console: {0}")]
+    Console(std::io::Error),
+    #[error("a step of the creation panicked")]
+    Panicked,
+    #[error("{0}")]
+    Define(berth_hypervisor::Error),
+    #[error("{error}")]
+    Start {
+        /// The name, under which QEMU's log is found.
+        domain: String,
+        error: berth_hypervisor::Error,
+    },
+}
+
+/// A guest that runs.
+#[derive(Debug)]
+pub(crate) struct Created {
+    /// The domain.
+    pub(crate) info: DomainInfo,
+    /// The time of each step in milliseconds.
+    pub(crate) timings: BTreeMap<String, u64>,
+    /// The DHCP servers, which end when this is dropped.
+    pub(crate) dhcp: Servers,
+}
+
+/// Everything that a creation needs.
+#[derive(Debug)]
+pub(crate) struct Creation<H> {
+    /// Where to start it.
+    pub(crate) hypervisor: H,
+    /// The machine and its backings.
+    pub(crate) request: SyncRequest,
+    /// The DHCP servers, not yet serving.
+    pub(crate) dhcp: Servers,
+    /// What reads the guest's serial port.
+    pub(crate) console: Console,
+    /// Where things are.
+    pub(crate) layout: Layout,
+}
+
+impl<H: Hypervisor> Creation<H> {
+    /// Runs the steps. The guest's first instruction is executed in the last one, when everything listens.
+    pub(crate) async fn run(mut self) -> Result<Created, CreateError> {
+        let mut clock = Clock::new();
+        let disks = self.overlays().await?;
+        clock.lap("overlay_ms");
+        let xml = self.xml(disks)?;
+        tracing::debug!("domain: {xml}");
+        let defined = self.hypervisor.define(&xml).await.map_err(CreateError::Define)?;
+        clock.lap("define_ms");
+        let started = self.start(&defined, &mut clock).await;
+        match started {
+            Ok(info) => {
+                clock.total("sync_ms");
+                Ok(Created { info, timings: clock.laps, dhcp: self.dhcp })
+            }
+            Err(error) => {
+                for undone in [
+                    self.hypervisor.destroy(&defined.uuid).await,
+                    self.hypervisor.undefine(&defined.uuid).await,
+                ] {
+                    if let Err(undo) = undone {
+                        tracing::debug!(domain = defined.name, "after a failed start: {undo}");
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(&mut self, defined: &DomainInfo, clock: &mut Clock) -> Result<DomainInfo, CreateError> {
+        let failed = |error| CreateError::Start { domain: defined.name.clone(), error };
+        let info = self.hypervisor.start(&defined.uuid, true).await.map_err(failed)?;
+        clock.lap("create_ms");
+        let devices = &self.request.vmi.spec.domain.devices;
+        if devices.autoattach_serial_console != Some(false) {
+            let logged = devices.log_serial_console != Some(false);
+            self.console.attach(&self.layout.serial(), logged).await.map_err(CreateError::Console)?;
+        }
+        self.dhcp.serve().map_err(|(network, source)| CreateError::Dhcp { network, source })?;
+        self.hypervisor.resume(&defined.uuid).await.map_err(failed)?;
+        clock.lap("resume_ms");
+        Ok(info)
+    }
+
+    /// A fresh overlay for each disk that may not be written itself; all files as the domain uses them.
+    async fn overlays(&self) -> Result<Vec<DiskInput>, CreateError> {
+        let backings = self.request.disks.clone();
+        let layout = self.layout.clone();
+        let work = move || {
+            let directory = layout.file("disks");
+            std::fs::create_dir_all(&directory)
+                .map_err(|source| CreateError::Directory { path: directory, source })?;
+            backings
+                .into_iter()
+                .map(|disk| {
+                    if !disk.read_only {
+                        return Ok(DiskInput {
+                            volume: disk.volume,
+                            path: disk.path,
+                            format: disk.format,
+                            read_only: false,
+                        });
+                    }
+                    let path = layout.overlay(&disk.volume);
+                    overlay::create(&path, &disk.path, &disk.format)?;
+                    Ok(DiskInput {
+                        volume: disk.volume,
+                        path: path.display().to_string(),
+                        format: "qcow2".to_owned(),
+                        read_only: false,
+                    })
+                })
+                .collect()
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or(Err(CreateError::Panicked))
+    }
+
+    fn xml(&self, disks: Vec<DiskInput>) -> Result<String, CreateError> {
+        let nics = self.request.nics.iter().map(|nic| NicInput {
+            network: nic.network.clone(),
+            tap: nic.tap.clone(),
+            mac: nic.mac.to_string(),
+            mtu: nic.mtu,
+        });
+        Ok(berth_domain::domain_xml(&DomainInput {
+            vmi: &self.request.vmi,
+            disks,
+            nics: nics.collect(),
+            emulation: self.request.emulation,
+            emulator: None,
+            serial_socket: self.layout.serial().display().to_string(),
+            vnc_socket: Some(self.layout.vnc().display().to_string()),
+            agent_socket: None,
+        })?)
+    }
+}
+
+/// Seconds that the machine gives its guest to power off.
+pub(crate) fn grace_seconds(vmi: &VirtualMachineInstance) -> u64 {
+    const DEFAULT: i64 = 30;
+    vmi.spec.termination_grace_period_seconds.unwrap_or(DEFAULT).try_into().unwrap_or(0)
+}
+
+struct Clock {
+    begin: Instant,
+    last: Instant,
+    laps: BTreeMap<String, u64>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { begin: now, last: now, laps: BTreeMap::new() }
+    }
+
+    fn lap(&mut self, name: &str) {
+        self.laps.insert(name.to_owned(), millis(self.last.elapsed()));
+        self.last = Instant::now();
+    }
+
+    fn total(&mut self, name: &str) {
+        self.laps.insert(name.to_owned(), millis(self.begin.elapsed()));
+    }
+}
