@@ -47,7 +47,7 @@ fn parse(text: &str) -> HostDns {
                 dns.search = words
                     .filter(|word| *word != ".")
                     .map(str::to_owned)
-                    .collect()
+                    .collect();
             }
             _ => {}
         }

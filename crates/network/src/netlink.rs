@@ -354,7 +354,7 @@ fn link(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => {
-                link.mac = bytes.as_slice().try_into().ok().map(MacAddr)
+                link.mac = bytes.as_slice().try_into().ok().map(MacAddr);
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index),

@@ -89,5 +89,5 @@ pub(crate) fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
 
 fn is_netns(path: &Path) -> bool {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
-    rustix::fs::statfs(path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
 }

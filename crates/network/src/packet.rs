@@ -87,38 +87,17 @@ pub(crate) fn make_tap(name: &str, (uid, gid): (u32, u32)) -> Result<()> {
             Ok(())
         }
     };
+    let tap = device.as_raw_fd();
     // SAFETY: the descriptor is open, the request is a valid ifreq that outlives the call.
-    check(
-        unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) },
-        "making the tap",
-    )?;
-    // SAFETY: these three take their argument by value.
-    check(
-        unsafe {
-            libc::ioctl(
-                device.as_raw_fd(),
-                libc::TUNSETOWNER,
-                libc::c_ulong::from(uid),
-            )
-        },
-        "giving away the tap",
-    )?;
-    // SAFETY: as above.
-    check(
-        unsafe {
-            libc::ioctl(
-                device.as_raw_fd(),
-                libc::TUNSETGROUP,
-                libc::c_ulong::from(gid),
-            )
-        },
-        "giving away the tap",
-    )?;
-    // SAFETY: as above.
-    check(
-        unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) },
-        "keeping the tap",
-    )
+    let made = unsafe { libc::ioctl(tap, libc::TUNSETIFF, &raw mut request) };
+    check(made, "making the tap")?;
+    let set = |what, value: u32| {
+        // SAFETY: the descriptor is open; these requests take their argument by value.
+        unsafe { libc::ioctl(tap, what, libc::c_ulong::from(value)) }
+    };
+    check(set(libc::TUNSETOWNER, uid), "giving away the tap")?;
+    check(set(libc::TUNSETGROUP, gid), "giving away the tap")?;
+    check(set(libc::TUNSETPERSIST, 1), "keeping the tap")
 }
 
 /// A packet socket on a link of the namespace at `netns` that sees only DHCP requests (IPv4, UDP to port 67), and sends
