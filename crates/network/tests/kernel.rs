@@ -73,8 +73,7 @@ fn on_a_node(test: &str, body: impl FnOnce(&Node) + Send + 'static) {
             let node = Node { dir, network };
             body(&node);
             let errors = node.network.remove();
-            assert!(errors.is_empty(), "{errors:?}");");
-            }
+            assert!(errors.is_empty(), "{errors:?}");
         }))
     });
     delete_netns(&home).unwrap();
