@@ -124,7 +124,11 @@ fn extensions() -> Router {
 async fn who_may_enter() {
     let server = Server::start().await;
     let stop = CancellationToken::new();
-    let (address, _) = server.serve(extensions(), &stop).await;
+    let (address, kubeconfig) = server.serve(extensions(), &stop).await;
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(kubeconfig).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
     for path in ["/livez", "/readyz", "/healthz"] {
         assert_eq!(
             fetch(&server, address, None, path).await,

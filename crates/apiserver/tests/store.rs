@@ -188,3 +188,57 @@ async fn of_many_writers_one_wins() {
     }
     assert_eq!(won, 1);
 }
+
+const CHILD: &str = "BERTH_TEST_STORE";
+
+/// Not a test of its own: the process that the next test kills. Prints each name once its write is acknowledged.
+#[tokio::test]
+async fn writes_until_killed() {
+    let Some(path) = std::env::var_os(CHILD) else {
+        return;
+    };
+    let store = RedbStore::open(std::path::Path::new(&path)).unwrap();
+    for n in 0.. {
+        let name = format!("n{n}");
+        store.write(put(&name, &name)).await.unwrap();
+        println!("acknowledged {name}");
+    }
+}
+
+#[tokio::test]
+async fn acknowledged_writes_survive_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "writes_until_killed", "--nocapture"])
+        .env(CHILD, &path)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut acknowledged = Vec::new();
+    for line in lines {
+        // The harness prints on the same stream, without a line end of its own.
+        if let Some((_, name)) = line.unwrap().split_once("acknowledged ") {
+            acknowledged.push(name.to_owned());
+        }
+        if acknowledged.len() == 40 {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(acknowledged.len() >= 40);
+
+    let store = RedbStore::open(&path).unwrap();
+    for name in &acknowledged {
+        let found = store.get(&Key::new(&"/things".into(), "ns", name)).unwrap();
+        assert_eq!(
+            found.map(|stored| stored.value),
+            Some(Bytes::from(name.clone())),
+            "{name}"
+        );
+    }
+    let head = store.ring().head();
+    assert_eq!(store.write(put("after", "x")).await.unwrap(), head + 1);
+}

@@ -627,3 +627,73 @@ async fn admission_changes_and_refuses() {
         "Widget.example.com \"x\" is invalid: spec.size: Invalid value: 13: brings bad luck"
     );
 }
+
+#[tokio::test]
+async fn events_have_two_faces() {
+    let server = Server::start().await;
+    let client = server.client();
+    let event = json!({
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": "e"},
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "regarding": {"kind": "Pod", "name": "p", "namespace": "default"},
+        "reason": "Started",
+        "note": "up and running",
+        "type": "Normal",
+        "action": "Start",
+        "reportingController": "test",
+        "reportingInstance": "test-1",
+    });
+    ok(
+        &client,
+        "POST",
+        "/apis/events.k8s.io/v1/namespaces/default/events",
+        &event,
+    )
+    .await;
+    let uri =
+        "/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dp,reason%3DStarted";
+    let list = ok(&client, "GET", uri, &Value::Null).await;
+    assert_eq!(list["items"][0]["message"], "up and running");
+    let again = ok(
+        &client,
+        "GET",
+        "/apis/events.k8s.io/v1/namespaces/default/events/e",
+        &Value::Null,
+    )
+    .await;
+    assert_eq!(
+        (&again["apiVersion"], &again["note"]),
+        (&json!("events.k8s.io/v1"), &json!("up and running"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn patches_without_a_revision_do_not_get_lost() {
+    let server = Server::start().await;
+    let client = server.client();
+    ok(&client, "POST", MAPS, &config_map("a")).await;
+    let tasks: Vec<_> = (0..12)
+        .map(|n| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let patch = json!({"data": {format!("k{n}"): "v"}}).to_string();
+                call_as(
+                    &client,
+                    "PATCH",
+                    &format!("{MAPS}/a"),
+                    "application/merge-patch+json",
+                    patch,
+                )
+                .await
+                .0
+            })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), StatusCode::OK);
+    }
+    let all = ok(&client, "GET", &format!("{MAPS}/a"), &Value::Null).await;
+    assert_eq!(all["data"].as_object().unwrap().len(), 13);
+}

@@ -170,3 +170,31 @@ async fn kube_runtime_follows_by_list_and_by_stream() {
         assert_eq!(second.data["spec"]["size"], size);
     }
 }
+
+#[tokio::test]
+async fn a_watch_ends_in_time_with_a_bookmark() {
+    let server = Server::start().await;
+    let client = server.client();
+    let made = ok(&client, "POST", MAPS, &config_map("a")).await;
+    let uri =
+        "/api/v1/namespaces/default/secrets?watch=true&timeoutSeconds=1&allowWatchBookmarks=true";
+    let request = http::Request::get(uri)
+        .body(kube::client::Body::empty())
+        .unwrap();
+    let response = client.send(request).await.unwrap();
+    let read = http_body_util::BodyExt::collect(response.into_body());
+    let bytes = tokio::time::timeout(SOON, read)
+        .await
+        .expect("it ends")
+        .unwrap()
+        .to_bytes();
+    let event: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(
+        (&event["type"], &event["object"]["kind"]),
+        (&json!("BOOKMARK"), &json!("Secret"))
+    );
+    assert_eq!(
+        event["object"]["metadata"]["resourceVersion"],
+        made["metadata"]["resourceVersion"]
+    );
+}

@@ -149,7 +149,6 @@ impl Watch {
     fn emit(&mut self, out: &mut Vec<u8>, kind: &str, object: Value) {
         let shown = match self.view {
             View::Plain => object,
-            View::Metadata if kind == "BOOKMARK" => object,
             View::Metadata => content::partial(&object),
             // Tables have no bookmarks to speak of: a table without rows carries the revision.
             View::Table { version, include } => {
