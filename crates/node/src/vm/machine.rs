@@ -36,8 +36,8 @@ use tracing::{info, warn};
 use super::domain::{end_of, guest_of};
 use super::nic;
 use super::status::{End, Guest, View, WiredNic, message_of, plan_status, reason_of};
-use super::{Agent, chain, full_name, grace_seconds};
-use crate::PodLocation;
+use super::{Agent, full_name, grace_seconds};
+use crate::{PodLocation, chain};
 
 /// How long a launcher of a ready pod may take to answer on its socket.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
@@ -168,7 +168,9 @@ impl Machine {
             return self.finish(end).await;
         }
         let Some(launcher) = self.connect(&pod).await? else {
-            return self.finish(End::LauncherGone).await;
+            // It may have written its last words while it was looked for.
+            let end = self.end_on_record(&pod).unwrap_or(End::LauncherGone);
+            return self.finish(end).await;
         };
         self.clock.lap("connected_ms");
         self.view.emulation = self.agent.emulation().await;
@@ -255,6 +257,15 @@ impl Machine {
     async fn connect(&mut self, pod: &PodLocation) -> Result<Option<Client>, Stop> {
         let socket = pod.run_dir.join(CONTROL_SOCKET);
         loop {
+            // Nobody will answer in a pod without processes.
+            if self
+                .agent
+                .sandboxes
+                .locate(&self.pod_uid)
+                .is_none_or(|pod| pod.pid == 0)
+            {
+                return Ok(None);
+            }
             let connecting = Client::connect(&socket, CONNECT_DEADLINE);
             let error = tokio::select! {
                 connected = connecting => match connected {
@@ -266,7 +277,7 @@ impl Machine {
             // A launcher that served this machine before does not come back; a new one may be slow.
             let served =
                 self.vmi.status.as_ref().and_then(|s| s.phase) != Some(VmiPhase::Scheduled);
-            if served || self.is_deleted() || self.agent.sandboxes.locate(&self.pod_uid).is_none() {
+            if served || self.is_deleted() {
                 warn!(vmi = %full_name(&self.vmi), %error, "launcher does not answer");
                 return Ok(None);
             }
@@ -405,10 +416,14 @@ impl Machine {
     ) -> Result<(SyncRequest, Vec<std::os::fd::OwnedFd>, Vec<WiredNic>), SyncError> {
         let disks = disks(&self.vmi, pod)?;
         let (vmi, location) = (self.vmi.clone(), pod.clone());
-        let (record, dns) = (self.agent.network_record(&self.pod_uid), self.agent.dns());
-        let wired = tokio::task::spawn_blocking(move || nic::wire(&vmi, &location, &record, &dns))
-            .await
-            .map_err(|_| SyncError::Panicked)??;
+        let (record, config) = (
+            self.agent.network_record(&self.pod_uid),
+            self.agent.config.clone(),
+        );
+        let wired =
+            tokio::task::spawn_blocking(move || nic::wire(&vmi, &location, &record, &config))
+                .await
+                .map_err(|_| SyncError::Panicked)??;
         let request = SyncRequest {
             vmi: (*self.vmi).clone(),
             disks,

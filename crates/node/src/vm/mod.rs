@@ -10,7 +10,6 @@ mod nic;
 mod status;
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -69,15 +68,6 @@ impl Agent {
             .join("pods")
             .join(pod_uid)
             .join("network.json")
-    }
-
-    /// The name servers that a DHCPv4 lease can carry.
-    fn dns(&self) -> Vec<Ipv4Addr> {
-        let v4 = |ip: &IpAddr| match ip {
-            IpAddr::V4(ip) => Some(*ip),
-            IpAddr::V6(_) => None,
-        };
-        self.config.dns.iter().filter_map(v4).collect()
     }
 }
 
@@ -166,17 +156,6 @@ impl Machines {
 /// `namespace/name`, for messages.
 fn full_name(vmi: &VirtualMachineInstance) -> String {
     format!("{}/{}", vmi.namespace().unwrap_or_default(), vmi.name_any())
-}
-
-/// An error with its causes, on one line. A cause that its error repeats already is said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string) {
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }
 
 /// The guest's grace period in seconds.

@@ -17,7 +17,7 @@ use berth_network::{MacAddr, PodNic, VmNicRequest};
 use kube::ResourceExt;
 
 use super::status::WiredNic;
-use crate::PodLocation;
+use crate::{NodeConfig, PodLocation};
 
 /// The pod's interface that carries the pod network.
 const POD_INTERFACE: &str = "eth0";
@@ -63,7 +63,7 @@ pub(crate) fn wire(
     vmi: &VirtualMachineInstance,
     pod: &PodLocation,
     record: &Path,
-    dns: &[Ipv4Addr],
+    config: &NodeConfig,
 ) -> Result<Wired, Error> {
     let mut wired = Wired {
         backings: Vec::new(),
@@ -86,7 +86,7 @@ pub(crate) fn wire(
         };
         let nic = berth_network::wire_bridge(&pod.netns, &request)
             .map_err(network_error("bridge and tap", interface))?;
-        let lease = lease(vmi, &pod_nic, mac, dns);
+        let lease = lease(vmi, &pod_nic, mac, config);
         if lease.is_some() {
             let socket = berth_network::open_dhcp_socket(&pod.netns, &nic.tap)
                 .map_err(network_error("DHCP socket", interface))?;
@@ -205,7 +205,7 @@ fn lease(
     vmi: &VirtualMachineInstance,
     pod_nic: &PodNic,
     mac: MacAddr,
-    dns: &[Ipv4Addr],
+    config: &NodeConfig,
 ) -> Option<Lease> {
     let (ip, prefix) = pod_nic.ipv4?;
     let hostname = vmi.spec.hostname.clone().unwrap_or_else(|| vmi.name_any());
@@ -215,10 +215,10 @@ fn lease(
         prefix,
         gateway: pod_nic.gateway,
         routes: pod_nic.routes.clone(),
-        dns: dns.to_vec(),
+        dns: config.dns.clone(),
         hostname: Some(hostname.replace('.', "-")),
         domain: None,
-        search: Vec::new(),
+        search: config.search.clone(),
         mtu: Some(pod_nic.mtu),
         // Renewals are unicast to the server: the gateway is an address that the guest can resolve, so its
         // renewals reach the tap, where they are answered.
@@ -265,8 +265,14 @@ mod tests {
     #[test]
     fn the_guest_leases_the_pods_address() {
         let dns = [Ipv4Addr::new(9, 9, 9, 9)];
+        let config = crate::vm::tests::config(Path::new("/nowhere"));
+        let config = NodeConfig {
+            dns: dns.to_vec(),
+            search: vec!["lab.example".to_owned()],
+            ..config
+        };
         let pod_nic = pod_eth0();
-        let lease = lease(&ordinary(), &pod_nic, pod_nic.mac, &dns).unwrap();
+        let lease = lease(&ordinary(), &pod_nic, pod_nic.mac, &config).unwrap();
         assert_eq!(
             (lease.ip, lease.prefix, lease.mtu),
             (Ipv4Addr::new(10, 98, 0, 7), 16, Some(1400))
@@ -283,7 +289,7 @@ mod tests {
             ipv4: None,
             ..pod_nic
         };
-        assert!(super::lease(&ordinary(), &bare, bare.mac, &dns).is_none());
+        assert!(super::lease(&ordinary(), &bare, bare.mac, &config).is_none());
     }
 
     #[test]
@@ -316,6 +322,7 @@ mod tests {
         let (host, netns) = (dir.path().join("host"), dir.path().join("pod"));
         berth_network::create_netns(&host).unwrap();
         let (pod_ns, record) = (netns.clone(), dir.path().join("state/network.json"));
+        let config = crate::vm::tests::config(dir.path());
         let outcome = berth_network::within(&host, move || {
             let node = NodeNetwork {
                 bridge: "berth0".to_owned(),
@@ -337,8 +344,8 @@ mod tests {
             };
             let machine = ordinary();
             assert_eq!(recorded(&machine, &record).unwrap(), []);
-            let first = wire(&machine, &pod, &record, &[]).unwrap();
-            let again = wire(&machine, &pod, &record, &[]).unwrap();
+            let first = wire(&machine, &pod, &record, &config).unwrap();
+            let again = wire(&machine, &pod, &record, &config).unwrap();
             assert_eq!(first.shown, again.shown);
             assert_eq!(recorded(&machine, &record).unwrap(), first.shown);
             (first, again)

@@ -244,6 +244,25 @@ impl PodSandboxes for OnePod {
     }
 }
 
+/// The settings of a node whose directories are under `dir`.
+pub(super) fn config(dir: &FsPath) -> NodeConfig {
+    NodeConfig {
+        node_name: "n1".to_owned(),
+        state_dir: dir.join("state"),
+        run_dir: dir.join("run"),
+        network: berth_network::NodeNetwork {
+            bridge: "berth0".to_owned(),
+            gateway: [10, 98, 0, 1].into(),
+            prefix: 16,
+            mtu: 1500,
+        },
+        dns: vec![],
+        search: vec![],
+        berth_binary: "/usr/bin/berth".into(),
+        insecure_registries: vec![],
+    }
+}
+
 struct World {
     api: Api1,
     dir: tempfile::TempDir,
@@ -267,12 +286,7 @@ impl World {
             gid: 107,
             pid: 1,
         };
-        let config = NodeConfig {
-            node_name: "n1".to_owned(),
-            state_dir: dir.path().to_owned(),
-            run_dir: dir.path().to_owned(),
-            dns: vec![],
-        };
+        let config = config(dir.path());
         let agent = Arc::new(Agent {
             config: Arc::new(config),
             client: api.client(),
