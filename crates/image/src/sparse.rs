@@ -1,0 +1,108 @@
+//! Writing a file without its zeros: blocks of zeros become holes, so a disk takes the space of its content.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+const BLOCK: usize = 4096;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// Writes a fresh file from its start to its end; [`SparseWriter::finish`] sets the length.
+pub(crate) struct SparseWriter<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl<'a> SparseWriter<'a> {
+    /// `file` must be empty.
+    pub(crate) fn new(file: &'a File) -> Self {
+        Self { file, offset: 0 }
+    }
+
+    /// Bytes given so far, zeros included.
+    pub(crate) fn len(&self) -> u64 {
+        self.offset
+    }
+
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let zeros = self.run(bytes, true);
+            self.offset += zeros as u64;
+            bytes = &bytes[zeros..];
+            let data = self.run(bytes, false);
+            self.file.write_all_at(&bytes[..data], self.offset)?;
+            self.offset += data as u64;
+            bytes = &bytes[data..];
+        }
+        Ok(())
+    }
+
+    /// How many bytes at the front of `bytes` lie in blocks that are (or are not) all zeros.
+    fn run(&self, bytes: &[u8], zeros: bool) -> usize {
+        let mut length = 0;
+        while length < bytes.len() {
+            // Cut at block borders of the file, so that holes are whole blocks.
+            let position = self.offset + length as u64;
+            let to_border = BLOCK - (position % BLOCK as u64) as usize;
+            let block = &bytes[length..bytes.len().min(length + to_border)];
+            if (block == &ZEROS[..block.len()]) != zeros {
+                break;
+            }
+            length += block.len();
+        }
+        length
+    }
+
+    /// Sets the length, also when the file ends in a hole, and waits until everything is on disk.
+    pub(crate) fn finish(self) -> io::Result<u64> {
+        self.file.set_len(self.offset)?;
+        self.file.sync_all()?;
+        Ok(self.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn zeros_take_no_space() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = SparseWriter::new(&file);
+        let piece = vec![0; 1 << 20];
+        for _ in 0..256 {
+            writer.write(&piece).unwrap();
+        }
+        writer.write(b"end").unwrap();
+        assert_eq!(writer.finish().unwrap(), (256 << 20) + 3);
+        let meta = file.metadata().unwrap();
+        assert_eq!(meta.len(), (256 << 20) + 3);
+        assert!(meta.blocks() * 512 <= 64 * 1024, "{} blocks", meta.blocks());
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out(
+            pieces in proptest::collection::vec((any::<u8>(), 1usize..9000, 0usize..9000), 1..8),
+        ) {
+            let file = tempfile::tempfile().unwrap();
+            let mut writer = SparseWriter::new(&file);
+            let mut expected = Vec::new();
+            for (byte, data, zeros) in pieces {
+                let mut piece = vec![byte; data];
+                piece.resize(data + zeros, 0);
+                writer.write(&piece).unwrap();
+                expected.extend(piece);
+            }
+            writer.finish().unwrap();
+            let mut found = vec![1; expected.len()];
+            file.read_exact_at(&mut found, 0).unwrap();
+            prop_assert_eq!(file.metadata().unwrap().len(), expected.len() as u64);
+            prop_assert!(found == expected);
+        }
+    }
+}
