@@ -271,18 +271,28 @@ impl Netlink {
 
     /// The default route through a router that the link reaches directly.
     pub(crate) fn add_default_route(&self, link: &Link, gateway: Ipv4Addr) -> Result<()> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .gateway(gateway)
-            .output_interface(link.index)
-            .onlink()
-            .build();
-        match self
-            .runtime
-            .block_on(self.handle.route().add(route).execute())
-        {
+        let default = Route {
+            destination: Ipv4Addr::UNSPECIFIED,
+            prefix: 0,
+            gateway: Some(gateway),
+        };
+        self.add_route(link, &default)
+    }
+
+    /// A route, through a router that the link reaches directly where it has one. One that is there is no error.
+    pub(crate) fn add_route(&self, link: &Link, route: &Route) -> Result<()> {
+        let (destination, prefix) = (route.destination, route.prefix);
+        let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(destination, prefix)
+            .output_interface(link.index);
+        if let Some(gateway) = route.gateway {
+            message = message.gateway(gateway).onlink();
+        }
+        let request = self.handle.route().add(message.build());
+        match self.runtime.block_on(request.execute()) {
             Err(error) if !is_exists(&error) => Err(netlink_error(
-                "adding the default route",
-                format!("via {gateway} on {}", link.name),
+                "adding a route",
+                format!("to {destination}/{prefix} on {}", link.name),
             )(error)),
             _ => Ok(()),
         }

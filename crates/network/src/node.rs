@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::MacAddr;
 use crate::error::{Error, Result, io_error};
 use crate::netlink::Netlink;
 use crate::netns::on_thread;
@@ -47,6 +48,12 @@ impl NodeNetwork {
     fn ensure_here(&self) -> Result<()> {
         let netlink = Netlink::connect()?;
         let bridge = netlink.ensure_bridge(&self.bridge, self.mtu)?;
+        // Left alone, a bridge has the lowest of its ports' MACs: every pod that comes or goes might change it, and the
+        // others would send to a gateway that is no more.
+        let mac = MacAddr::local(&format!("bridge {} {}", self.bridge, self.gateway));
+        if bridge.mac != Some(mac) {
+            netlink.set_mac(&bridge, mac)?;
+        }
         let addresses = netlink.addresses(&bridge)?;
         let wanted = (self.gateway, self.prefix);
         match addresses.first() {
@@ -74,8 +81,10 @@ impl NodeNetwork {
             prefix,
             ..
         } = self;
-        let network =
-            Ipv4Addr::from_bits(gateway.to_bits() & (u32::MAX << (32 - u32::from(*prefix))));
+        let mask = u32::MAX
+            .checked_shl(32 - u32::from((*prefix).min(32)))
+            .unwrap_or(0);
+        let network = Ipv4Addr::from_bits(gateway.to_bits() & mask);
         format!(
             "chain postrouting {{
                 type nat hook postrouting priority srcnat; policy accept;

@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::error::{Error, Result, io_error};
 use crate::netlink::Netlink;
 use crate::netns::{on_thread, within};
+use crate::vm::port_name;
 use crate::{MacAddr, NodeNetwork, PodNic};
 
 /// The pod's interface.
@@ -21,7 +22,7 @@ pub fn host_link_name(pod_uid: &str) -> String {
 }
 
 /// Links the namespace at `netns` to the node's bridge: `eth0` with the address, the MAC and the default route. May be
-/// called again; what an interrupted call left is replaced.
+/// called again, also after [`crate::wire_bridge`]; what an interrupted call left is replaced.
 ///
 /// # Errors
 /// When the kernel refuses; what was made is removed again.
@@ -36,18 +37,16 @@ pub fn attach_pod(
     let attached = within(netns, move || -> Result<bool> {
         let netlink = Netlink::connect()?;
         let Some(eth0) = netlink.find(POD_INTERFACE)? else {
-            return Ok(false);
+            // The machine has the address; its traffic goes through here and must not be cut.
+            return Ok(netlink.find(&port_name(POD_INTERFACE))?.is_some());
         };
-        Ok(eth0.up && netlink.addresses(&eth0)?.contains(&(ip, prefix)))
+        Ok(eth0.up
+            && eth0.mac == Some(mac)
+            && netlink.addresses(&eth0)?.contains(&(ip, prefix))
+            && netlink.routes(&eth0)?.0 == Some(gateway))
     })??;
     let host = host_link_name(pod_uid);
-    if attached
-        && on_thread({
-            let host = host.clone();
-            move || Netlink::connect()?.find(&host)
-        })?
-        .is_some_and(|link| link.controller.is_some() && link.up)
-    {
+    if attached && rejoin(node, host.clone())? {
         return Ok(());
     }
     let result = attach(node, netns, &host, move |netlink: &Netlink| {
@@ -61,6 +60,22 @@ pub fn attach_pod(
         let _ = detach_pod(node, pod_uid);
     }
     result
+}
+
+/// Puts the node's end of a link that is whole into the bridge, if it is not in it; false without such a link.
+fn rejoin(node: &NodeNetwork, host: String) -> Result<bool> {
+    let bridge = node.bridge.clone();
+    on_thread(move || {
+        let netlink = Netlink::connect()?;
+        let Some(outer) = netlink.find(&host)? else {
+            return Ok(false);
+        };
+        netlink.enslave(&outer, &netlink.get(&bridge)?)?;
+        if !outer.up {
+            netlink.up(&outer)?;
+        }
+        Ok(true)
+    })
 }
 
 fn attach(

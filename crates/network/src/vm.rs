@@ -43,7 +43,13 @@ pub struct VmNic {
     pub mtu: u32,
 }
 
-/// Wires one interface. May be called again; on failure the pod's interface is put back.
+/// What a pod's interface is called once it is a port.
+pub(crate) fn port_name(ifname: &str) -> String {
+    format!("{ifname}-nic")
+}
+
+/// Wires one interface. May be called again, also while the machine runs; when the first wiring fails, the pod's
+/// interface is put back.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -61,7 +67,13 @@ pub fn wire_bridge(netns: &Path, request: &VmNicRequest<'_>) -> Result<VmNic> {
     };
     within(netns, move || {
         let netlink = Netlink::connect()?;
-        plan.wire(&netlink).inspect_err(|_| plan.undo(&netlink))
+        // A tap that is there may have a machine behind it: what is wired is repaired, never taken down.
+        let in_use = netlink.find(&plan.nic.tap)?.is_some();
+        plan.wire(&netlink).inspect_err(|_| {
+            if !in_use {
+                plan.undo(&netlink);
+            }
+        })
     })??;
     Ok(nic)
 }
@@ -73,9 +85,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// What the pod's interface is called once it is a port.
     fn port(&self) -> String {
-        format!("{}-nic", self.pod_nic.ifname)
+        port_name(&self.pod_nic.ifname)
     }
 
     /// The port's MAC while the machine has the pod's.
@@ -84,25 +95,31 @@ impl Plan {
     }
 
     fn wire(&self, netlink: &Netlink) -> Result<()> {
+        if self.is_wired(netlink)? {
+            return Ok(());
+        }
         let port = self.port();
         if netlink.find(&port)?.is_none() {
             let nic = netlink.get(&self.pod_nic.ifname)?;
             netlink.down(&nic)?;
-            netlink.flush_addresses(&nic)?;
             netlink.rename(&nic, &port)?;
         }
         let port = netlink.get(&port)?;
+        netlink.flush_addresses(&port)?;
         no_ipv6(&port.name)?;
         if port.mac != Some(self.port_mac()) {
             netlink.set_mac(&port, self.port_mac())?;
         }
         let bridge = netlink.ensure_bridge(&self.nic.bridge, self.nic.mtu)?;
         no_ipv6(&bridge.name)?;
-        packet::make_tap(&self.nic.tap, self.owner)?;
+        // One that is there is persistent, so it has its owner; and QEMU, if it runs, lets nobody else open it.
+        if netlink.find(&self.nic.tap)?.is_none() {
+            packet::make_tap(&self.nic.tap, self.owner)?;
+        }
         let tap = netlink.get(&self.nic.tap)?;
         no_ipv6(&tap.name)?;
         netlink.set_mtu(&tap, self.nic.mtu)?;
-        self.keep_dhcp_apart()?;
+        keep_dhcp_apart();
         for link in [&port, &tap] {
             netlink.enslave(link, &bridge)?;
             netlink.up(link)?;
@@ -110,16 +127,19 @@ impl Plan {
         netlink.up(&bridge)
     }
 
-    /// Neither does the machine hear another DHCP server, nor another machine ask through us.
-    fn keep_dhcp_apart(&self) -> Result<()> {
-        packet::replace_table(
-            "bridge",
-            "berth",
-            "chain forward {
-                type filter hook forward priority filter; policy accept;
-                ether type ip ip protocol udp udp dport { 67, 68 } drop
-            }",
-        )
+    /// Whether everything is in its place and up already.
+    fn is_wired(&self, netlink: &Netlink) -> Result<bool> {
+        let Some(bridge) = netlink.find(&self.nic.bridge)? else {
+            return Ok(false);
+        };
+        let (port, tap) = (netlink.find(&self.port())?, netlink.find(&self.nic.tap)?);
+        Ok(bridge.up
+            && [port, tap]
+                .iter()
+                .flatten()
+                .filter(|link| link.up && link.controller == Some(bridge.index))
+                .count()
+                == 2)
     }
 
     fn undo(&self, netlink: &Netlink) {
@@ -132,7 +152,8 @@ impl Plan {
                 netlink.down(&port)?;
                 netlink.set_mac(&port, self.pod_nic.mac)?;
                 netlink.rename(&port, &self.pod_nic.ifname)?;
-                let nic = netlink.get(&self.pod_nic.ifname)?;
+            }
+            if let Some(nic) = netlink.find(&self.pod_nic.ifname)? {
                 if let Some((ip, prefix)) = self.pod_nic.ipv4 {
                     netlink.add_address(&nic, ip, prefix)?;
                 }
@@ -140,12 +161,31 @@ impl Plan {
                 if let Some(gateway) = self.pod_nic.gateway {
                     netlink.add_default_route(&nic, gateway)?;
                 }
+                for route in &self.pod_nic.routes {
+                    netlink.add_route(&nic, route)?;
+                }
             }
             netlink.remove(&self.nic.bridge)
         };
         if let Err(error) = put_back() {
             tracing::warn!("the pod's interface was not put back: {error}");
         }
+    }
+}
+
+/// Neither does the machine hear another DHCP server, nor another machine ask through us. A kernel that cannot filter in
+/// bridges does without: our server still answers its machine only.
+fn keep_dhcp_apart() {
+    let filtered = packet::replace_table(
+        "bridge",
+        "berth",
+        "chain forward {
+            type filter hook forward priority filter; policy accept;
+            ether type ip ip protocol udp udp dport { 67, 68 } drop
+        }",
+    );
+    if let Err(error) = filtered {
+        tracing::debug!("DHCP is not kept apart from the pod network: {error}");
     }
 }
 
