@@ -71,14 +71,6 @@ impl ImageRef {
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
-
-    /// The same repository at `digest`.
-    pub(crate) fn at(&self, digest: Digest) -> Self {
-        Self {
-            version: Version::Digest(digest),
-            ..self.clone()
-        }
-    }
 }
 
 impl FromStr for ImageRef {
@@ -226,8 +218,7 @@ fn check_path(path: &str) -> Result<(), &'static str> {
         let (Some(first), Some(last)) = (separators.first(), separators.last()) else {
             return Err("a part of the name is empty");
         };
-        let inner_ok =
-            |s: &str| matches!(*s, "" | "." | "_" | "__") || s.bytes().all(|b| b == b'-');
+        let inner_ok = |s: &str| matches!(s, "" | "." | "_" | "__") || s.bytes().all(|b| b == b'-');
         if !first.is_empty() || !last.is_empty() || !separators.iter().all(|s| inner_ok(s)) {
             return Err("a part of the name has separators at its ends or several in a row");
         }

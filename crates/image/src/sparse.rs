@@ -19,11 +19,6 @@ impl<'a> SparseWriter<'a> {
         Self { file, offset: 0 }
     }
 
-    /// Bytes given so far, zeros included.
-    pub(crate) fn len(&self) -> u64 {
-        self.offset
-    }
-
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let zeros = self.run(bytes, true);

@@ -57,7 +57,6 @@ pub(crate) struct Entry {
     pub(crate) path: Vec<u8>,
     pub(crate) link: Vec<u8>,
     pub(crate) kind: Kind,
-    pub(crate) size: u64,
 }
 
 pub(crate) struct TarReader<R> {
@@ -148,12 +147,7 @@ impl<R: Read> TarReader<R> {
         let link = overrides
             .link
             .unwrap_or_else(|| trim_nul(header[157..257].to_vec()));
-        Ok(Entry {
-            path,
-            link,
-            kind,
-            size,
-        })
+        Ok(Entry { path, link, kind })
     }
 
     fn expect_content(&mut self, size: u64) {

@@ -105,10 +105,6 @@ impl Client {
         })
     }
 
-    pub(super) fn registry(&self) -> &str {
-        &self.registry
-    }
-
     /// Finds out how the registry wants to be asked, and gets a token where it gives tokens.
     pub(super) async fn authenticate(&self, operation: RegistryOperation) -> Result<(), Failed> {
         let auth = match &self.credentials {

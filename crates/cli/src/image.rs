@@ -1,0 +1,318 @@
+//! `berth image`: container disks made, moved and listed without a container engine.
+//!
+//! Works on the store's files directly, so it needs no running `berth up`; the store's locks make both safe together.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use berth_image::{
+    Credentials, Image, ImageRef, Limits, NoProgress, Progress, PullOptions, PullPolicy, Store,
+    Transferred, credentials_from_docker_config,
+};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Arguments of `berth image`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    /// The directory of the image store.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/berth/images"
+    )]
+    root: PathBuf,
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Make an image from a disk file (qcow2 or raw).
+    Build {
+        /// The disk file.
+        disk: PathBuf,
+        /// The name of the image.
+        #[arg(short, long, value_name = "NAME[:TAG]")]
+        tag: ImageRef,
+    },
+    /// Fetch an image from its registry.
+    Pull {
+        /// The image: NAME[:TAG] or NAME@DIGEST.
+        image: ImageRef,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Send an image to its registry.
+    Push {
+        /// The image: NAME[:TAG].
+        image: ImageRef,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// List the images in the store.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Remove images from the store.
+    Rm {
+        /// The images.
+        #[arg(required = true)]
+        images: Vec<ImageRef>,
+    },
+    /// Take the images of a `docker save` or OCI archive into the store.
+    Import {
+        /// The archive, compressed or not.
+        archive: PathBuf,
+        /// The name of the image, instead of the one in the archive.
+        #[arg(short, long, value_name = "NAME[:TAG]")]
+        tag: Option<ImageRef>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RegistryArgs {
+    /// Speak HTTP without TLS to the registry.
+    #[arg(long)]
+    plain_http: bool,
+    /// User and password, instead of those in Docker's configuration.
+    #[arg(long, value_name = "USER:PASSWORD", value_parser = parse_credentials)]
+    creds: Option<Credentials>,
+}
+
+impl RegistryArgs {
+    fn options(self, image: &ImageRef) -> anyhow::Result<PullOptions> {
+        let credentials = match self.creds {
+            Some(credentials) => Some(credentials),
+            None => configured_credentials(image)?,
+        };
+        Ok(PullOptions {
+            credentials,
+            plain_http: self.plain_http,
+            policy: PullPolicy::Always,
+        })
+    }
+}
+
+/// Runs the subcommand.
+pub(crate) async fn run(args: ImageArgs) -> anyhow::Result<()> {
+    let store = Store::open_with(&args.root, Limits::default())?;
+    match args.command {
+        ImageCommand::Build { disk, tag } => {
+            let image = off_runtime(move || Ok(store.build(&disk, &tag)?)).await?;
+            print(format_args!("{} {}\n", image.reference, image.digest))
+        }
+        ImageCommand::Pull { image, registry } => {
+            let options = registry.options(&image)?;
+            let bar = Bar::new();
+            let pulled = store.pull(&image, &options, bar.progress()).await;
+            bar.clear();
+            let pulled = pulled?;
+            print(format_args!("{} {}\n", pulled.reference, pulled.digest))
+        }
+        ImageCommand::Push { image, registry } => {
+            let options = registry.options(&image)?;
+            let bar = Bar::new();
+            let pushed = store.push(&image, &options, bar.progress()).await;
+            bar.clear();
+            print(format_args!("{image} {}\n", pushed?))
+        }
+        ImageCommand::List => print(format_args!("{}", table(&store.list()?, SystemTime::now()))),
+        ImageCommand::Rm { images } => remove(store, images).await,
+        ImageCommand::Import { archive, tag } => {
+            let images =
+                off_runtime(move || Ok(store.import_archive(&archive, tag.as_ref())?)).await?;
+            let lines: String = images
+                .iter()
+                .map(|i| format!("{} {}\n", i.reference, i.digest))
+                .collect();
+            print(format_args!("{lines}"))
+        }
+    }
+}
+
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("the operation did not finish")?
+}
+
+fn print(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+    Ok(std::io::stdout().lock().write_fmt(text)?)
+}
+
+/// Removes what is there; what is not is an error at the end, not in the middle.
+async fn remove(store: Store, images: Vec<ImageRef>) -> anyhow::Result<()> {
+    off_runtime(move || {
+        let mut unknown = Vec::new();
+        for image in images {
+            if store.remove(&image)? {
+                print(format_args!("removed {image}\n"))?;
+            } else {
+                unknown.push(image.to_string());
+            }
+        }
+        if !unknown.is_empty() {
+            bail!("not in the store: {}", unknown.join(", "));
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn parse_credentials(text: &str) -> Result<Credentials, String> {
+    match text.split_once(':') {
+        Some((username, password)) if !username.is_empty() => Ok(Credentials {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        }),
+        // The text may be a password: it is not repeated.
+        _ => Err("expected USER:PASSWORD".to_owned()),
+    }
+}
+
+/// What `docker login` left in `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
+fn configured_credentials(image: &ImageRef) -> anyhow::Result<Option<Credentials>> {
+    let directory = std::env::var_os("DOCKER_CONFIG")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
+    let Some(directory) = directory else {
+        return Ok(None);
+    };
+    let path = directory.join("config.json");
+    match std::fs::read(&path) {
+        Ok(json) => Ok(credentials_from_docker_config(&json, &image.name())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", Path::new(&path).display())),
+    }
+}
+
+/// A progress bar, on a terminal only.
+struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let style = "{spinner} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is well formed"));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self(Some(bar))
+    }
+
+    fn progress(&self) -> &dyn Progress {
+        if self.0.is_some() { self } else { &NoProgress }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn update(&self, transferred: Transferred) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(transferred.total);
+            bar.set_position(transferred.done);
+        }
+    }
+}
+
+fn table(images: &[Image], now: SystemTime) -> String {
+    let mut rows = vec![["NAME", "DIGEST", "SIZE", "SOURCE", "AGE"].map(str::to_owned)];
+    for image in images {
+        let age = now.duration_since(image.stored).unwrap_or_default();
+        rows.push([
+            image.reference.to_string(),
+            image.digest.hex()[..12].to_owned(),
+            human_bytes(image.size),
+            if image.local { "local" } else { "registry" }.to_owned(),
+            human_age(age),
+        ]);
+    }
+    let widths: Vec<usize> = (0..5)
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("   ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn human_bytes(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut divisor = 1u64;
+    while bytes / divisor >= 1024 && unit + 1 < units.len() {
+        unit += 1;
+        divisor <<= 10;
+    }
+    if unit == 0 {
+        return format!("{bytes}B");
+    }
+    let tenths = u128::from(bytes) * 10 / u128::from(divisor);
+    format!("{}.{}{}", tenths / 10, tenths % 10, units[unit])
+}
+
+/// As kubectl prints ages: the largest unit that fits.
+fn human_age(age: Duration) -> String {
+    match age.as_secs() {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_ages_are_short() {
+        assert_eq!(human_bytes(0), "0B");
+        assert_eq!(human_bytes(1023), "1023B");
+        assert_eq!(human_bytes(1536), "1.5KiB");
+        assert_eq!(human_bytes(u64::MAX), "16777216.0TiB");
+        assert_eq!(human_age(Duration::from_secs(119)), "119s");
+        assert_eq!(human_age(Duration::from_secs(7200)), "2h");
+    }
+
+    #[test]
+    fn the_table_is_plain() {
+        assert_eq!(
+            table(&[], SystemTime::now()),
+            "NAME   DIGEST   SIZE   SOURCE   AGE\n"
+        );
+    }
+
+    #[test]
+    fn a_bad_credential_is_not_repeated() {
+        assert!(parse_credentials("u:p:q").is_ok_and(|c| c.password == "p:q"));
+        assert!(
+            !parse_credentials("hunter2")
+                .unwrap_err()
+                .contains("hunter2")
+        );
+    }
+}
