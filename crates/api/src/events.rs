@@ -47,22 +47,52 @@ impl Recorder {
     /// A recorder for `component`, on node `host` when it belongs to one.
     #[must_use]
     pub fn new(client: Client, component: &str, host: Option<String>) -> Self {
-        Self { client, source: EventSource { component: Some(component.to_owned()), host } }
+        Self {
+            client,
+            source: EventSource {
+                component: Some(component.to_owned()),
+                host,
+            },
+        }
     }
 
     /// Records that something went as it should.
-    pub async fn normal<K: Resource<DynamicType = ()>>(&self, about: &K, reason: &str, message: &str) {
+    pub async fn normal<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        reason: &str,
+        message: &str,
+    ) {
         self.record(about, EventType::Normal, reason, message).await;
     }
 
     /// Records trouble.
-    pub async fn warning<K: Resource<DynamicType = ()>>(&self, about: &K, reason: &str, message: &str) {
-        self.record(about, EventType::Warning, reason, message).await;
+    pub async fn warning<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        reason: &str,
+        message: &str,
+    ) {
+        self.record(about, EventType::Warning, reason, message)
+            .await;
     }
 
     /// Records an event of the given type.
-    pub async fn record<K: Resource<DynamicType = ()>>(&self, about: &K, type_: EventType, reason: &str, message: &str) {
-        let event = event(&self.source, &about.object_ref(&()), type_, reason, message, Timestamp::now());
+    pub async fn record<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        type_: EventType,
+        reason: &str,
+        message: &str,
+    ) {
+        let event = event(
+            &self.source,
+            &about.object_ref(&()),
+            type_,
+            reason,
+            message,
+            Timestamp::now(),
+        );
         if let Err(error) = self.write(&event).await {
             let (kind, name) = (&event.involved_object.kind, &event.involved_object.name);
             warn!(%error, ?kind, ?name, reason, "event not written");
@@ -70,7 +100,10 @@ impl Recorder {
     }
 
     async fn write(&self, event: &Event) -> Result<(), kube::Error> {
-        let api: Api<Event> = Api::namespaced(self.client.clone(), event.metadata.namespace.as_deref().unwrap_or("default"));
+        let api: Api<Event> = Api::namespaced(
+            self.client.clone(),
+            event.metadata.namespace.as_deref().unwrap_or("default"),
+        );
         let name = event.metadata.name.as_deref().unwrap_or_default();
         match api.create(&PostParams::default(), event).await {
             Err(kube::Error::Api(status)) if status.code == 409 => {}
@@ -78,7 +111,9 @@ impl Recorder {
         }
         let count = api.get(name).await?.count.unwrap_or(1).saturating_add(1);
         let patch = json!({"count": count, "lastTimestamp": event.last_timestamp});
-        api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+        api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .map(drop)
     }
 }
 
@@ -101,7 +136,10 @@ fn event(
         message,
     ]);
     // A node is not namespaced; events about it live in `default`, as with kubelet.
-    let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let namespace = about
+        .namespace
+        .clone()
+        .unwrap_or_else(|| "default".to_owned());
     let subject = shorten(about.name.as_deref().unwrap_or("unknown"), 230);
     Event {
         metadata: kube::core::ObjectMeta {
@@ -130,8 +168,12 @@ fn shorten(text: &str, max: usize) -> &str {
 
 /// FNV-1a over the parts with a separator: stable from run to run, unlike the standard library's hasher.
 fn fnv1a(parts: &[&str]) -> u64 {
-    let bytes = parts.iter().flat_map(|p| p.bytes().chain(std::iter::once(0)));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    let bytes = parts
+        .iter()
+        .flat_map(|p| p.bytes().chain(std::iter::once(0)));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -149,16 +191,35 @@ mod tests {
     }
 
     fn named(uid: &str, reason: &str, message: &str) -> Event {
-        let source = EventSource { component: Some("berth-node".to_owned()), host: None };
-        event(&source, &about(uid), EventType::Warning, reason, message, Timestamp::UNIX_EPOCH)
+        let source = EventSource {
+            component: Some("berth-node".to_owned()),
+            host: None,
+        };
+        event(
+            &source,
+            &about(uid),
+            EventType::Warning,
+            reason,
+            message,
+            Timestamp::UNIX_EPOCH,
+        )
     }
 
     #[test]
     fn the_same_words_about_the_same_object_share_a_name() {
         let name = |e: Event| e.metadata.name.unwrap();
-        assert_eq!(name(named("1", "Failed", "x")), name(named("1", "Failed", "x")));
-        assert_ne!(name(named("1", "Failed", "x")), name(named("1", "Failed", "y")));
-        assert_ne!(name(named("1", "Failed", "x")), name(named("2", "Failed", "x")));
+        assert_eq!(
+            name(named("1", "Failed", "x")),
+            name(named("1", "Failed", "x"))
+        );
+        assert_ne!(
+            name(named("1", "Failed", "x")),
+            name(named("1", "Failed", "y"))
+        );
+        assert_ne!(
+            name(named("1", "Failed", "x")),
+            name(named("2", "Failed", "x"))
+        );
         assert!(name(named("1", "Failed", "x")).starts_with("vm."));
     }
 

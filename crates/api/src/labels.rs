@@ -77,6 +77,8 @@ pub const REASON_KVM_UNUSABLE: &str = "KVMUnusable";
 pub const REASON_EMULATION_REQUESTED: &str = "EmulationRequested";
 /// Reason of events: the domain was created.
 pub const REASON_CREATED: &str = "Created";
+/// Event: firmware will find no boot sector.
+pub const REASON_NOT_BOOTABLE: &str = "NotBootable";
 /// Reason of events: the guest started.
 pub const REASON_STARTED: &str = "Started";
 /// Reason of events: the guest was asked to shut down.

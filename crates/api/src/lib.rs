@@ -7,13 +7,14 @@
 //! - [`kubevirt`] holds the types of the API group `kubevirt.io`.
 //! - [`crds`] turns them into CustomResourceDefinitions.
 //! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names.
-//!
-//! This crate does no IO.
+//! - [`merge`] makes status patches; [`events`] records Events, the one part that does IO.
 
 pub mod conditions;
 mod crd;
+pub mod events;
 pub mod kubevirt;
 pub mod labels;
+pub mod merge;
 pub mod quantity;
 
 pub use crd::crds;

@@ -13,7 +13,10 @@ pub fn status_patch<S: Serialize>(
     old: Option<&S>,
     new: &S,
 ) -> Result<Option<Value>, serde_json::Error> {
-    let old = old.map(serde_json::to_value).transpose()?.unwrap_or(Value::Null);
+    let old = old
+        .map(serde_json::to_value)
+        .transpose()?
+        .unwrap_or(Value::Null);
     Ok(diff(&old, &serde_json::to_value(new)?)
         .map(|status| json!({"metadata": {"resourceVersion": resource_version}, "status": status})))
 }
@@ -26,12 +29,19 @@ pub fn diff(old: &Value, new: &Value) -> Option<Value> {
     if old == new {
         return None;
     }
-    let (Value::Object(before), Value::Object(after)) = (old, new) else { return Some(new.clone()) };
-    let removed = before.keys().filter(|k| !after.contains_key(*k)).map(|k| (k.clone(), Value::Null));
-    let changed = after.iter().filter_map(|(key, value)| match before.get(key) {
-        Some(was) => diff(was, value).map(|d| (key.clone(), d)),
-        None => Some((key.clone(), value.clone())),
-    });
+    let (Value::Object(before), Value::Object(after)) = (old, new) else {
+        return Some(new.clone());
+    };
+    let removed = before
+        .keys()
+        .filter(|k| !after.contains_key(*k))
+        .map(|k| (k.clone(), Value::Null));
+    let changed = after
+        .iter()
+        .filter_map(|(key, value)| match before.get(key) {
+            Some(was) => diff(was, value).map(|d| (key.clone(), d)),
+            None => Some((key.clone(), value.clone())),
+        });
     Some(Value::Object(removed.chain(changed).collect::<Map<_, _>>()))
 }
 
@@ -51,7 +61,10 @@ mod tests {
     #[test]
     fn a_status_patch_names_the_version_that_was_read() {
         let patch = status_patch(Some("7"), None, &json!({"phase": "Pending"})).unwrap();
-        assert_eq!(patch, Some(json!({"metadata": {"resourceVersion": "7"}, "status": {"phase": "Pending"}})));
+        assert_eq!(
+            patch,
+            Some(json!({"metadata": {"resourceVersion": "7"}, "status": {"phase": "Pending"}}))
+        );
         let same = json!({"phase": "Pending"});
         assert_eq!(status_patch(Some("7"), Some(&same), &same).unwrap(), None);
     }

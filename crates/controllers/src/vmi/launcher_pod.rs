@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use berth_api::kubevirt::v1::{
-    CPU, ResourceRequirements, VirtualMachineInstance, VirtualMachineInstanceSpec,
+    CPU, ContainerDiskSource, ResourceRequirements, VirtualMachineInstance, VirtualMachineInstanceSpec,
 };
 use berth_api::{labels, quantity};
 use k8s_openapi::api::core::v1 as core;
@@ -48,18 +48,20 @@ pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &
         empty_dir: Some(core::EmptyDirVolumeSource::default()),
         ..core::Volume::default()
     }];
-    for (volume, image, pull_policy) in &disks {
+    for (volume, disk) in &disks {
         mounts.push(core::VolumeMount {
             name: format!("disk-{volume}"),
             mount_path: format!("{DISKS_DIR}/{volume}"),
+            // One file of an image that holds several.
+            sub_path: disk.path.clone(),
             read_only: Some(true),
             ..core::VolumeMount::default()
         });
         volumes.push(core::Volume {
             name: format!("disk-{volume}"),
             image: Some(core::ImageVolumeSource {
-                reference: Some(image.clone()),
-                pull_policy: pull_policy.clone(),
+                reference: Some(disk.image.clone()),
+                pull_policy: disk.image_pull_policy.clone(),
             }),
             ..core::Volume::default()
         });
@@ -125,15 +127,10 @@ pub fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
         .max(0)
 }
 
-/// `(volume name, image, pull policy)` of each container disk.
-fn container_disks(spec: &VirtualMachineInstanceSpec) -> Vec<(&str, String, Option<String>)> {
-    let disks = spec
-        .volumes
-        .iter()
-        .filter_map(|v| Some((v.name.as_str(), v.container_disk.as_ref()?)));
-    disks
-        .map(|(name, disk)| (name, disk.image.clone(), disk.image_pull_policy.clone()))
-        .collect()
+/// The container disks with the names of their volumes.
+fn container_disks(spec: &VirtualMachineInstanceSpec) -> Vec<(&str, &ContainerDiskSource)> {
+    let volumes = spec.volumes.iter();
+    volumes.filter_map(|v| Some((v.name.as_str(), v.container_disk.as_ref()?))).collect()
 }
 
 fn pull_secrets(spec: &VirtualMachineInstanceSpec) -> Option<Vec<core::LocalObjectReference>> {

@@ -5,7 +5,10 @@
 //! feature we do not know, or asks for absurd tables never reaches QEMU. A file that is raw is later attached as raw,
 //! never probed, so what its guest writes into it cannot turn it into something else.
 
+mod boot;
 mod qcow2;
+
+pub use boot::is_bootable;
 
 use std::fs::File;
 use std::io;

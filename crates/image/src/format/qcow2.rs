@@ -228,7 +228,10 @@ impl Fields<'_> {
         align: u64,
     ) -> Result<(), FormatError> {
         let end = offset.checked_add(length);
-        if offset < V2_LENGTH || offset % align != 0 || end.is_none_or(|end| end > self.file_size) {
+        if offset < V2_LENGTH
+            || !offset.is_multiple_of(align)
+            || end.is_none_or(|end| end > self.file_size)
+        {
             return Err(bad(field, offset));
         }
         Ok(())

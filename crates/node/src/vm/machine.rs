@@ -406,8 +406,28 @@ impl Machine {
                     "VirtualMachineInstance defined.",
                 )
                 .await;
+            self.warn_unless_bootable(pod).await;
         }
         Ok(answer)
+    }
+
+    /// Tells when firmware will find nothing to boot: the machine would stand still without a word.
+    async fn warn_unless_bootable(&self, pod: &PodLocation) {
+        let boot = boot_disks(&self.vmi);
+        let unbootable = boot.iter().filter(|name| {
+            pod.disks.get(**name).is_some_and(|(file, _, format)| {
+                matches!(berth_image::format::is_bootable(file, *format), Ok(Some(false)))
+            })
+        });
+        let unbootable: Vec<_> = unbootable.copied().collect();
+        if boot.is_empty() || unbootable.len() < boot.len() {
+            return;
+        }
+        let message = format!(
+            "nothing to boot from: no boot sector at the beginning of disk {}",
+            unbootable.join(", ")
+        );
+        self.agent.recorder.warning(&*self.vmi, labels::REASON_NOT_BOOTABLE, &message).await;
     }
 
     async fn prepare(
@@ -552,6 +572,17 @@ impl Machine {
         }
         false
     }
+}
+
+/// The disks that firmware may boot from; none where it is told to boot from the network.
+fn boot_disks(vmi: &VirtualMachineInstance) -> Vec<&str> {
+    let devices = &vmi.spec.domain.devices;
+    if devices.interfaces.iter().any(|interface| interface.boot_order.is_some()) {
+        return Vec::new();
+    }
+    let ordered = devices.disks.iter().any(|disk| disk.boot_order.is_some());
+    let boots = devices.disks.iter().filter(|disk| !ordered || disk.boot_order.is_some());
+    boots.map(|disk| disk.name.as_str()).collect()
 }
 
 /// The container disks of the machine as the launcher sees them.

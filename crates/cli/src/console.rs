@@ -1,0 +1,160 @@
+//! `berth console`: the serial console of a virtual machine over the API server's WebSocket, as `virtctl console` does it.
+//!
+//! On a terminal the keyboard goes to the guest unchanged (raw mode) until `^]`. With input or output redirected it is a
+//! plain byte pipe, so scripts can drive a guest; it ends when the guest's side closes.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use futures::{SinkExt as _, StreamExt as _};
+use http_body_util::{BodyExt as _, Collected};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+
+use crate::client::ClusterArgs;
+
+/// `^]`, as telnet and virtctl have it.
+const ESCAPE: u8 = 0x1d;
+/// KubeVirt's name for "the bytes as they are".
+const PROTOCOL: &str = "plain.kubevirt.io";
+
+/// Arguments of `berth console`.
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArgs {
+    /// The virtual machine instance: NAME, or NAME.NAMESPACE.
+    vmi: String,
+    /// The namespace.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+/// Connects and copies bytes both ways until one side ends.
+pub(crate) async fn run(args: ConsoleArgs) -> anyhow::Result<()> {
+    let config = args.cluster.config().await?;
+    let namespace = args.namespace.unwrap_or_else(|| config.default_namespace.clone());
+    let (name, namespace) = match args.vmi.split_once('.') {
+        Some((name, namespace)) => (name.to_owned(), namespace.to_owned()),
+        None => (args.vmi.clone(), namespace),
+    };
+    let client = kube::Client::try_from(config).context("the kubeconfig cannot be used")?;
+    let socket = connect(&client, &namespace, &name).await?;
+    let terminal = std::io::stdin().is_terminal();
+    let _raw = if terminal {
+        eprintln!("Successfully connected to {name} console. The escape sequence is ^]\r");
+        Some(RawMode::enter()?)
+    } else {
+        None
+    };
+    copy(socket, terminal).await.with_context(|| format!("console of {namespace}/{name}"))
+}
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Upgrades a request to a WebSocket. kube's own `connect` knows only the protocols of exec and attach.
+async fn connect(client: &kube::Client, namespace: &str, name: &str) -> anyhow::Result<Socket> {
+    let key = generate_key();
+    let request = http::Request::get(format!(
+        "/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/virtualmachineinstances/{name}/console"
+    ))
+    .header(http::header::CONNECTION, "Upgrade")
+    .header(http::header::UPGRADE, "websocket")
+    .header(http::header::SEC_WEBSOCKET_VERSION, "13")
+    .header(http::header::SEC_WEBSOCKET_KEY, &key)
+    .header(http::header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
+    .body(kube::client::Body::empty())
+    .context("the name of the virtual machine instance")?;
+    let response = client.send(request).await.context("cannot reach the server")?;
+    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        let code = response.status();
+        let body = response.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+        bail!("{}", refusal(code, &body));
+    }
+    let accepted = response.headers().get(http::header::SEC_WEBSOCKET_ACCEPT);
+    if accepted.is_none_or(|value| value != derive_accept_key(key.as_bytes()).as_str()) {
+        bail!("the server's answer to the WebSocket handshake is not one");
+    }
+    let upgraded = hyper::upgrade::on(response).await.context("WebSocket handshake")?;
+    Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await)
+}
+
+/// The server's own words where it sent a Status, the code otherwise.
+fn refusal(code: http::StatusCode, body: &[u8]) -> String {
+    serde_json::from_slice::<serde_json::Value>(body)
+        .ok()
+        .and_then(|status| Some(status.get("message")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| format!("the server answered {code}"))
+}
+
+async fn copy(socket: Socket, terminal: bool) -> anyhow::Result<()> {
+    let (mut to_guest, mut from_guest) = socket.split();
+    let keyboard = async move {
+        let mut stdin = tokio::io::stdin();
+        let mut chunk = [0u8; 4096];
+        loop {
+            let count = stdin.read(&mut chunk).await.context("reading standard input")?;
+            let typed = &chunk[..count];
+            let escape = if terminal { typed.iter().position(|byte| *byte == ESCAPE) } else { None };
+            let typed = &typed[..escape.unwrap_or(count)];
+            if !typed.is_empty() {
+                to_guest.send(Message::binary(typed.to_vec())).await.context("sending")?;
+            }
+            if escape.is_some() {
+                to_guest.close().await.ok();
+                return anyhow::Ok(());
+            }
+            if count == 0 {
+                // The end of a script's input is not the end of what it wants to see.
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let screen = async move {
+        let mut stdout = tokio::io::stdout();
+        while let Some(message) = from_guest.next().await {
+            let bytes = match message {
+                Ok(Message::Binary(bytes)) => bytes,
+                Ok(Message::Text(text)) => text.into(),
+                Ok(Message::Close(_)) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed) => break,
+                Ok(_) => continue,
+                Err(error) => return Err(error).context("the connection broke"),
+            };
+            stdout.write_all(&bytes).await.context("writing to standard output")?;
+            stdout.flush().await.context("writing to standard output")?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        ended = keyboard => ended,
+        ended = screen => ended,
+    }
+}
+
+/// The terminal in raw mode, put back when dropped.
+struct RawMode(Termios);
+
+impl RawMode {
+    fn enter() -> anyhow::Result<Self> {
+        let before = tcgetattr(std::io::stdin()).context("terminal settings")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).context("terminal settings")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+        let _ = std::io::stderr().write_all(b"\r\n");
+    }
+}

@@ -1,0 +1,124 @@
+//! The `berth` command: one binary for the server, the pods' processes and the user's tools.
+//!
+//! This file only tells which command runs; each command lives in the module of its name. Errors are printed in one line,
+//! the cause behind the complaint. Exit codes: 0 done, 1 failed, 2 the command line is wrong.
+
+mod admission;
+mod client;
+mod completion;
+mod console;
+mod crds;
+mod image;
+mod up;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::prelude::*;
+
+/// Virtual machines the Kubernetes way.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version = version::LONG, disable_help_subcommand = true)]
+struct Cli {
+    /// What to log, e.g. `info`, `debug` or `berth_node=debug`.
+    #[arg(long, global = true, env = "BERTH_LOG", default_value = "info", hide_default_value = true)]
+    log: String,
+    /// How to log.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, hide_default_value = true)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run berth on this machine: API server, controllers and node agent in one process.
+    Up(up::UpArgs),
+    /// Stop every virtual machine of a `berth up` that no longer runs, and undo what it set up on this machine.
+    Down(up::DownArgs),
+    /// Open the serial console of a virtual machine.
+    Console(console::ConsoleArgs),
+    /// Build, move and list container disks.
+    Image(image::ImageArgs),
+    /// Print the CustomResourceDefinitions.
+    Crds(crds::CrdsArgs),
+    /// Print the version.
+    Version(version::VersionArgs),
+    /// Print the completion script of a shell.
+    Completion(completion::CompletionArgs),
+    /// The process of one virtual machine, inside its pod.
+    #[command(hide = true)]
+    Launcher(berth_launcher::Args),
+    /// The first process of a pod: makes the sandbox and becomes the launcher.
+    #[command(hide = true)]
+    PodInit(berth_node::pod::init::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The sandbox is made by a process with one thread; nothing may start before it.
+    let command = match cli.command {
+        Command::PodInit(args) => return berth_node::pod::init::run(args),
+        other => other,
+    };
+    start_log(&cli.log, cli.log_format);
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed already");
+    }
+    let result = match command {
+        Command::Launcher(args) => return berth_launcher::run(args),
+        Command::PodInit(_) => unreachable!("handled above"),
+        Command::Up(args) => block_on(2, up::up(args)),
+        Command::Down(args) => block_on(1, up::down(args)),
+        Command::Console(args) => block_on(1, console::run(args)),
+        Command::Image(args) => block_on(2, image::run(args)),
+        Command::Crds(args) => crds::run(&args),
+        Command::Version(args) => block_on(1, version::run(args)),
+        Command::Completion(args) => completion::run::<Cli>(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // `{:#}` is the whole chain in one line: the complaint, then its causes.
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(filter: &str, format: LogFormat) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => registry.with(layer.with_ansi(rustix::termios::isatty(std::io::stderr()))).init(),
+        LogFormat::Json => registry.with(layer.json()).init(),
+    }
+}
+
+/// Runs one command on a runtime with as few threads as it needs: each costs stack and an allocator arena.
+fn block_on<F: Future<Output = anyhow::Result<()>>>(threads: usize, future: F) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(32).enable_all().build()?;
+    let result = runtime.block_on(future);
+    // A blocking read of the terminal must not hold up the end of the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// `berth … | head` is not a failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,282 @@
+//! `berth up` and `berth down`: the whole of berth on one machine.
+//!
+//! ```text
+//!  up: lock the state directory → open the API server → kubeconfig → listen
+//!       ├ API server over HTTPS, with the node agent's routes (logs, console)
+//!       ├ controllers ┐ on in-process clients: no socket, no TLS
+//!       └ node agent  ┘
+//!      SIGTERM or SIGINT ends all of them; virtual machines run on.
+//!  down: lock the same directory, end the virtual machines and undo the node's set-up.
+//! ```
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail, ensure};
+use berth_apiserver::{ApiServer, Options};
+use berth_controllers::Settings;
+use berth_network::NodeNetwork;
+use berth_node::NodeConfig;
+use clap::Args;
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::InProcess;
+
+/// Where things lie on this machine, and what they are called.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArgs {
+    /// Everything that must survive a restart: objects, certificates, images, the disks of virtual machines.
+    #[arg(long, default_value = "/var/lib/berth")]
+    state_dir: PathBuf,
+    /// What need not survive a reboot: network namespaces of pods.
+    #[arg(long, default_value = "/run/berth")]
+    run_dir: PathBuf,
+    /// The bridge that pods are linked to.
+    #[arg(long, default_value = "berth0")]
+    bridge: String,
+    /// The pod network; its first address is the gateway's.
+    #[arg(long, default_value = "10.98.0.0/16")]
+    pod_cidr: Cidr,
+    /// The name of this machine's Node object; the host name without it.
+    #[arg(long)]
+    node_name: Option<String>,
+}
+
+/// Arguments of `berth up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Where the API listens.
+    #[arg(long, default_value = "127.0.0.1:6443")]
+    listen: SocketAddr,
+    /// Another name or address that clients use for the API; goes into its certificate.
+    #[arg(long = "server-name")]
+    server_names: Vec<String>,
+    /// A registry (HOST:PORT) to talk to by plain HTTP.
+    #[arg(long = "insecure-registry")]
+    insecure_registries: Vec<String>,
+    /// A name server that guests are told; those of this machine without it.
+    #[arg(long)]
+    dns: Vec<Ipv4Addr>,
+}
+
+/// Arguments of `berth down`.
+#[derive(Debug, Args)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Delete the state directory too: objects, certificates, images.
+    #[arg(long)]
+    purge: bool,
+}
+
+/// An IPv4 network as `10.98.0.0/16`.
+#[derive(Debug, Clone, Copy)]
+struct Cidr {
+    network: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Cidr {
+    /// The first address of the network.
+    fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.network.to_bits() + 1)
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("{text:?} is not a network like 10.98.0.0/16");
+        let (network, prefix) = text.split_once('/').ok_or_else(form)?;
+        let network: Ipv4Addr = network.parse().map_err(|_| form())?;
+        let prefix: u8 = prefix.parse().map_err(|_| form())?;
+        if !(8..=29).contains(&prefix) {
+            return Err(format!("the prefix of {text} must lie between 8 and 29"));
+        }
+        let mask = u32::MAX << (32 - prefix);
+        let lowest = Ipv4Addr::from_bits(network.to_bits() & mask);
+        if lowest != network {
+            return Err(format!("{text} has host bits; did you mean {lowest}/{prefix}?"));
+        }
+        Ok(Self { network, prefix })
+    }
+}
+
+impl PlaceArgs {
+    fn node_config(&self) -> anyhow::Result<NodeConfig> {
+        let node_name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
+        };
+        ensure!(
+            !node_name.is_empty() && node_name.len() <= 63,
+            "the host name {node_name:?} cannot name a node; give --node-name"
+        );
+        Ok(NodeConfig {
+            node_name,
+            state_dir: absolute(&self.state_dir)?,
+            run_dir: absolute(&self.run_dir)?,
+            network: NodeNetwork {
+                bridge: self.bridge.clone(),
+                gateway: self.pod_cidr.gateway(),
+                prefix: self.pod_cidr.prefix,
+                mtu: 1500,
+            },
+            dns: Vec::new(),
+            search: Vec::new(),
+            berth_binary: std::env::current_exe().context("where is the berth binary?")?,
+            insecure_registries: Vec::new(),
+        })
+    }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("directory {}", path.display()))
+}
+
+/// Runs until a signal.
+pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "berth up needs root: it makes network namespaces and mounts");
+    let mut node = args.place.node_config()?;
+    let host = berth_network::host_dns();
+    node.dns = if args.dns.is_empty() { host.servers } else { args.dns };
+    node.search = host.search;
+    node.insecure_registries = args.insecure_registries;
+    let _lock = lock(&node.state_dir)?;
+
+    // Bound before anything is changed: an address in use must not leave half a set-up.
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("the API cannot listen on {}", args.listen))?;
+    let listen = listener.local_addr().context("listening address")?;
+    let server = ApiServer::open(Options {
+        data_dir: node.state_dir.clone(),
+        listen,
+        server_names: args.server_names,
+        admission: Arc::new(InProcess),
+        crds: berth_api::crds(),
+    })
+    .await
+    .context("the API server does not start")?;
+    let kubeconfig = node.state_dir.join("admin.kubeconfig");
+    let reached = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port())),
+        _ => listen,
+    };
+    server.write_kubeconfig(&kubeconfig, &format!("https://{reached}")).context("kubeconfig")?;
+
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let node = berth_node::Node::new(node, server.client("system:node:berth-node"));
+    let routes = node.router();
+    let controllers = berth_controllers::run(Settings::default(), server.client("berth-controller"), stop.clone());
+    tracing::info!(kubeconfig = %kubeconfig.display(), api = %reached, "berth is up");
+
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn({
+        let (server, stop) = (server.clone(), stop.clone());
+        async move { server.serve(listener, routes, stop).await.context("the API server") }
+    });
+    tasks.spawn(async move {
+        controllers.await;
+        anyhow::Ok(())
+    });
+    tasks.spawn({
+        let stop = stop.clone();
+        async move { node.run(stop).await.context("the node agent") }
+    });
+    // The first part that ends takes the others with it: half a berth would look healthy and do nothing.
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        stop.cancel();
+        let ended = ended.context("a part of berth panicked").and_then(|inner| inner);
+        if result.is_ok() {
+            result = ended;
+        }
+    }
+    result
+}
+
+/// Ends the virtual machines and removes what `up` made on this machine.
+pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "berth down needs root");
+    let node = args.place.node_config()?;
+    let state_dir = node.state_dir.clone();
+    if !state_dir.exists() && !node.run_dir.exists() {
+        return Ok(());
+    }
+    let lock = lock(&state_dir)?;
+    let errors = berth_node::remove_all(&node).await;
+    if !errors.is_empty() {
+        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        bail!("not everything could be removed: {}", errors.join("; "));
+    }
+    if args.purge {
+        drop(lock);
+        std::fs::remove_dir_all(&state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
+    }
+    Ok(())
+}
+
+/// One berth a state directory.
+fn lock(state_dir: &Path) -> anyhow::Result<File> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        // Pods' users pass through to their own files; nobody else can list what is here.
+        .mode(0o711)
+        .create(state_dir)
+        .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
+    let path = state_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("a berth already runs on the state directory {}", state_dir.display())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!("{name}: berth goes down; virtual machines run on");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cidr;
+
+    #[test]
+    fn a_network_names_its_gateway_and_refuses_nonsense() {
+        let cidr: Cidr = "10.98.0.0/16".parse().unwrap();
+        assert_eq!(cidr.gateway().to_string(), "10.98.0.1");
+        for (text, word) in [
+            ("10.98.0.0", "not a network"),
+            ("10.98.0.0/31", "between"),
+            ("10.98.0.7/16", "did you mean 10.98.0.0/16"),
+            ("ten/8", "not a network"),
+        ] {
+            let error = text.parse::<Cidr>().unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}
