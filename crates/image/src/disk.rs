@@ -350,6 +350,13 @@ impl Search<'_> {
             }
         };
         let depth = self.path.len() + usize::from(self.target == Target::OnlyFileIn);
+        // A file in the place of the directory.
+        if *kind == Kind::File && path.len() < depth {
+            return Err(DiskError::Missing {
+                image: self.image.clone(),
+                path: self.shown(&self.path),
+            });
+        }
         if *kind != Kind::File || path.len() != depth {
             let kind = if *kind == Kind::File {
                 "file in a directory"

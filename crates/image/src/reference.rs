@@ -326,7 +326,8 @@ mod tests {
         #[test]
         fn the_normal_form_parses_to_itself(
             registry in "([a-z][a-z0-9]{0,8}\\.[a-z]{2,3}(:[1-9][0-9]{0,3})?/)?",
-            path in "[a-z0-9]{1,8}([._-][a-z0-9]{1,5}){0,2}(/[a-z0-9]{1,6}){0,3}",
+            // A dot in the first part would make it a registry.
+            path in "[a-z0-9]{1,8}([_-][a-z0-9]{1,5}){0,2}(/[a-z0-9]{1,6}){0,3}",
             tag in "(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,20})?",
         ) {
             let once = normal(&format!("{registry}{path}{tag}"));

@@ -73,7 +73,7 @@ pub(crate) struct OverLimit;
 impl OverLimit {
     /// Whether this is why reading failed.
     pub(crate) fn caused(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|e| e.is::<Self>())
+        matches!(error.get_ref(), Some(cause) if cause.is::<Self>())
     }
 }
 

@@ -277,6 +277,14 @@ pub(super) fn failed(error: &OciDistributionError) -> Failed {
             Failed::Unauthorized("the credentials were not accepted".to_owned())
         }
         E::AuthenticationFailure(_) | E::UnauthorizedError { .. } => Failed::Unauthorized(text),
+        E::RequestError(e)
+            if matches!(
+                e.status(),
+                Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            ) =>
+        {
+            Failed::Unauthorized(text)
+        }
         E::RequestError(_) | E::IoError(_) => Failed::Transient(text),
         E::ServerError { code, .. } if *code >= 500 || *code == 429 => Failed::Transient(text),
         _ => Failed::Refused(text),

@@ -217,13 +217,13 @@ impl Fetch {
                     expected = Some(entry.digest.clone());
                     index.get_or_insert(digest);
                 }
-                Err(cause) => return Err(self.bad_manifest(digest, cause)),
+                Err(cause) => return Err(self.bad_manifest(digest, &cause)),
             }
         }
         let digest = index.unwrap_or_else(|| Digest::of(b""));
         Err(self.bad_manifest(
             digest,
-            format!("indexes nested more than {MAX_NESTING} deep"),
+            &format!("indexes nested more than {MAX_NESTING} deep"),
         ))
     }
 
@@ -237,7 +237,7 @@ impl Fetch {
                 let kind = manifest::clip(&layer.media_type);
                 Err(self.bad_manifest(
                     digest.clone(),
-                    format!(
+                    &format!(
                         "layer {} is of type {kind:?}, which is not supported",
                         layer.digest
                     ),
@@ -247,11 +247,11 @@ impl Fetch {
         }
     }
 
-    fn bad_manifest(&self, digest: Digest, cause: String) -> PullError {
+    fn bad_manifest(&self, digest: Digest, cause: &str) -> PullError {
         PullError::Manifest {
             image: self.image.clone(),
             digest,
-            cause: manifest::clip(&cause),
+            cause: manifest::clip(cause),
         }
     }
 
@@ -301,7 +301,7 @@ impl Fetch {
                 expected,
                 actual: actual.to_string(),
             },
-            Err(invalid) => self.bad_manifest(actual.clone(), invalid.to_string()),
+            Err(invalid) => self.bad_manifest(actual.clone(), &invalid.to_string()),
         }
     }
 
