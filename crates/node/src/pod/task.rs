@@ -1,0 +1,544 @@
+//! One pod, from its binding to this node to its end.
+//!
+//! ```text
+//!            ┌────────────── again, later and later ─────────────┐
+//!            ▼                                                   │
+//!  bound ─► images ─► sandbox ─► running ─► ended ─► gone        │
+//!            │  └────────┴─ failed ──────────────────────────────┘
+//!            └─ deleted ────────────────────────────► gone
+//! ```
+//!
+//! - *running*: nothing is asked; the process's descriptor tells its end. A deletion sends SIGTERM, and SIGKILL when the
+//!   grace period is over; the first process takes all others of the pod with it.
+//! - *ended*: network, control groups and processes are gone, files and log stay until the Pod is deleted.
+//! - *gone*: the files are removed, then the Pod leaves the API.
+//!
+//! Making a sandbox is not interrupted, only what comes before: half a sandbox is what nobody would look for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, ResourceExt as _};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::images::{self, ImageError, Provided};
+use super::process::{Ending, WatchedProcess};
+use super::record::{Disk, Ended, Record, Request, run_dir};
+use super::sandbox::{self, Spec};
+use super::status::{Progress, status};
+use super::{Shared, cgroup, spec};
+use crate::blocking;
+
+/// After the first failure; doubles up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_secs(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How long the first pods wait for QEMU's capabilities. Without them they start, only slower.
+const WARM: Duration = Duration::from_secs(60);
+/// A log that is larger is cut: the older half is lost.
+const LOG_MAX: u64 = 10 << 20;
+/// How often the log is looked at.
+const LOG_CHECK: Duration = Duration::from_secs(60);
+/// Between attempts to write a status that the API refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a pod does not run yet.
+struct NotStarted {
+    /// What the container's state says, as the kubelet words it.
+    reason: &'static str,
+    /// The same while it waits for the next attempt.
+    waiting: &'static str,
+    message: String,
+}
+
+/// What ended a wait.
+enum Wake {
+    Deleted,
+    Shutdown,
+}
+
+pub(super) struct PodTask {
+    shared: Arc<Shared>,
+    uid: String,
+    pod: watch::Receiver<Option<Arc<Pod>>>,
+    shutdown: CancellationToken,
+}
+
+impl PodTask {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        uid: String,
+        pod: watch::Receiver<Option<Arc<Pod>>>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { shared, uid, pod, shutdown }
+    }
+
+    /// Goes on from wherever the pod is, to its end or to the shutdown of the agent.
+    pub(super) async fn run(mut self) {
+        let record = self.shared.sandboxes.get(&self.uid);
+        let record = match record {
+            Some(record) if record.ended.is_some() => Some(record),
+            Some(record) if record.started_at.is_some() => match self.adopt(record).await {
+                Ok(record) => Some(record),
+                Err(Wake::Shutdown | Wake::Deleted) => return,
+            },
+            // Died in the middle of making it: nothing runs that anybody asked for.
+            Some(record) => {
+                self.discard(record).await;
+                None
+            }
+            None => None,
+        };
+        let record = match record {
+            Some(record) => Some(record),
+            None if self.is_final() => None,
+            None => match self.start_and_follow().await {
+                Ok(record) => record,
+                Err(Wake::Shutdown | Wake::Deleted) => return,
+            },
+        };
+        if let Some(Ended { .. }) = record.as_ref().and_then(|record| record.ended.as_ref()) {
+            self.publish(&self.ended_progress(record.as_ref())).await;
+        }
+        if matches!(self.deletion().await, Wake::Shutdown) {
+            return;
+        }
+        self.go().await;
+    }
+
+    fn ended_progress(&self, record: Option<&Record>) -> Progress {
+        match record.and_then(|record| record.ended.clone()) {
+            Some(ended) => Progress::Ended(ended),
+            None => Progress::Waiting { reason: "ContainerCreating", message: String::new() },
+        }
+    }
+
+    fn current(&self) -> Option<Arc<Pod>> {
+        self.pod.borrow().clone()
+    }
+
+    fn is_final(&self) -> bool {
+        let pod = self.current();
+        let phase = pod.as_ref().and_then(|pod| pod.status.as_ref()?.phase.clone());
+        matches!(phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// The grace period of a pod that is to go; zero for one that the API has forgotten.
+    fn grace(&self) -> Option<Duration> {
+        match self.current() {
+            None => Some(Duration::ZERO),
+            Some(pod) if pod.metadata.deletion_timestamp.is_some() => {
+                let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
+                Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Waits until the pod is to go.
+    async fn deletion(&mut self) -> Wake {
+        loop {
+            if self.grace().is_some() {
+                return Wake::Deleted;
+            }
+            tokio::select! {
+                changed = self.pod.changed() => if changed.is_err() {
+                    return Wake::Shutdown;
+                },
+                () = self.shutdown.cancelled() => return Wake::Shutdown,
+            }
+        }
+    }
+
+    // === Starting ===
+
+    /// Tries until the pod runs, then follows it to its end; none if it was deleted before it ran.
+    async fn start_and_follow(&mut self) -> Result<Option<Record>, Wake> {
+        let mut pause = BACKOFF;
+        loop {
+            if self.grace().is_some() {
+                return Ok(None);
+            }
+            let problem = match self.attempt().await {
+                Ok(Some((record, process))) => return self.follow(record, process).await.map(Some),
+                Ok(None) => continue,
+                Err(problem) => problem,
+            };
+            let Some(pod) = self.current() else { continue };
+            tracing::warn!(pod = %name(&pod), reason = problem.reason, "{}", problem.message);
+            let NotStarted { reason, waiting, message } = problem;
+            self.publish(&Progress::Waiting { reason, message: message.clone() }).await;
+            self.shared.recorder.warning(&*pod, "Failed", &message).await;
+            let next = Instant::now() + pause;
+            pause = (pause * 2).min(BACKOFF_MAX);
+            if waiting != reason {
+                self.publish(&Progress::Waiting { reason: waiting, message }).await;
+            }
+            tokio::select! {
+                wake = self.deletion() => match wake {
+                    Wake::Deleted => return Ok(None),
+                    Wake::Shutdown => return Err(Wake::Shutdown),
+                },
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// One attempt; none when the pod was deleted meanwhile.
+    async fn attempt(&mut self) -> Result<Option<(Record, WatchedProcess)>, NotStarted> {
+        let Some(pod) = self.current() else { return Ok(None) };
+        let (spec, user) = spec::read(&pod).map_err(|error| failed("CreateContainerConfigError", error))?;
+        let shared = self.shared.clone();
+        let images = {
+            let pod = pod.clone();
+            async move { provide(&shared, &pod).await }
+        };
+        let images = tokio::select! {
+            images = images => images?,
+            wake = self.deletion() => return match wake {
+                Wake::Deleted | Wake::Shutdown => Ok(None),
+            },
+        };
+        let mut warm = self.shared.warm.clone();
+        // Late or never: the pod starts all the same.
+        let _ = tokio::time::timeout(WARM, warm.wait_for(|warm| *warm)).await;
+        let request = Request {
+            pod_uid: self.uid.clone(),
+            namespace: pod.namespace().unwrap_or_default(),
+            name: pod.name_any(),
+            user,
+            cgroups: cgroup::paths(&self.uid, &spec.limits),
+            disks: disks(&images),
+        };
+        let shared = self.shared.clone();
+        let made = blocking(move || make(&shared, request, &spec)).await;
+        drop(images);
+        let (record, process) = made.map_err(|message| failed("CreateContainerError", message))?;
+        self.shared.recorder.normal(&*pod, "Started", "Started container compute").await;
+        Ok(Some((record, process)))
+    }
+
+    // === Running ===
+
+    /// A pod that ran when the agent last looked.
+    async fn adopt(&mut self, record: Record) -> Result<Record, Wake> {
+        let held = record.process.as_ref().and_then(|id| id.hold().ok().flatten());
+        match held.filter(|process| !process.has_ended()).and_then(|process| process.watch().ok()) {
+            Some(process) => {
+                tracing::info!(pod = record.name, ip = %record.ip, "pod found again");
+                self.follow(record, process).await
+            }
+            None => Ok(self.conclude(record, Ending::Unknown).await),
+        }
+    }
+
+    /// Waits for the end of a pod's process; brings it about when the pod is to go.
+    async fn follow(&mut self, record: Record, process: WatchedProcess) -> Result<Record, Wake> {
+        let mut log_check = tokio::time::interval(LOG_CHECK);
+        let mut kill_at: Option<Instant> = None;
+        self.publish_with(&record, &Progress::Running).await;
+        let ending = loop {
+            if let Some(grace) = self.grace() {
+                let by = Instant::now() + grace;
+                if kill_at.is_none() {
+                    let signal = if grace.is_zero() { Signal::KILL } else { Signal::TERM };
+                    tracing::info!(pod = record.name, ?signal, grace_seconds = grace.as_secs(), "pod is to end");
+                    signal_to(&record, &process, signal);
+                }
+                // A later deletion may shorten the grace, not lengthen it.
+                kill_at = Some(kill_at.map_or(by, |at| at.min(by)));
+            }
+            let expired = async {
+                match kill_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ending = process.ended() => break ending,
+                () = expired => {
+                    signal_to(&record, &process, Signal::KILL);
+                    break process.ended().await;
+                }
+                changed = self.pod.changed() => if changed.is_err() {
+                    return Err(Wake::Shutdown);
+                },
+                () = self.shutdown.cancelled() => return Err(Wake::Shutdown),
+                _ = log_check.tick() => cut_log(&self.shared.sandboxes.log_file(&self.uid)),
+            }
+        };
+        Ok(self.conclude(record, ending).await)
+    }
+
+    /// Frees what the pod held, and puts its end on record.
+    async fn conclude(&self, mut record: Record, ending: Ending) -> Record {
+        let shared = self.shared.clone();
+        let uid = self.uid.clone();
+        let (record, errors) = blocking(move || {
+            let dir = shared.sandboxes.dir(&uid);
+            record.ended = Some(how_it_ended(&run_dir(&dir), ending, cgroup::was_out_of_memory(&record.cgroups)));
+            let errors = sandbox::release(&shared.config, &record);
+            if let Err(error) = shared.sandboxes.update(&record) {
+                tracing::error!(pod = record.name, %error, "the end of a pod is not on record");
+            }
+            (record, errors)
+        })
+        .await;
+        if let Some(ended) = &record.ended {
+            tracing::info!(pod = record.name, code = ended.exit_code, reason = ended.reason, "pod ended");
+        }
+        self.tell(&errors).await;
+        record
+    }
+
+    // === The end ===
+
+    /// Removes a half-made sandbox.
+    async fn discard(&self, record: Record) {
+        let shared = self.shared.clone();
+        let errors = blocking(move || undo(&shared, &record)).await;
+        self.tell(&errors).await;
+    }
+
+    /// Removes what is left, then lets the Pod go.
+    async fn go(&self) {
+        let (shared, uid) = (self.shared.clone(), self.uid.clone());
+        let errors = blocking(move || match shared.sandboxes.get(&uid) {
+            Some(record) => undo(&shared, &record),
+            None => sandbox::remove_files(&shared.config, &uid).err().into_iter().collect(),
+        })
+        .await;
+        self.tell(&errors).await;
+        let Some(pod) = self.current() else { return };
+        let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), &pod.namespace().unwrap_or_default());
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: Some(self.uid.clone()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        loop {
+            match api.delete(&pod.name_any(), &parameters).await {
+                Ok(_) => return,
+                // Gone, or its name has another pod.
+                Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => return,
+                Err(error) => tracing::warn!(pod = %name(&pod), %error, "the pod cannot be removed from the API"),
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    async fn tell(&self, errors: &[sandbox::TeardownError]) {
+        for error in errors {
+            tracing::error!("left behind: {error}");
+            if let Some(pod) = self.current() {
+                self.shared.recorder.warning(&*pod, "FailedKillPod", &error.to_string()).await;
+            }
+        }
+    }
+
+    // === Status ===
+
+    async fn publish(&self, progress: &Progress) {
+        let record = self.shared.sandboxes.get(&self.uid);
+        self.write_status(record.as_ref(), progress).await;
+    }
+
+    async fn publish_with(&self, record: &Record, progress: &Progress) {
+        self.write_status(Some(record), progress).await;
+    }
+
+    /// Writes the status if it is another than the Pod has; names the version it was made from.
+    async fn write_status(&self, record: Option<&Record>, progress: &Progress) {
+        let Some(mut pod) = self.current() else { return };
+        let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), &pod.namespace().unwrap_or_default());
+        let host_ip = self.shared.config.network.gateway.to_string();
+        loop {
+            let wanted = status(&pod, record, progress, &host_ip, Timestamp::now());
+            if pod.status.as_ref() == Some(&wanted) {
+                return;
+            }
+            let patch = json!({
+                "metadata": {"uid": self.uid, "resourceVersion": pod.resource_version()},
+                "status": wanted,
+            });
+            match api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+                Ok(_) => return,
+                Err(kube::Error::Api(answer)) if answer.code == 404 => return,
+                Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+                Err(error) => {
+                    tracing::warn!(pod = %name(&pod), %error, "the pod's status is not written");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            match api.get_opt(&pod.name_any()).await {
+                Ok(Some(fresh)) if fresh.uid().as_deref() == Some(&self.uid) => pod = Arc::new(fresh),
+                Ok(_) => return,
+                Err(error) => tracing::warn!(pod = %name(&pod), %error, "the pod is not read"),
+            }
+            if self.shutdown.is_cancelled() {
+                return;
+            }
+        }
+    }
+}
+
+fn failed(reason: &'static str, message: impl ToString) -> NotStarted {
+    NotStarted { reason, waiting: reason, message: message.to_string() }
+}
+
+fn name(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
+fn signal_to(record: &Record, process: &WatchedProcess, signal: Signal) {
+    if let Err(error) = process.signal(signal) {
+        tracing::error!(pod = record.name, %error, "the pod's process cannot be signalled");
+    }
+}
+
+async fn provide(shared: &Shared, pod: &Pod) -> Result<Vec<Provided>, NotStarted> {
+    let volumes = images::image_volumes(pod);
+    let secrets = images::pull_secrets(&shared.client, pod).await;
+    let mut provided = Vec::new();
+    for volume in volumes {
+        let got = images::provide(&shared.store, volume, &secrets, &shared.config.insecure_registries).await;
+        provided.push(got.map_err(|error| image_problem(&error))?);
+    }
+    Ok(provided)
+}
+
+fn image_problem(error: &ImageError) -> NotStarted {
+    let (reason, waiting) = if error.is_bad_name() {
+        ("InvalidImageName", "InvalidImageName")
+    } else {
+        ("ErrImagePull", "ImagePullBackOff")
+    };
+    NotStarted { reason, waiting, message: error.to_string() }
+}
+
+fn disks(images: &[Provided]) -> BTreeMap<String, Disk> {
+    let disk = |provided: &Provided| Disk {
+        dir: provided.disk.dir.clone(),
+        file: provided.disk.file.clone(),
+        mount_path: provided.volume.mount_path.clone(),
+        qcow2: provided.disk.format == berth_image::format::DiskFormat::Qcow2,
+    };
+    images.iter().map(|provided| (provided.volume.volume.clone(), disk(provided))).collect()
+}
+
+/// Reserves, makes, starts; undoes all of it when a step fails. Blocks.
+fn make(shared: &Shared, request: Request, spec: &Spec) -> Result<(Record, WatchedProcess), String> {
+    let mut record = shared.sandboxes.reserve(request).map_err(|error| error.to_string())?;
+    let result = start(shared, &mut record, spec);
+    if result.is_err() {
+        if let Some(process) = record.process.as_ref().and_then(|id| id.hold().ok().flatten()) {
+            let _ = process.signal(Signal::KILL);
+            process.wait_blocking(super::END);
+        }
+        for error in undo(shared, &record) {
+            tracing::error!("left behind: {error}");
+        }
+    }
+    result.map(|process| (record, process))
+}
+
+fn start(shared: &Shared, record: &mut Record, spec: &Spec) -> Result<WatchedProcess, String> {
+    let id = sandbox::start(&shared.config, record, spec).map_err(|error| error.to_string())?;
+    let process = id.hold().map_err(|error| error.to_string())?.ok_or("its process ended at once")?;
+    record.process = Some(id);
+    record.started_at = Some(Timestamp::now());
+    shared.sandboxes.update(record).map_err(|error| format!("cannot write the pod's state: {error}"))?;
+    process.watch().map_err(|error| error.to_string())
+}
+
+/// Removes all of a pod from this machine and forgets it. Blocks.
+fn undo(shared: &Shared, record: &Record) -> Vec<sandbox::TeardownError> {
+    // A process that the record does not tell of cannot be: it is recorded before anything else happens. One that it tells
+    // of has ended, unless the pod was taken away under it.
+    if let Some(process) = record.process.as_ref().and_then(|id| id.hold().ok().flatten()) {
+        let _ = process.signal(Signal::KILL);
+        process.wait_blocking(super::END);
+    }
+    let mut errors = sandbox::release(&shared.config, record);
+    errors.extend(sandbox::remove_files(&shared.config, &record.pod_uid).err());
+    shared.sandboxes.forget(&record.pod_uid);
+    errors
+}
+
+/// How a pod ended, from its exit status where it is known and from what the launcher wrote down.
+fn how_it_ended(run_dir: &std::path::Path, ending: Ending, out_of_memory: bool) -> Ended {
+    let written: Option<Value> =
+        std::fs::read(run_dir.join("final-state.json")).ok().and_then(|json| serde_json::from_slice(&json).ok());
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let told = written.as_ref().and_then(|state| text(&state["failure"]).or_else(|| text(&state["domain"]["reason"])));
+    let (exit_code, signal) = match ending {
+        Ending::Code(code) => (code, None),
+        Ending::Signal(signal) => (128 + signal, Some(signal)),
+        // Nobody saw it. What was written down at the end tells an orderly one.
+        Ending::Unknown if written.is_some() => (0, None),
+        Ending::Unknown => (137, Some(9)),
+    };
+    let reason = match exit_code {
+        0 => "Completed",
+        _ if out_of_memory => "OOMKilled",
+        _ => "Error",
+    };
+    Ended { exit_code, signal, reason: reason.to_owned(), message: told, at: Timestamp::now() }
+}
+
+/// Keeps a log from growing without end: the older half goes. The writer appends, so it goes on at the new end.
+fn cut_log(path: &std::path::Path) {
+    let cut = || -> std::io::Result<()> {
+        if std::fs::metadata(path)?.len() <= LOG_MAX {
+            return Ok(());
+        }
+        let text = std::fs::read(path)?;
+        let half = &text[text.len() / 2..];
+        let line = half.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        std::fs::write(path, &half[line..])
+    };
+    if let Err(error) = cut() {
+        tracing::debug!(path = %path.display(), %error, "the log is not cut");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_pod_in_every_case() {
+        let dir = tempfile::tempdir().unwrap();
+        let end = |ending, oom| {
+            let ended = how_it_ended(dir.path(), ending, oom);
+            (ended.exit_code, ended.reason, ended.message)
+        };
+        assert_eq!(end(Ending::Code(0), false), (0, "Completed".into(), None));
+        assert_eq!(end(Ending::Signal(9), true), (137, "OOMKilled".into(), None));
+        assert_eq!(end(Ending::Unknown, false), (137, "Error".into(), None));
+        std::fs::write(dir.path().join("final-state.json"), r#"{"domain": {"reason": "shut down"}}"#).unwrap();
+        assert_eq!(end(Ending::Unknown, false), (0, "Completed".into(), Some("shut down".into())));
+        assert_eq!(end(Ending::Code(1), false), (1, "Error".into(), Some("shut down".into())));
+    }
+
+    #[test]
+    fn a_long_log_loses_its_older_half_at_a_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let line = format!("{}\n", "x".repeat(99));
+        std::fs::write(file.path(), line.repeat(usize::try_from(LOG_MAX).unwrap() / 100 + 10)).unwrap();
+        cut_log(file.path());
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(text.len() as u64 <= LOG_MAX / 2 + 1000 && text.starts_with('x') && text.len() % 100 == 0);
+    }
+}
