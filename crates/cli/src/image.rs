@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(human_bytes(0), "0B");
         assert_eq!(human_bytes(1023), "1023B");
         assert_eq!(human_bytes(1536), "1.5KiB");
-        assert_eq!(human_bytes(u64::MAX), "16777216.0TiB");
+        assert_eq!(human_bytes(u64::MAX), "16777215.9TiB");
         assert_eq!(human_age(Duration::from_secs(119)), "119s");
         assert_eq!(human_age(Duration::from_secs(7200)), "2h");
     }

@@ -3,14 +3,14 @@
 //! The archive is read once, forward. Each file in it goes into a temporary blob as it passes; when all is read, the
 //! description in it (`index.json` or `manifest.json`) tells which of them are the image's, and only those are kept.
 
+mod error;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use serde::Deserialize;
-use thiserror::Error;
-
+pub use self::error::ImportError;
 use crate::manifest::{
     self, Descriptor, Document, MAX_MANIFEST, Manifest, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD, OCI_MANIFEST, clip,
@@ -19,94 +19,12 @@ use crate::store::{BlobWriter, failed};
 use crate::tar_stream::{Kind, TarError, TarReader};
 use crate::unpack::{Compression, OverLimit, decompress};
 use crate::{Digest, Image, ImageRef, Store, StoreError};
+use serde::Deserialize;
 
 const MAX_FILES: usize = 20_000;
 const MAX_NESTING: usize = 4;
 const MAX_IMAGES: usize = 100;
 const MAX_CONFIG: u64 = 16 << 20;
-
-/// Why an archive could not be imported. One line; names the archive.
-#[derive(Debug, Clone, Error)]
-pub enum ImportError {
-    /// It cannot be read, or is no tar archive.
-    #[error("{archive}: {cause}")]
-    Read {
-        /// The archive.
-        archive: String,
-        /// What is wrong.
-        cause: String,
-    },
-    /// No image in it.
-    #[error("{archive}: no image in it: neither index.json nor manifest.json")]
-    NoImage {
-        /// The archive.
-        archive: String,
-    },
-    /// Its description is broken.
-    #[error("{archive}: {file}: {cause}")]
-    Description {
-        /// The archive.
-        archive: String,
-        /// The file in it.
-        file: String,
-        /// What is wrong.
-        cause: String,
-    },
-    /// Something that an image in it needs is not in it.
-    #[error("{archive}: {file} is missing")]
-    Incomplete {
-        /// The archive.
-        archive: String,
-        /// The file that is not there.
-        file: String,
-    },
-    /// A file is not what its name or a manifest says.
-    #[error("{archive}: {expected} has wrong content: it hashes to {actual}")]
-    WrongDigest {
-        /// The archive.
-        archive: String,
-        /// What it should be.
-        expected: Digest,
-        /// What it is.
-        actual: Digest,
-    },
-    /// A file is not as long as a manifest says.
-    #[error(
-        "{archive}: {blob} has wrong size: {expected} bytes in the manifest, {actual} in the archive"
-    )]
-    WrongSize {
-        /// The archive.
-        archive: String,
-        /// The blob.
-        blob: Digest,
-        /// Bytes by the manifest.
-        expected: u64,
-        /// Bytes in the archive.
-        actual: u64,
-    },
-    /// No name in the archive, and none was given.
-    #[error("{archive}: the image in it has no name: give one")]
-    Unnamed {
-        /// The archive.
-        archive: String,
-    },
-    /// One name was given for several images.
-    #[error("{archive}: {count} images are in it: one name is not enough")]
-    Several {
-        /// The archive.
-        archive: String,
-        /// How many.
-        count: usize,
-    },
-    /// The store's directory cannot be used.
-    #[error("{archive}: {cause}")]
-    Store {
-        /// The archive.
-        archive: String,
-        /// What failed.
-        cause: StoreError,
-    },
-}
 
 impl Store {
     /// Imports the images of a `docker save` or OCI archive, compressed or not. Blocking.

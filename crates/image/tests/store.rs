@@ -9,7 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use berth_image::format::{DiskFormat, FormatError};
-use berth_image::{BuildError, DiskError, ImportError, NoProgress, PullOptions, PullPolicy, Store};
+use berth_image::{
+    BuildError, Digest, DiskError, ImportError, NoProgress, PullOptions, PullPolicy, Store,
+};
 use common::{Layer, docker_archive, fixture, gzip, names, noise, qcow2, reference};
 
 #[test]
@@ -92,7 +94,7 @@ fn only_disks_are_built() {
         missing.to_string().contains("missing: cannot read"),
         "{missing}"
     );
-    let digest = reference(&format!("x@{}", berth_image::Digest::of(b"")));
+    let digest = reference(&format!("x@{}", Digest::of(b"")));
     assert!(matches!(
         f.store.build(&f.write("d", b"x"), &digest),
         Err(BuildError::ByDigest { .. })
@@ -313,6 +315,75 @@ fn archives_compressed_and_linked() {
         Err(ImportError::Several { count: 2, .. })
     ));
     f.assert_clean();
+}
+
+/// An OCI layout; with `manifest.json` too, as `docker save` writes it since Docker 25.
+fn oci_archive(
+    annotations: &serde_json::Value,
+    repo_tags: Option<&str>,
+    blob_size: usize,
+) -> Vec<u8> {
+    let layer = gzip(&Layer::new().file("disk/a", b"1").done());
+    let blob = |bytes: &[u8]| format!("blobs/sha256/{}", Digest::of(bytes).hex());
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::of(b"{}"), "size": 2},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                    "digest": Digest::of(&layer), "size": layer.len() + blob_size}],
+    })
+    .to_string();
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [
+        {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": Digest::of(manifest.as_bytes()),
+         "size": manifest.len(), "annotations": annotations},
+        {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": Digest::of(b"attestation"),
+         "size": 11, "platform": {"os": "unknown", "architecture": "unknown"}},
+    ]});
+    let mut files = Layer::new()
+        .file("oci-layout", br#"{"imageLayoutVersion": "1.0.0"}"#)
+        .file(&blob(&layer), &layer)
+        .file(&blob(b"{}"), b"{}")
+        .file(&blob(manifest.as_bytes()), manifest.as_bytes())
+        .file("index.json", index.to_string().as_bytes());
+    if let Some(tag) = repo_tags {
+        let docker = serde_json::json!([{"Config": blob(b"{}"), "RepoTags": [tag], "Layers": [blob(&layer)]}]);
+        files = files.file("manifest.json", docker.to_string().as_bytes());
+    }
+    files.done()
+}
+
+#[test]
+fn the_oci_form_keeps_its_digest_and_finds_its_name() {
+    let f = fixture();
+    let import = |archive: &[u8]| f.store.import_archive(&f.write("a.tar", archive), None);
+    let full = serde_json::json!({"io.containerd.image.name": "docker.io/library/vm:5",
+                                  "org.opencontainers.image.ref.name": "5"});
+    let image = import(&oci_archive(&full, Some("other:1"), 0))
+        .unwrap()
+        .remove(0);
+    assert_eq!(image.reference, reference("vm:5"));
+    assert_eq!(
+        std::fs::read(f.store.disk(&image).unwrap().file).unwrap(),
+        b"1"
+    );
+    // Only a tag in the index: the name is in docker's file, or nowhere.
+    let tag = serde_json::json!({"org.opencontainers.image.ref.name": "5"});
+    let again = import(&oci_archive(&tag, Some("vm:6"), 0))
+        .unwrap()
+        .remove(0);
+    assert_eq!(
+        (again.reference, again.digest),
+        (reference("vm:6"), image.digest)
+    );
+    assert!(matches!(
+        import(&oci_archive(&tag, None, 0)),
+        Err(ImportError::Unnamed { .. })
+    ));
+    let g = fixture();
+    let lying = g
+        .store
+        .import_archive(&g.write("a.tar", &oci_archive(&full, None, 1)), None);
+    assert!(matches!(lying, Err(ImportError::WrongSize { .. })));
+    g.assert_empty();
 }
 
 #[test]
