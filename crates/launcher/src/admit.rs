@@ -72,7 +72,9 @@ pub(crate) enum Verdict {
 pub(crate) fn admit(phase: Phase, asked: Asked) -> Verdict {
     match (asked, phase) {
         (Asked::Status, _) => Verdict::Answer,
-        (Asked::SyncOther, _) => Verdict::Refuse("this launcher was started for another virtual machine"),
+        (Asked::SyncOther, _) => {
+            Verdict::Refuse("this launcher was started for another virtual machine")
+        }
         (Asked::Sync, Phase::Idle) => Verdict::Create,
         (Asked::Sync, Phase::Creating) => Verdict::Join,
         (Asked::Sync, Phase::Alive) => Verdict::Answer,
@@ -95,16 +97,32 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use Verdict::{
-            Answer, Create, Destroy, DestroyAfterCreation, End, Join, PowerOff, PowerOffAfterCreation,
+            Answer, Create, Destroy, DestroyAfterCreation, End, Join, PowerOff,
+            PowerOffAfterCreation,
         };
         let refuse_other = Verdict::Refuse("this launcher was started for another virtual machine");
         let refuse_late = Verdict::Refuse("the virtual machine is being shut down");
-        let phases = [Phase::Idle, Phase::Creating, Phase::Alive, Phase::ShuttingDown, Phase::Destroying];
+        let phases = [
+            Phase::Idle,
+            Phase::Creating,
+            Phase::Alive,
+            Phase::ShuttingDown,
+            Phase::Destroying,
+        ];
         for (asked, verdicts) in [
-            (Asked::Sync, [Create, Join, Answer, refuse_late, refuse_late]),
+            (
+                Asked::Sync,
+                [Create, Join, Answer, refuse_late, refuse_late],
+            ),
             (Asked::SyncOther, [refuse_other; 5]),
-            (Asked::Shutdown, [End, PowerOffAfterCreation, PowerOff, PowerOff, Answer]),
-            (Asked::Kill, [End, DestroyAfterCreation, Destroy, Destroy, Answer]),
+            (
+                Asked::Shutdown,
+                [End, PowerOffAfterCreation, PowerOff, PowerOff, Answer],
+            ),
+            (
+                Asked::Kill,
+                [End, DestroyAfterCreation, Destroy, Destroy, Answer],
+            ),
             (Asked::Status, [Answer; 5]),
         ] {
             for (phase, verdict) in phases.into_iter().zip(verdicts) {
@@ -115,7 +133,13 @@ mod tests {
 
     #[test]
     fn no_grace_is_a_kill() {
-        assert_eq!(Asked::of(&Call::Shutdown { grace_seconds: 0 }, "u"), Asked::Kill);
-        assert_eq!(Asked::of(&Call::Shutdown { grace_seconds: 1 }, "u"), Asked::Shutdown);
+        assert_eq!(
+            Asked::of(&Call::Shutdown { grace_seconds: 0 }, "u"),
+            Asked::Kill
+        );
+        assert_eq!(
+            Asked::of(&Call::Shutdown { grace_seconds: 1 }, "u"),
+            Asked::Shutdown
+        );
     }
 }

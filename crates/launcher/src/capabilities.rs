@@ -22,7 +22,11 @@ const NOBODY: u32 = 65534;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CacheError {
     #[error("cannot copy the capabilities of QEMU from {from} to {to}: {source}")]
-    Copy { from: PathBuf, to: PathBuf, source: io::Error },
+    Copy {
+        from: PathBuf,
+        to: PathBuf,
+        source: io::Error,
+    },
     #[error("cannot make a directory for the probe: {0}")]
     Directory(io::Error),
     #[error(transparent)]
@@ -40,17 +44,26 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<usize, CacheError> {
         let mut count = 0;
         for entry in std::fs::read_dir(from)? {
             let path = entry?.path();
-            let (Some(name), true) = (path.file_name(), path.extension().is_some_and(|suffix| suffix == "xml")) else {
+            let (Some(name), true) = (
+                path.file_name(),
+                path.extension().is_some_and(|suffix| suffix == "xml"),
+            ) else {
                 continue;
             };
-            let mut file = tempfile::Builder::new().permissions(readable()).tempfile_in(to)?;
+            let mut file = tempfile::Builder::new()
+                .permissions(readable())
+                .tempfile_in(to)?;
             io::copy(&mut std::fs::File::open(&path)?, file.as_file_mut())?;
             file.persist(to.join(name)).map_err(|error| error.error)?;
             count += 1;
         }
         Ok(count)
     };
-    copy().map_err(|source| CacheError::Copy { from: from.to_owned(), to: to.to_owned(), source })
+    copy().map_err(|source| CacheError::Copy {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        source,
+    })
 }
 
 /// Nothing in it is secret, and launchers of any user read it.
@@ -64,9 +77,14 @@ fn readable() -> std::fs::Permissions {
 /// a probe that could not open /dev/kvm is not valid for pods that can.
 pub(crate) async fn warm(out: &Path) -> Result<(), CacheError> {
     let begin = Instant::now();
-    let scratch = tempfile::Builder::new().prefix("berth-probe-").tempdir().map_err(CacheError::Directory)?;
+    let scratch = tempfile::Builder::new()
+        .prefix("berth-probe-")
+        .tempdir()
+        .map_err(CacheError::Directory)?;
     let run_as = rustix::process::geteuid().is_root().then(|| {
-        let kvm_group = std::fs::metadata("/dev/kvm").ok().filter(|kvm| kvm.mode() & 0o060 == 0o060 && kvm.gid() != 0);
+        let kvm_group = std::fs::metadata("/dev/kvm")
+            .ok()
+            .filter(|kvm| kvm.mode() & 0o060 == 0o060 && kvm.gid() != 0);
         (NOBODY, kvm_group.map_or(NOBODY, |kvm| kvm.gid()))
     });
     let dirs = Dirs::new(scratch.path().join("virt"));
@@ -78,9 +96,17 @@ pub(crate) async fn warm(out: &Path) -> Result<(), CacheError> {
     let mut daemon = Libvirtd::new(dirs.clone(), reaper, run_as)?;
     let probed = async {
         let started = daemon.start().await?;
-        started.hypervisor.domain_capabilities("qemu").await.map_err(CacheError::Probe)?;
+        started
+            .hypervisor
+            .domain_capabilities("qemu")
+            .await
+            .map_err(CacheError::Probe)?;
         if kvm::probe().usable {
-            started.hypervisor.domain_capabilities("kvm").await.map_err(CacheError::Probe)?;
+            started
+                .hypervisor
+                .domain_capabilities("kvm")
+                .await
+                .map_err(CacheError::Probe)?;
         }
         started.hypervisor.close().await;
         Ok(())

@@ -84,7 +84,12 @@ impl Client {
                         tracing::debug!("connection to the launcher: {error}");
                     }
                     // Dropping the senders fails the calls that still wait.
-                    drop(pending.lock().unwrap_or_else(PoisonError::into_inner).take());
+                    drop(
+                        pending
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .take(),
+                    );
                     closing.send_replace(true);
                 }
             })
@@ -98,24 +103,39 @@ impl Client {
                 closed,
                 reader,
             };
-            let client = Self { inner: Arc::new(inner) };
-            started.await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionReset))?;
+            let client = Self {
+                inner: Arc::new(inner),
+            };
+            started
+                .await
+                .map_err(|_| io::Error::from(io::ErrorKind::ConnectionReset))?;
             Ok(client)
         };
         match tokio::time::timeout(deadline, connecting).await {
-            Ok(done) => done.map_err(|source| ClientError::Connect { path: sock.to_owned(), source }),
-            Err(_) => Err(ClientError::NotThere { path: sock.to_owned(), seconds: deadline.as_secs() }),
+            Ok(done) => done.map_err(|source| ClientError::Connect {
+                path: sock.to_owned(),
+                source,
+            }),
+            Err(_) => Err(ClientError::NotThere {
+                path: sock.to_owned(),
+                seconds: deadline.as_secs(),
+            }),
         }
     }
 
     /// Brings the machine up; returns once it runs. `fds`: one DHCP socket for each NIC with a lease, in their order.
-    pub async fn sync(&self, request: SyncRequest, fds: Vec<OwnedFd>) -> Result<LauncherState, ClientError> {
+    pub async fn sync(
+        &self,
+        request: SyncRequest,
+        fds: Vec<OwnedFd>,
+    ) -> Result<LauncherState, ClientError> {
         self.call(Call::Sync(Box::new(request)), fds).await
     }
 
     /// Presses the power button; the power is cut after `grace_seconds`. Returns at once: watch the state for the end.
     pub async fn shutdown(&self, grace_seconds: u64) -> Result<LauncherState, ClientError> {
-        self.call(Call::Shutdown { grace_seconds }, Vec::new()).await
+        self.call(Call::Shutdown { grace_seconds }, Vec::new())
+            .await
     }
 
     /// Cuts the power. The launcher ends afterwards.
@@ -143,7 +163,12 @@ impl Client {
         let inner = &self.inner;
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        match inner.pending.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        match inner
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+        {
             Some(pending) => pending.insert(id, sender),
             None => return Err(ClientError::Closed),
         };
@@ -154,9 +179,16 @@ impl Client {
             let _one_at_a_time = connection.writing.lock().await;
             socket::send(&connection.stream, &bytes, &fds).await
         });
-        let sent = sending.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let sent = sending
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
         if let Err(error) = sent {
-            if let Some(pending) = inner.pending.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            if let Some(pending) = inner
+                .pending
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_mut()
+            {
                 pending.remove(&id);
             }
             return Err(ClientError::Send(error));
@@ -192,8 +224,11 @@ async fn read(
             }
         }
         let Some(id) = message.id else { continue };
-        let waiting =
-            pending.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|pending| pending.remove(&id));
+        let waiting = pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+            .and_then(|pending| pending.remove(&id));
         let answer = match (message.result, message.error) {
             (_, Some(error)) => Err(error),
             (Some(state), None) => Ok(state),

@@ -52,7 +52,10 @@ impl Console {
     /// Connects to QEMU's serial socket and begins to read.
     pub(crate) async fn attach(&self, socket: &Path, logged: bool) -> io::Result<()> {
         let stream = crate::socket::connect(socket).await?;
-        self.commands.send(Command::Attach(stream, logged)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.commands
+            .send(Command::Attach(stream, logged))
+            .await
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -82,7 +85,9 @@ async fn serve(mut stream: UnixStream, commands: mpsc::Sender<Command>) {
     if commands.send(Command::Subscribe(reply)).await.is_err() {
         return;
     }
-    let Ok((past, mut live)) = answer.await else { return };
+    let Ok((past, mut live)) = answer.await else {
+        return;
+    };
     let (mut reader, mut writer) = stream.split();
     let output = async {
         writer.write_all(&past).await?;
@@ -102,7 +107,10 @@ async fn serve(mut stream: UnixStream, commands: mpsc::Sender<Command>) {
                 0 => return Ok::<(), io::Error>(()),
                 count => {
                     let piece = Bytes::copy_from_slice(&buffer[..count]);
-                    commands.send(Command::Input(piece)).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+                    commands
+                        .send(Command::Input(piece))
+                        .await
+                        .map_err(|_| io::ErrorKind::BrokenPipe)?;
                 }
             }
         }
@@ -169,7 +177,10 @@ async fn own(mut queue: mpsc::Receiver<Command>, log: PathBuf) {
 /// fit is dropped, as a real UART would.
 async fn feed(stream: &mut UnixStream, piece: &[u8]) {
     let patience = std::time::Duration::from_millis(200);
-    if tokio::time::timeout(patience, stream.write_all(piece)).await.is_err() {
+    if tokio::time::timeout(patience, stream.write_all(piece))
+        .await
+        .is_err()
+    {
         tracing::debug!("the guest does not read its console: input is dropped");
     }
 }
@@ -199,7 +210,11 @@ struct Log {
 
 impl Log {
     fn new(path: PathBuf) -> Self {
-        Self { path, file: None, failed: false }
+        Self {
+            path,
+            file: None,
+            failed: false,
+        }
     }
 
     fn write(&mut self, piece: &[u8]) {
@@ -217,7 +232,11 @@ impl Log {
     }
 
     fn try_write(&mut self, piece: &[u8]) -> io::Result<()> {
-        if self.file.as_ref().is_some_and(|(_, size)| size + piece.len() as u64 > LOG_LIMIT) {
+        if self
+            .file
+            .as_ref()
+            .is_some_and(|(_, size)| size + piece.len() as u64 > LOG_LIMIT)
+        {
             self.file = None;
             std::fs::rename(&self.path, self.path.with_extension("log.1"))?;
         }
@@ -258,8 +277,14 @@ mod tests {
     #[tokio::test]
     async fn clients_see_the_past_and_each_others_guest() {
         let dir = tempfile::tempdir().unwrap();
-        let (clients, qemu) = (dir.path().join("console.sock"), dir.path().join("serial.sock"));
-        let console = Console::start(crate::socket::listen(&clients).unwrap(), dir.path().join("serial.log"));
+        let (clients, qemu) = (
+            dir.path().join("console.sock"),
+            dir.path().join("serial.sock"),
+        );
+        let console = Console::start(
+            crate::socket::listen(&clients).unwrap(),
+            dir.path().join("serial.log"),
+        );
         let mut early = UnixStream::connect(&clients).await.unwrap();
         let port = UnixListener::bind(&qemu).unwrap();
         console.attach(&qemu, true).await.unwrap();
@@ -276,7 +301,10 @@ mod tests {
         drop(early);
         guest.write_all(b"bye").await.unwrap();
         read_until(&mut late, "bye").await;
-        assert_eq!(std::fs::read_to_string(dir.path().join("serial.log")).unwrap(), "login: bye");
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("serial.log")).unwrap(),
+            "login: bye"
+        );
     }
 
     #[test]

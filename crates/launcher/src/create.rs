@@ -7,6 +7,7 @@ use std::time::Instant;
 use berth_api::kubevirt::v1::VirtualMachineInstance;
 use berth_domain::{DiskInput, DomainError, DomainInput, NicInput};
 use berth_hypervisor::{DomainInfo, Hypervisor};
+use rustix::net;
 
 use crate::console::Console;
 use crate::dhcp::Servers;
@@ -53,13 +54,25 @@ impl Layout {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CreateError {
     #[error("cannot make {path}: {source}")]
-    Directory { path: PathBuf, source: std::io::Error },
+    Directory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Overlay(#[from] OverlayError),
     #[error(transparent)]
     Domain(#[from] DomainError),
+    #[error("network {network} has no tap {tap} in this pod: {source}")]
+    NoTap {
+        network: String,
+        tap: String,
+        source: std::io::Error,
+    },
     #[error("DHCP on network {network}: {source}")]
-    Dhcp { network: String, source: std::io::Error },
+    Dhcp {
+        network: String,
+        source: std::io::Error,
+    },
     #[error("cannot connect to the serial console: {0}")]
     Console(std::io::Error),
     #[error("a step of the creation panicked")]
@@ -104,17 +117,26 @@ impl<H: Hypervisor> Creation<H> {
     /// Runs the steps. The guest's first instruction is executed in the last one, when everything listens.
     pub(crate) async fn run(mut self) -> Result<Created, CreateError> {
         let mut clock = Clock::new();
+        self.taps()?;
         let disks = self.overlays().await?;
         clock.lap("overlay_ms");
         let xml = self.xml(disks)?;
         tracing::debug!("domain: {xml}");
-        let defined = self.hypervisor.define(&xml).await.map_err(CreateError::Define)?;
+        let defined = self
+            .hypervisor
+            .define(&xml)
+            .await
+            .map_err(CreateError::Define)?;
         clock.lap("define_ms");
         let started = self.start(&defined, &mut clock).await;
         match started {
             Ok(info) => {
                 clock.total("sync_ms");
-                Ok(Created { info, timings: clock.laps, dhcp: self.dhcp })
+                Ok(Created {
+                    info,
+                    timings: clock.laps,
+                    dhcp: self.dhcp,
+                })
             }
             Err(error) => {
                 for undone in [
@@ -130,19 +152,54 @@ impl<H: Hypervisor> Creation<H> {
         }
     }
 
-    async fn start(&mut self, defined: &DomainInfo, clock: &mut Clock) -> Result<DomainInfo, CreateError> {
-        let failed = |error| CreateError::Start { domain: defined.name.clone(), error };
-        let info = self.hypervisor.start(&defined.uuid, true).await.map_err(failed)?;
+    async fn start(
+        &mut self,
+        defined: &DomainInfo,
+        clock: &mut Clock,
+    ) -> Result<DomainInfo, CreateError> {
+        let failed = |error| CreateError::Start {
+            domain: defined.name.clone(),
+            error,
+        };
+        let info = self
+            .hypervisor
+            .start(&defined.uuid, true)
+            .await
+            .map_err(failed)?;
         clock.lap("create_ms");
         let devices = &self.request.vmi.spec.domain.devices;
         if devices.autoattach_serial_console != Some(false) {
             let logged = devices.log_serial_console != Some(false);
-            self.console.attach(&self.layout.serial(), logged).await.map_err(CreateError::Console)?;
+            self.console
+                .attach(&self.layout.serial(), logged)
+                .await
+                .map_err(CreateError::Console)?;
         }
-        self.dhcp.serve().map_err(|(network, source)| CreateError::Dhcp { network, source })?;
-        self.hypervisor.resume(&defined.uuid).await.map_err(failed)?;
+        self.dhcp
+            .serve()
+            .map_err(|(network, source)| CreateError::Dhcp { network, source })?;
+        self.hypervisor
+            .resume(&defined.uuid)
+            .await
+            .map_err(failed)?;
         clock.lap("resume_ms");
         Ok(info)
+    }
+
+    /// libvirt says of a tap that is not there neither its name nor the network's.
+    fn taps(&self) -> Result<(), CreateError> {
+        for nic in &self.request.nics {
+            let find = || {
+                let socket = net::socket(net::AddressFamily::INET, net::SocketType::DGRAM, None)?;
+                net::netdevice::name_to_index(socket, &nic.tap)
+            };
+            find().map_err(|source| CreateError::NoTap {
+                network: nic.network.clone(),
+                tap: nic.tap.clone(),
+                source: source.into(),
+            })?;
+        }
+        Ok(())
     }
 
     /// A fresh overlay for each disk that may not be written itself; all files as the domain uses them.
@@ -151,8 +208,10 @@ impl<H: Hypervisor> Creation<H> {
         let layout = self.layout.clone();
         let work = move || {
             let directory = layout.file("disks");
-            std::fs::create_dir_all(&directory)
-                .map_err(|source| CreateError::Directory { path: directory, source })?;
+            std::fs::create_dir_all(&directory).map_err(|source| CreateError::Directory {
+                path: directory,
+                source,
+            })?;
             backings
                 .into_iter()
                 .map(|disk| {
@@ -175,7 +234,9 @@ impl<H: Hypervisor> Creation<H> {
                 })
                 .collect()
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or(Err(CreateError::Panicked))
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or(Err(CreateError::Panicked))
     }
 
     fn xml(&self, disks: Vec<DiskInput>) -> Result<String, CreateError> {
@@ -201,7 +262,11 @@ impl<H: Hypervisor> Creation<H> {
 /// Seconds that the machine gives its guest to power off.
 pub(crate) fn grace_seconds(vmi: &VirtualMachineInstance) -> u64 {
     const DEFAULT: i64 = 30;
-    vmi.spec.termination_grace_period_seconds.unwrap_or(DEFAULT).try_into().unwrap_or(0)
+    vmi.spec
+        .termination_grace_period_seconds
+        .unwrap_or(DEFAULT)
+        .try_into()
+        .unwrap_or(0)
 }
 
 struct Clock {
@@ -213,15 +278,21 @@ struct Clock {
 impl Clock {
     fn new() -> Self {
         let now = Instant::now();
-        Self { begin: now, last: now, laps: BTreeMap::new() }
+        Self {
+            begin: now,
+            last: now,
+            laps: BTreeMap::new(),
+        }
     }
 
     fn lap(&mut self, name: &str) {
-        self.laps.insert(name.to_owned(), millis(self.last.elapsed()));
+        self.laps
+            .insert(name.to_owned(), millis(self.last.elapsed()));
         self.last = Instant::now();
     }
 
     fn total(&mut self, name: &str) {
-        self.laps.insert(name.to_owned(), millis(self.begin.elapsed()));
+        self.laps
+            .insert(name.to_owned(), millis(self.begin.elapsed()));
     }
 }

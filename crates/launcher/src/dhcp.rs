@@ -20,17 +20,32 @@ pub(crate) struct Servers {
 
 impl Servers {
     /// Joins sockets and leases, in their order.
-    pub(crate) fn new(nics: &[NicBacking], sockets: Vec<OwnedFd>, news: mpsc::Sender<DhcpStatus>) -> Self {
-        let leases = nics.iter().filter_map(|nic| Some((nic.network.clone(), nic.lease.clone()?)));
-        let waiting = leases.zip(sockets).map(|((network, lease), socket)| (network, lease, socket)).collect();
+    pub(crate) fn new(
+        nics: &[NicBacking],
+        sockets: Vec<OwnedFd>,
+        news: mpsc::Sender<DhcpStatus>,
+    ) -> Self {
+        let leases = nics
+            .iter()
+            .filter_map(|nic| Some((nic.network.clone(), nic.lease.clone()?)));
+        let waiting = leases
+            .zip(sockets)
+            .map(|((network, lease), socket)| (network, lease, socket))
+            .collect();
         let cancel = CancellationToken::new();
-        Self { waiting, news, _end: cancel.clone().drop_guard(), cancel }
+        Self {
+            waiting,
+            news,
+            _end: cancel.clone().drop_guard(),
+            cancel,
+        }
     }
 
     /// Begins to answer. On failure the network's name comes with the error.
     pub(crate) fn serve(&mut self) -> Result<(), (String, io::Error)> {
         for (network, lease, socket) in self.waiting.drain(..) {
-            rustix::io::ioctl_fionbio(&socket, true).map_err(|error| (network.clone(), error.into()))?;
+            rustix::io::ioctl_fionbio(&socket, true)
+                .map_err(|error| (network.clone(), error.into()))?;
             let (news, cancel) = (self.news.clone(), self.cancel.clone());
             tokio::spawn(async move {
                 let (events, mut heard) = mpsc::channel(8);
@@ -39,7 +54,11 @@ impl Servers {
                     while let Some(event) = heard.recv().await {
                         let event = words(event);
                         tracing::info!(network = name, "DHCP: {event}");
-                        let status = DhcpStatus { network: name.clone(), event, at: crate::unix_now() };
+                        let status = DhcpStatus {
+                            network: name.clone(),
+                            event,
+                            at: crate::unix_now(),
+                        };
                         if news.send(status).await.is_err() {
                             return;
                         }

@@ -8,7 +8,9 @@ use crate::protocol::LauncherState;
 /// Writes it whole or not at all, and for good.
 pub(crate) fn write(path: &Path, state: &LauncherState) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".final-state-").tempfile_in(dir)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".final-state-")
+        .tempfile_in(dir)?;
     serde_json::to_writer(&mut file, state)?;
     file.write_all(b"\n")?;
     file.as_file().sync_all()?;

@@ -77,13 +77,28 @@ const DRAIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Name of the virtual machine instance.
-    #[arg(long, required_unless_present = "warm_capabilities", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        required_unless_present = "warm_capabilities",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub name: String,
     /// Its namespace.
-    #[arg(long, required_unless_present = "warm_capabilities", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        required_unless_present = "warm_capabilities",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub namespace: String,
     /// Its UID: the launcher takes no other machine.
-    #[arg(long, required_unless_present = "warm_capabilities", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        required_unless_present = "warm_capabilities",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub uid: String,
     /// Directory for sockets, overlays and libvirt's files.
     #[arg(long, default_value = "/var/run/berth")]
@@ -128,7 +143,7 @@ pub fn run(args: Args) -> ExitCode {
         .thread_keep_alive(Duration::from_secs(1))
         .build();
     let result = runtime.map_err(Error::Runtime).and_then(|runtime| {
-        let result = runtime.block_on(async {
+        let result = runtime.block_on(async move {
             match &args.warm_capabilities {
                 Some(out) => capabilities::warm(out).await.map_err(Error::from),
                 None => launch(&args).await,
@@ -151,7 +166,12 @@ async fn launch(args: &Args) -> Result<(), Error> {
     if rustix::process::geteuid().is_root() {
         return Err(Error::Root);
     }
-    tracing::info!(namespace = args.namespace, name = args.name, uid = args.uid, "launcher starts");
+    tracing::info!(
+        namespace = args.namespace,
+        name = args.name,
+        uid = args.uid,
+        "launcher starts"
+    );
     let reaper = Reaper::start().map_err(Error::Signals)?;
     let terminate = terminations()?;
     let layout = Layout::new(args.run_dir.clone());
@@ -165,7 +185,12 @@ async fn launch(args: &Args) -> Result<(), Error> {
     let (state, watched) = watch::channel(LauncherState::default());
     let (requests, queue) = mpsc::channel(32);
     let (closing, connections) = (CancellationToken::new(), TaskTracker::new());
-    let server = Server { requests, state: watched, closing: closing.clone(), connections: connections.clone() };
+    let server = Server {
+        requests,
+        state: watched,
+        closing: closing.clone(),
+        connections: connections.clone(),
+    };
     let serving = tokio::spawn(server.serve(control));
 
     let dirs = Dirs::new(layout.virt());
@@ -184,7 +209,10 @@ async fn launch(args: &Args) -> Result<(), Error> {
     let (ending, mut daemon) = driver.run().await;
     closing.cancel();
     connections.close();
-    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN, connections.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!("a connection does not take the last state");
     }
     // Ends with `closing`; a panic in it has been reported by the runtime.
@@ -215,7 +243,9 @@ fn terminations() -> Result<mpsc::Receiver<()>, Error> {
 /// Copies the node's knowledge of QEMU. Without it libvirt probes by itself, which only takes longer.
 fn take_capabilities(given: Option<&Path>, dirs: &Dirs) {
     let default = Path::new(capabilities::DEFAULT_DIR);
-    let Some(dir) = given.or_else(|| default.is_dir().then_some(default)) else { return };
+    let Some(dir) = given.or_else(|| default.is_dir().then_some(default)) else {
+        return;
+    };
     match capabilities::copy(dir, &dirs.capabilities()) {
         Ok(files) => tracing::debug!(files, dir = %dir.display(), "QEMU's capabilities taken over"),
         Err(error) => tracing::warn!("{error}"),
@@ -229,5 +259,7 @@ fn millis(duration: Duration) -> u64 {
 
 /// Seconds since 1970.
 fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

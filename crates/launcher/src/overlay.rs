@@ -53,7 +53,10 @@ pub(crate) fn create(overlay: &Path, backing: &str, format: &str) -> Result<(), 
         // The rest of the L1 table: zero, and no blocks on the node's disk.
         file.set_len((L1_START + l1_clusters(size)) * CLUSTER)
     };
-    write().map_err(|source| OverlayError::Write { path: overlay.display().to_string(), source })
+    write().map_err(|source| OverlayError::Write {
+        path: overlay.display().to_string(),
+        source,
+    })
 }
 
 fn l1_entries(size: u64) -> u64 {
@@ -66,7 +69,10 @@ fn l1_clusters(size: u64) -> u64 {
 
 /// The size of the disk that the guest sees.
 fn virtual_size(backing: &str, format: &str) -> Result<u64, OverlayError> {
-    let read = |source| OverlayError::Read { path: backing.to_owned(), source };
+    let read = |source| OverlayError::Read {
+        path: backing.to_owned(),
+        source,
+    };
     let mut file = File::open(backing).map_err(read)?;
     let size = match format {
         // As QEMU does it: a last sector that is not full counts as one.
@@ -75,17 +81,28 @@ fn virtual_size(backing: &str, format: &str) -> Result<u64, OverlayError> {
             let mut header = [0_u8; 32];
             file.read_exact(&mut header).map_err(read)?;
             if be32(&header, 0) != MAGIC {
-                return Err(OverlayError::NotThatFormat { path: backing.to_owned(), format: format.to_owned() });
+                return Err(OverlayError::NotThatFormat {
+                    path: backing.to_owned(),
+                    format: format.to_owned(),
+                });
             }
             if be64(&header, 8) != 0 {
                 return Err(OverlayError::BackingFile(backing.to_owned()));
             }
             be64(&header, 24)
         }
-        other => return Err(OverlayError::NotThatFormat { path: backing.to_owned(), format: other.to_owned() }),
+        other => {
+            return Err(OverlayError::NotThatFormat {
+                path: backing.to_owned(),
+                format: other.to_owned(),
+            });
+        }
     };
     if l1_entries(size) > MAX_L1_ENTRIES {
-        return Err(OverlayError::Size { path: backing.to_owned(), size });
+        return Err(OverlayError::Size {
+            path: backing.to_owned(),
+            size,
+        });
     }
     Ok(size)
 }
@@ -109,7 +126,11 @@ fn render(backing: &str, format: &str, size: u64) -> Result<Vec<u8>, OverlayErro
     let l1_entries = u32::try_from(l1_entries(size)).expect("bounded by MAX_L1_ENTRIES");
 
     let mut out = Vec::with_capacity((L1_START * CLUSTER) as usize);
-    let mut u32s = |values: &[u32]| values.iter().for_each(|value| out.extend_from_slice(&value.to_be_bytes()));
+    let mut u32s = |values: &[u32]| {
+        values
+            .iter()
+            .for_each(|value| out.extend_from_slice(&value.to_be_bytes()));
+    };
     u32s(&[MAGIC, 3]);
     u32s(&[0, name_at as u32, name_len, CLUSTER_BITS]);
     u32s(&[(size >> 32) as u32, size as u32]);
@@ -147,7 +168,11 @@ mod tests {
                 return None;
             }
         };
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Some(serde_json::from_slice(&output.stdout).unwrap_or_default())
     }
 
@@ -159,7 +184,9 @@ mod tests {
         for size in [512_u64, (1 << 20) + 1, 1 << 29, (1 << 29) + 512, 5 << 40] {
             File::create(&backing).unwrap().set_len(size).unwrap();
             create(&overlay, backing.to_str().unwrap(), "raw").unwrap();
-            let Some(info) = qemu_img(&["info", "--output=json", overlay.to_str().unwrap()]) else { return };
+            let Some(info) = qemu_img(&["info", "--output=json", overlay.to_str().unwrap()]) else {
+                return;
+            };
             assert_eq!(info["format"], "qcow2");
             assert_eq!(info["virtual-size"], size.div_ceil(512) * 512);
             assert_eq!(info["backing-filename"], backing.to_str().unwrap());
@@ -182,7 +209,10 @@ mod tests {
         }
         create(&overlay, path, "qcow2").unwrap();
         let info = qemu_img(&["info", "--output=json", overlay.to_str().unwrap()]).unwrap();
-        assert_eq!((&info["virtual-size"], &info["backing-filename-format"]), (&(10_u64 << 30).into(), &"qcow2".into()));
+        assert_eq!(
+            (&info["virtual-size"], &info["backing-filename-format"]),
+            (&(10_u64 << 30).into(), &"qcow2".into())
+        );
         assert!(matches!(
             create(&dir.path().join("o2"), overlay.to_str().unwrap(), "qcow2"),
             Err(OverlayError::BackingFile(_))
@@ -195,9 +225,18 @@ mod tests {
         let backing = dir.path().join("disk.img");
         std::fs::write(&backing, [0; 4096]).unwrap();
         let path = backing.to_str().unwrap();
-        let make = |format| create(&dir.path().join("o"), path, format).unwrap_err().to_string();
+        let make = |format| {
+            create(&dir.path().join("o"), path, format)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(make("qcow2").contains("is not qcow2"));
         assert!(make("vmdk").contains("is not vmdk"));
-        assert!(create(&dir.path().join("o"), "/no/such/disk", "raw").unwrap_err().to_string().contains("/no/such/disk"));
+        assert!(
+            create(&dir.path().join("o"), "/no/such/disk", "raw")
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such/disk")
+        );
     }
 }

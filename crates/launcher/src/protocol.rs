@@ -212,7 +212,8 @@ pub(crate) struct Message {
 
 /// A message as a line.
 pub(crate) fn line<T: Serialize>(message: &T) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec(message).expect("maps have string keys, so JSON cannot fail");
+    let mut bytes =
+        serde_json::to_vec(message).expect("maps have string keys, so JSON cannot fail");
     bytes.push(b'\n');
     bytes
 }
@@ -223,10 +224,22 @@ mod tests {
 
     #[test]
     fn calls_read_as_the_documentation_says() {
-        let kill = Request { id: 2, call: Call::Kill };
-        assert_eq!(serde_json::to_string(&kill).unwrap(), r#"{"id":2,"call":"kill"}"#);
-        let stop = Request { id: 3, call: Call::Shutdown { grace_seconds: 7 } };
-        assert_eq!(serde_json::to_string(&stop).unwrap(), r#"{"id":3,"call":{"shutdown":{"grace_seconds":7}}}"#);
+        let kill = Request {
+            id: 2,
+            call: Call::Kill,
+        };
+        assert_eq!(
+            serde_json::to_string(&kill).unwrap(),
+            r#"{"id":2,"call":"kill"}"#
+        );
+        let stop = Request {
+            id: 3,
+            call: Call::Shutdown { grace_seconds: 7 },
+        };
+        assert_eq!(
+            serde_json::to_string(&stop).unwrap(),
+            r#"{"id":3,"call":{"shutdown":{"grace_seconds":7}}}"#
+        );
     }
 
     #[test]
@@ -240,9 +253,16 @@ mod tests {
 
     #[test]
     fn a_message_is_one_line() {
-        let message = Message { id: Some(1), error: Some("two\nlines".to_owned()), ..Message::default() };
+        let message = Message {
+            id: Some(1),
+            error: Some("two\nlines".to_owned()),
+            ..Message::default()
+        };
         let bytes = line(&message);
         assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert_eq!(String::from_utf8(bytes).unwrap(), "{\"id\":1,\"error\":\"two\\nlines\"}\n");
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            "{\"id\":1,\"error\":\"two\\nlines\"}\n"
+        );
     }
 }

@@ -69,7 +69,9 @@ impl Reaper {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         }
         let mut children = signal(SignalKind::child())?;
-        let reaper = Self { ends: watch::Sender::new(VecDeque::new()) };
+        let reaper = Self {
+            ends: watch::Sender::new(VecDeque::new()),
+        };
         let ends = reaper.ends.clone();
         tokio::spawn(async move {
             loop {
@@ -93,12 +95,22 @@ impl Reaper {
         Ok(child)
     }
 
+    /// How a process below the launcher has ended, if it has.
+    pub(crate) fn ended(&self, pid: u32) -> Option<Exit> {
+        self.ends
+            .borrow()
+            .iter()
+            .rev()
+            .find(|end| end.0 == pid)
+            .map(|end| end.1)
+    }
+
     /// Waits for the end of a process below the launcher.
     pub(crate) async fn end_of(&self, pid: u32) -> Exit {
         let mut ends = self.ends.subscribe();
         loop {
-            let end = ends.borrow_and_update().iter().rev().find(|end| end.0 == pid).map(|end| end.1);
-            if let Some(end) = end {
+            ends.mark_unchanged();
+            if let Some(end) = self.ended(pid) {
                 return end;
             }
             if ends.changed().await.is_err() {

@@ -113,10 +113,17 @@ impl Server {
             Call::Shutdown { .. } | Call::Kill | Call::Status => 0,
         };
         let Some(fds) = reader.take_fds(wanted) else {
-            return Err((request.id, format!("{wanted} DHCP sockets are needed, and fewer came with the request")));
+            return Err((
+                request.id,
+                format!("{wanted} DHCP sockets are needed, and fewer came with the request"),
+            ));
         };
         let (reply, answer) = oneshot::channel();
-        let incoming = Incoming { call: request.call, fds, reply };
+        let incoming = Incoming {
+            call: request.call,
+            fds,
+            reply,
+        };
         match self.requests.send(incoming).await {
             Ok(()) => Ok((request.id, answer)),
             Err(_) => Err((request.id, "the launcher is ending".to_owned())),
@@ -124,10 +131,25 @@ impl Server {
     }
 }
 
-fn reply(id: u64, answer: Result<Result<LauncherState, String>, oneshot::error::RecvError>) -> Message {
+fn reply(
+    id: u64,
+    answer: Result<Result<LauncherState, String>, oneshot::error::RecvError>,
+) -> Message {
     match answer {
-        Ok(Ok(state)) => Message { id: Some(id), result: Some(state), ..Message::default() },
-        Ok(Err(words)) => Message { id: Some(id), error: Some(words), ..Message::default() },
-        Err(_) => Message { id: Some(id), error: Some("the launcher is ending".to_owned()), ..Message::default() },
+        Ok(Ok(state)) => Message {
+            id: Some(id),
+            result: Some(state),
+            ..Message::default()
+        },
+        Ok(Err(words)) => Message {
+            id: Some(id),
+            error: Some(words),
+            ..Message::default()
+        },
+        Err(_) => Message {
+            id: Some(id),
+            error: Some("the launcher is ending".to_owned()),
+            ..Message::default()
+        },
     }
 }

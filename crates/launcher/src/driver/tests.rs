@@ -1,11 +1,13 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
 
+use berth_hypervisor::StopReason;
 use berth_hypervisor::fake::Fake;
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::daemon::Started;
+use crate::daemon::{DaemonError, Started};
+use crate::reaper::Exit;
 
 /// A daemon whose hypervisor is the fake, and which dies when it is told to.
 struct FakeDaemon {
@@ -13,6 +15,7 @@ struct FakeDaemon {
     die: Arc<tokio::sync::Notify>,
     starts: Arc<Mutex<u32>>,
     exit: Exit,
+    gone: watch::Receiver<bool>,
 }
 
 impl Daemon for FakeDaemon {
@@ -21,10 +24,15 @@ impl Daemon for FakeDaemon {
     async fn start(&mut self) -> Result<Started<Fake>, DaemonError> {
         *self.starts.lock().unwrap() += 1;
         let (hypervisor, events) = self.fake.connect();
-        Ok(Started { hypervisor, events, start: Duration::from_millis(40), connect: Duration::from_millis(50) })
+        Ok(Started {
+            hypervisor,
+            events,
+            start: Duration::from_millis(40),
+            connect: Duration::from_millis(50),
+        })
     }
 
-    async fn ended(&mut self) -> String {
+    async fn ended(&self) -> String {
         self.die.notified().await;
         "libvirtd was killed by signal 9 (SIGKILL)".to_owned()
     }
@@ -37,6 +45,7 @@ impl Daemon for FakeDaemon {
     }
 
     async fn qemu_end(&self, _pid: u32) -> Exit {
+        let _ = self.gone.clone().wait_for(|gone| *gone).await;
         self.exit
     }
 
@@ -52,6 +61,7 @@ struct World {
     fake: Fake,
     die: Arc<tokio::sync::Notify>,
     starts: Arc<Mutex<u32>>,
+    gone: watch::Sender<bool>,
     task: JoinHandle<Ending>,
     dir: tempfile::TempDir,
     _port: UnixListener,
@@ -63,27 +73,66 @@ impl World {
         let (requests, queue) = mpsc::channel(8);
         let (terminate, terminations) = mpsc::channel(1);
         let (state, watched) = watch::channel(LauncherState::default());
-        let (fake, die, starts) = (Fake::new(), Arc::<tokio::sync::Notify>::default(), Arc::<Mutex<u32>>::default());
+        let (fake, die, starts) = (
+            Fake::new(),
+            Arc::<tokio::sync::Notify>::default(),
+            Arc::<Mutex<u32>>::default(),
+        );
+        let gone = watch::Sender::new(false);
+        // A domain that stops takes its QEMU with it.
+        let (_, mut events) = fake.connect();
+        let tell = gone.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if matches!(event.kind, DomainEventKind::Stopped { .. }) {
+                    tell.send_replace(true);
+                }
+            }
+        });
         let port = UnixListener::bind(dir.path().join("serial.sock")).unwrap();
         let console = crate::socket::listen(&dir.path().join("console.sock")).unwrap();
         let driver = Driver {
             uid: "u1".to_owned(),
             layout: Layout::new(dir.path().to_owned()),
-            daemon: FakeDaemon { fake: fake.clone(), die: die.clone(), starts: starts.clone(), exit },
+            daemon: FakeDaemon {
+                fake: fake.clone(),
+                die: die.clone(),
+                starts: starts.clone(),
+                exit,
+                gone: gone.subscribe(),
+            },
             console: Console::start(console, dir.path().join("serial.log")),
             requests: queue,
             state,
             terminate: terminations,
         };
         let task = tokio::spawn(async move { driver.run().await.0 });
-        Self { requests, state: watched, terminate, fake, die, starts, task, dir, _port: port }
+        Self {
+            requests,
+            state: watched,
+            terminate,
+            fake,
+            die,
+            starts,
+            gone,
+            task,
+            dir,
+            _port: port,
+        }
     }
 
     fn request(&self, call: Call) -> impl Future<Output = Result<LauncherState, String>> + use<> {
         let requests = self.requests.clone();
         async move {
             let (reply, answer) = oneshot::channel();
-            requests.send(Incoming { call, fds: Vec::new(), reply }).await.unwrap();
+            requests
+                .send(Incoming {
+                    call,
+                    fds: Vec::new(),
+                    reply,
+                })
+                .await
+                .unwrap();
             answer.await.unwrap_or_else(|_| Err("dropped".to_owned()))
         }
     }
@@ -95,7 +144,10 @@ impl World {
     async fn until(&self, what: &str, test: impl FnMut(&LauncherState) -> bool) {
         let mut state = self.state.clone();
         let wait = state.wait_for(test);
-        if tokio::time::timeout(Duration::from_secs(100), wait).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(100), wait)
+            .await
+            .is_err()
+        {
             panic!("{what}: {:?}", self.state.borrow());
         }
     }
@@ -106,7 +158,10 @@ impl World {
 
     /// How it ended, and the state that was written down, which is the one that was told.
     async fn ended(self) -> (Ending, DomainState) {
-        let ending = tokio::time::timeout(Duration::from_secs(100), self.task).await.expect("an end").unwrap();
+        let ending = tokio::time::timeout(Duration::from_secs(100), self.task)
+            .await
+            .expect("an end")
+            .unwrap();
         let json = std::fs::read(self.dir.path().join(FINAL_STATE)).unwrap();
         let written: LauncherState = serde_json::from_slice(&json).unwrap();
         assert_eq!(written, *self.state.borrow());
@@ -123,7 +178,12 @@ fn sync(uid: &str) -> Call {
             "domain": {"memory": {"guest": "64Mi"}, "devices": {}},
         },
     }));
-    let request = SyncRequest { vmi: vmi.unwrap(), disks: Vec::new(), nics: Vec::new(), emulation: true };
+    let request = SyncRequest {
+        vmi: vmi.unwrap(),
+        disks: Vec::new(),
+        nics: Vec::new(),
+        emulation: true,
+    };
     Call::Sync(Box::new(request))
 }
 
@@ -137,26 +197,55 @@ async fn sync_runs_the_guest_once_and_answers_everybody() {
     let (first, second) = tokio::join!(world.sync(), world.sync());
     assert_eq!(phase(&first.unwrap()), Some(DomainPhase::Running));
     assert_eq!(phase(&second.unwrap()), Some(DomainPhase::Running));
-    assert_eq!(phase(&world.sync().await.unwrap()), Some(DomainPhase::Running));
-    let starts = world.fake.calls().iter().filter(|call| call.starts_with("start ")).count();
+    assert_eq!(
+        phase(&world.sync().await.unwrap()),
+        Some(DomainPhase::Running)
+    );
+    let starts = world
+        .fake
+        .calls()
+        .iter()
+        .filter(|call| call.starts_with("start "))
+        .count();
     assert_eq!(starts, 1);
     let other = world.request(sync("u2")).await.unwrap_err();
     assert!(other.contains("another virtual machine"), "{other}");
-    for timing in ["libvirtd_start_ms", "connect_ms", "overlay_ms", "define_ms", "create_ms", "resume_ms", "sync_ms"] {
-        assert!(world.state.borrow().timings.contains_key(timing), "{timing}");
+    for timing in [
+        "libvirtd_start_ms",
+        "connect_ms",
+        "overlay_ms",
+        "define_ms",
+        "create_ms",
+        "resume_ms",
+        "sync_ms",
+    ] {
+        assert!(
+            world.state.borrow().timings.contains_key(timing),
+            "{timing}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_start_is_told_and_can_be_corrected() {
     let world = World::new(Exit::Code(1));
-    world.fake.refuse_next_definition("XML error: no such machine");
+    world
+        .fake
+        .refuse_next_definition("XML error: no such machine");
     assert!(world.sync().await.unwrap_err().contains("no such machine"));
-    world.fake.fail_next_start("process exited while connecting to monitor");
+    world
+        .fake
+        .fail_next_start("process exited while connecting to monitor");
     let error = world.sync().await.unwrap_err();
-    assert!(error.contains("connecting to monitor") && error.contains("run out of bits"), "{error}");
+    assert!(
+        error.contains("connecting to monitor") && error.contains("run out of bits"),
+        "{error}"
+    );
     assert_eq!(world.state.borrow().failure, Some(error));
-    assert_eq!(phase(&world.sync().await.unwrap()), Some(DomainPhase::Running));
+    assert_eq!(
+        phase(&world.sync().await.unwrap()),
+        Some(DomainPhase::Running)
+    );
     assert_eq!(world.state.borrow().failure, None);
 }
 
@@ -164,10 +253,16 @@ async fn a_failed_start_is_told_and_can_be_corrected() {
 async fn a_guest_that_obeys_is_shut_off() {
     let world = World::new(Exit::Code(0));
     world.sync().await.unwrap();
-    world.request(Call::Shutdown { grace_seconds: 30 }).await.unwrap();
+    world
+        .request(Call::Shutdown { grace_seconds: 30 })
+        .await
+        .unwrap();
     let (ending, domain) = world.ended().await;
     assert_eq!(ending, Ending::Done);
-    assert_eq!((domain.state, domain.reason.as_str()), (DomainPhase::Shutoff, reason::SHUTDOWN));
+    assert_eq!(
+        (domain.state, domain.reason.as_str()),
+        (DomainPhase::Shutoff, reason::SHUTDOWN)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,15 +271,29 @@ async fn a_guest_that_does_not_obey_loses_its_power_after_the_grace() {
     world.sync().await.unwrap();
     world.fake.ignore_acpi();
     let begin = Instant::now();
-    world.request(Call::Shutdown { grace_seconds: 12 }).await.unwrap();
+    world
+        .request(Call::Shutdown { grace_seconds: 12 })
+        .await
+        .unwrap();
     assert!(world.sync().await.unwrap_err().contains("being shut down"));
     let fake = world.fake.clone();
     let (ending, domain) = world.ended().await;
     assert_eq!(ending, Ending::Done);
     assert_eq!(begin.elapsed().as_secs(), 12);
-    assert_eq!((domain.state, domain.reason.as_str()), (DomainPhase::Shutoff, reason::DESTROYED));
-    assert!(domain.message.contains("did not power off within 12 s"), "{}", domain.message);
-    let presses = fake.calls().iter().filter(|call| call.starts_with("shutdown ")).count();
+    assert_eq!(
+        (domain.state, domain.reason.as_str()),
+        (DomainPhase::Shutoff, reason::DESTROYED)
+    );
+    assert!(
+        domain.message.contains("did not power off within 12 s"),
+        "{}",
+        domain.message
+    );
+    let presses = fake
+        .calls()
+        .iter()
+        .filter(|call| call.starts_with("shutdown "))
+        .count();
     assert_eq!(presses, 3, "at 0, 5 and 10 s");
 }
 
@@ -211,7 +320,10 @@ async fn kill_ends_a_launcher_with_and_without_a_guest() {
     world.sync().await.unwrap();
     world.request(Call::Kill).await.unwrap();
     let (_, domain) = world.ended().await;
-    assert_eq!((domain.state, domain.reason.as_str()), (DomainPhase::Shutoff, reason::DESTROYED));
+    assert_eq!(
+        (domain.state, domain.reason.as_str()),
+        (DomainPhase::Shutoff, reason::DESTROYED)
+    );
     assert_eq!(domain.message, "the power was cut on request");
 }
 
@@ -232,8 +344,30 @@ async fn a_killed_qemu_is_a_crash_in_clear_words() {
     world.fake.stop(&world.uuid(), StopReason::Failed);
     let (ending, domain) = world.ended().await;
     assert_eq!(ending, Ending::Done);
-    assert_eq!((domain.state, domain.reason.as_str()), (DomainPhase::Crashed, reason::KILLED));
-    assert!(domain.message.starts_with("QEMU was killed by signal 9 (SIGKILL)"), "{}", domain.message);
+    assert_eq!(
+        (domain.state, domain.reason.as_str()),
+        (DomainPhase::Crashed, reason::KILLED)
+    );
+    assert!(
+        domain
+            .message
+            .starts_with("QEMU was killed by signal 9 (SIGKILL)"),
+        "{}",
+        domain.message
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_qemu_that_vanishes_without_an_event_is_noticed() {
+    let world = World::new(Exit::Signal(11));
+    world.sync().await.unwrap();
+    world.gone.send_replace(true);
+    let (_, domain) = world.ended().await;
+    assert_eq!(
+        (domain.state, domain.reason.as_str()),
+        (DomainPhase::Crashed, reason::KILLED)
+    );
+    assert!(domain.message.contains("SIGSEGV"), "{}", domain.message);
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,15 +376,22 @@ async fn pauses_show_and_a_dead_libvirt_is_replaced() {
     world.sync().await.unwrap();
     let uuid = world.uuid();
     world.fake.suspend(&uuid).await.unwrap();
-    world.until("paused", |state| phase(state) == Some(DomainPhase::Paused)).await;
+    world
+        .until("paused", |state| phase(state) == Some(DomainPhase::Paused))
+        .await;
     // It dies while the guest goes on, and that is found out.
     world.fake.lose_connections();
     world.fake.resume(&uuid).await.unwrap();
-    world.until("resumed", |state| phase(state) == Some(DomainPhase::Running)).await;
+    world
+        .until("resumed", |state| {
+            phase(state) == Some(DomainPhase::Running)
+        })
+        .await;
     assert_eq!(*world.starts.lock().unwrap(), 2);
     // It dies together with the guest's end.
     world.fake.lose_connections();
     world.fake.stop(&uuid, StopReason::Shutdown);
+    world.gone.send_replace(true);
     let (_, domain) = world.ended().await;
     assert_eq!(domain.reason, reason::SHUTDOWN);
 }
@@ -267,12 +408,17 @@ async fn a_libvirt_that_dies_again_and_again_is_given_up() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(100), waited).await.expect("another start");
+        tokio::time::timeout(Duration::from_secs(100), waited)
+            .await
+            .expect("another start");
     }
     world.die.notify_one();
     let (ending, domain) = world.ended().await;
     assert!(matches!(ending, Ending::Failed(words) if words.contains("5 times")));
-    assert_eq!((domain.state, domain.reason.as_str()), (DomainPhase::Crashed, reason::FAILED));
+    assert_eq!(
+        (domain.state, domain.reason.as_str()),
+        (DomainPhase::Crashed, reason::FAILED)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,5 +430,7 @@ async fn an_end_that_cannot_be_written_down_is_a_failure() {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
     std::fs::remove_dir_all(&path).unwrap();
     world.request(Call::Kill).await.unwrap();
-    assert!(matches!(world.task.await.unwrap(), Ending::Failed(words) if words.contains(FINAL_STATE)));
+    assert!(
+        matches!(world.task.await.unwrap(), Ending::Failed(words) if words.contains(FINAL_STATE))
+    );
 }
