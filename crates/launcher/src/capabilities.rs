@@ -74,14 +74,21 @@ fn readable() -> std::fs::Permissions {
 /// Lets a daemon probe QEMU and puts the files into `out`.
 ///
 /// As root the daemon runs as `nobody`, since a root daemon would be the system's. It gets the group of /dev/kvm with it:
-/// a probe that could not open /dev/kvm is not valid for pods that can.
-pub(crate) async fn warm(out: &Path) -> Result<(), CacheError> {
+/// a probe that could not open /dev/kvm is not valid for pods that can. In a pod, which has no other place to write, the
+/// daemon's files are in the run directory until the end.
+pub(crate) async fn warm(out: &Path, run_dir: &Path) -> Result<(), CacheError> {
     let begin = Instant::now();
+    let is_root = rustix::process::geteuid().is_root();
+    let place = if is_root {
+        std::env::temp_dir()
+    } else {
+        run_dir.to_owned()
+    };
     let scratch = tempfile::Builder::new()
-        .prefix("berth-probe-")
-        .tempdir()
+        .prefix("probe-")
+        .tempdir_in(place)
         .map_err(CacheError::Directory)?;
-    let run_as = rustix::process::geteuid().is_root().then(|| {
+    let run_as = is_root.then(|| {
         let kvm_group = std::fs::metadata("/dev/kvm")
             .ok()
             .filter(|kvm| kvm.mode() & 0o060 == 0o060 && kvm.gid() != 0);

@@ -145,7 +145,9 @@ pub fn run(args: Args) -> ExitCode {
     let result = runtime.map_err(Error::Runtime).and_then(|runtime| {
         let result = runtime.block_on(async move {
             match &args.warm_capabilities {
-                Some(out) => capabilities::warm(out).await.map_err(Error::from),
+                Some(out) => capabilities::warm(out, &args.run_dir)
+                    .await
+                    .map_err(Error::from),
                 None => launch(&args).await,
             }
         });
