@@ -49,7 +49,8 @@ impl Census {
                 let proc = Path::new("/proc").join(&pid);
                 let command = fs::read(proc.join("cmdline")).ok()?;
                 let command = String::from_utf8_lossy(&command).replace('\0', " ");
-                let in_pod = fs::read_link(proc.join("ns/pid")).is_ok_and(|ns| Some(ns) != own_pid_ns)
+                let in_pod = fs::read_link(proc.join("ns/pid"))
+                    .is_ok_and(|ns| Some(ns) != own_pid_ns)
                     && fs::read_to_string(proc.join("mountinfo")).is_ok_and(|mounts| ours(&mounts));
                 (in_pod || (ours(&command) && command.contains("berth")))
                     .then(|| format!("{pid} {command}"))

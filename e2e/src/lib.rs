@@ -43,12 +43,15 @@ pub fn berth_binary() -> PathBuf {
     if let Some(path) = std::env::var_os("BERTH_BIN") {
         return PathBuf::from(path);
     }
-    // The test binary lies in target/<profile>/deps.
+    // A test binary lies in target/<profile>/deps, any other in target/<profile>.
     let own = std::env::current_exe().unwrap_or_default();
-    own.parent()
-        .and_then(|deps| deps.parent())
-        .map(|profile| profile.join("berth"))
-        .unwrap_or_default()
+    let beside = own.parent().unwrap_or(&own);
+    let profile = if beside.ends_with("deps") {
+        beside.parent().unwrap_or(beside)
+    } else {
+        beside
+    };
+    profile.join("berth")
 }
 
 /// A VMI manifest with one container disk, the given memory and a short grace period.

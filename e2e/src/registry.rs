@@ -51,7 +51,10 @@ impl Registry {
             _files: files,
         };
         wait_for("the registry answers", Duration::from_secs(20), || {
-            let answer = machine.exec("curl", &["-s", "-o", "/dev/null", "http://127.0.0.1:5000/v2/"])?;
+            let answer = machine.exec(
+                "curl",
+                &["-s", "-o", "/dev/null", "http://127.0.0.1:5000/v2/"],
+            )?;
             ensure!(answer.code == 0, "{answer}");
             Ok(())
         })?;

@@ -1,0 +1,162 @@
+//! Plain libvirt: a private libvirtd in session mode with known capabilities, `virsh create` of the same domain without
+//! its network card (there is no pod network around it).
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use berth_api::kubevirt::v1::VirtualMachineInstance;
+use berth_domain::{DiskInput, DomainInput, domain_xml};
+use berth_e2e::{Machine, manifest, run, small_guest, wait_for};
+
+use crate::{IMAGE, MEMORY};
+
+/// A libvirtd of its own; killed when dropped, its domains with it.
+pub(crate) struct Libvirtd {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Libvirtd {
+    /// Starts it with the capabilities that the machine's pods have.
+    pub(crate) fn start(machine: &Machine) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("be-peer")
+            .tempdir_in("/tmp")?;
+        let path = |name: &str| dir.path().join(name);
+        for name in [
+            "run",
+            "config/libvirt",
+            "cache/libvirt/qemu/capabilities",
+            "data",
+        ] {
+            fs::create_dir_all(path(name))?;
+        }
+        for entry in fs::read_dir(machine.state().join("cache/qemu-capabilities"))?.flatten() {
+            fs::copy(
+                entry.path(),
+                path("cache/libvirt/qemu/capabilities").join(entry.file_name()),
+            )?;
+        }
+        fs::write(
+            path("config/libvirt/qemu.conf"),
+            "security_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\nremember_owner = 0\nstdio_handler = \"file\"\n",
+        )?;
+        let mut command = Command::new("/usr/sbin/libvirtd");
+        environment(&mut command, dir.path());
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("libvirtd")?;
+        Ok(Self { child, dir })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn virsh(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let socket = self.dir.path().join("run/libvirt/libvirt-sock");
+        wait_for("libvirtd listens", Duration::from_secs(10), || {
+            ensure!(socket.exists(), "no socket");
+            Ok(())
+        })?;
+        let uri = format!("qemu:///session?socket={}", socket.display());
+        let mut command = Command::new("virsh");
+        environment(&mut command, self.dir.path());
+        run(command.args(["-q", "-c", &uri]).args(arguments), "")?.ok()
+    }
+
+    /// Defines and starts the domain.
+    pub(crate) fn create(&self, xml: &str) -> anyhow::Result<()> {
+        let file = self.dir.path().join("domain.xml");
+        fs::write(&file, xml)?;
+        let file = file.to_string_lossy();
+        self.virsh(&["define", &file])?;
+        self.virsh(&["start", "default_peer"]).map(drop)
+    }
+
+    /// The domain, on an overlay of its own.
+    pub(crate) fn domain(&self) -> anyhow::Result<String> {
+        let vmi: VirtualMachineInstance =
+            serde_saphyr::from_str(&manifest("peer", IMAGE, MEMORY)).context("manifest")?;
+        let mut vmi = vmi;
+        vmi.metadata.namespace = Some("default".to_owned());
+        vmi.spec.domain.devices.interfaces.clear();
+        vmi.spec.networks.clear();
+        let overlay = self
+            .dir
+            .path()
+            .join("root.qcow2")
+            .to_string_lossy()
+            .into_owned();
+        let backing = small_guest().to_string_lossy().into_owned();
+        run(
+            Command::new("qemu-img").args([
+                "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &backing, &overlay,
+            ]),
+            "",
+        )?
+        .ok()?;
+        let emulation = !Path::new("/dev/kvm").exists() || !kvm_works();
+        let input = DomainInput {
+            vmi: &vmi,
+            disks: vec![DiskInput {
+                volume: "root".into(),
+                path: overlay,
+                format: "qcow2".into(),
+                read_only: false,
+            }],
+            nics: Vec::new(),
+            emulation,
+            emulator: None,
+            serial_socket: self
+                .dir
+                .path()
+                .join("serial")
+                .to_string_lossy()
+                .into_owned(),
+            vnc_socket: Some(self.dir.path().join("vnc").to_string_lossy().into_owned()),
+            agent_socket: None,
+        };
+        Ok(domain_xml(&input)?)
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        let _ = self.virsh(&["destroy", "default_peer"]);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn kvm_works() -> bool {
+    fs::read_to_string("/proc/cpuinfo")
+        .is_ok_and(|text| text.contains(" vmx") || text.contains(" svm"))
+}
+
+fn environment(command: &mut Command, dir: &Path) {
+    for (name, at) in [
+        ("XDG_RUNTIME_DIR", "run"),
+        ("XDG_CONFIG_HOME", "config"),
+        ("XDG_CACHE_HOME", "cache"),
+        ("XDG_DATA_HOME", "data"),
+    ] {
+        command.env(name, dir.join(at));
+    }
+    command.env("HOME", dir);
+}
+
+/// How long plain libvirt takes from nothing to a running QEMU, in milliseconds; overlay and XML included, as in berth's time.
+pub(crate) fn start(machine: &Machine) -> anyhow::Result<f64> {
+    let begin = Instant::now();
+    let libvirtd = Libvirtd::start(machine)?;
+    let xml = libvirtd.domain()?;
+    libvirtd.create(&xml)?;
+    Ok(begin.elapsed().as_secs_f64() * 1000.0)
+}
