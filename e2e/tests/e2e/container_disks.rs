@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use berth_e2e::{
     Machine, MachineOptions, Need, REGISTRY, Registry, manifest, missing, run, small_guest,
 };
@@ -80,20 +80,25 @@ fn a_registry_by_tag_and_by_digest_with_credentials() -> anyhow::Result<()> {
     machine.console("by-tag")?.log_in(BOOT)?;
     machine.delete("by-tag", SOON * 2)?;
 
-    let list = machine
+    let other = tempfile::tempdir()?;
+    let other = other.path().to_string_lossy().into_owned();
+    let pulled = machine
         .berth(&[
             "image",
-            "list",
+            "pull",
             "--root",
-            &machine.state().join("images").to_string_lossy(),
+            &other,
+            "--plain-http",
+            "--creds",
+            "anna:sesame",
+            &image,
         ])?
         .ok()?;
-    let digest = list
+    let digest = pulled
         .split_whitespace()
-        .find(|word| word.starts_with("sha256:"))
-        .unwrap_or_default()
-        .to_owned();
-    ensure!(digest.len() == 71, "no digest in {list}");
+        .find(|word| word.starts_with("sha256:"));
+    let digest = digest.with_context(|| format!("no digest in {pulled:?}"))?;
+    ensure!(digest.len() == 71, "{digest:?} is no whole digest");
     let by_digest = format!("{REGISTRY}/guests/small@{digest}");
     machine.apply(&with_secret("by-digest", &by_digest))?;
     machine.wait_phase("by-digest", "Running", SOON)?;
