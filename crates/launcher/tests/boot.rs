@@ -446,6 +446,39 @@ async fn a_guest_that_ignores_the_button_loses_its_power_after_the_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_obeys_the_button_is_given_the_time_it_needs() {
+    need_qemu!();
+    let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/guest.qcow2");
+    if !guest.exists() {
+        eprintln!("SKIPPED: no small guest: guest/build.sh .cache/guest.qcow2 makes it");
+        return;
+    }
+    let pod = Pod::start();
+    // Where the launcher's user can read it.
+    let disk = pod.dir.path().join("guest.qcow2");
+    std::fs::copy(&guest, &disk).unwrap();
+    let mut request = ipxe();
+    request.disks[0].path = disk.display().to_string();
+    request.disks[0].format = "qcow2".to_owned();
+    request.vmi.spec.domain.memory = serde_json::from_value(json!({"guest": "128Mi"})).unwrap();
+    let client = pod.client().await;
+    client.sync(request, vec![pod.dhcp_socket()]).await.unwrap();
+    pod.console("10.98.0.77").await.unwrap();
+    client.shutdown(50).await.unwrap();
+    tokio::time::timeout(PATIENCE, client.closed())
+        .await
+        .unwrap();
+    let (code, state) = pod.ended();
+    assert_eq!(code, Some(0));
+    let last = domain(&state);
+    assert_eq!(
+        (last.state, last.reason.as_str()),
+        (DomainPhase::Shutoff, reason::SHUTDOWN),
+        "{last:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_gives_the_guest_its_grace() {
     need_qemu!();
     let pod = Pod::start();
