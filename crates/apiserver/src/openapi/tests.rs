@@ -9,7 +9,8 @@ fn defs() -> Vec<Arc<ResourceDef>> {
         "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}}, "schema": {"openAPIV3Schema":
             {"type": "object", "description": "A widget.", "properties": {
                 "spec": {"type": "object", "description": "What is wanted.", "x-kubernetes-preserve-unknown-fields": true,
-                    "properties": {"size": {"type": "integer"}, "port": {"x-kubernetes-int-or-string": true,
+                    "properties": {"size": {"type": "integer"}}},
+                "status": {"type": "object", "properties": {"port": {"x-kubernetes-int-or-string": true,
                         "anyOf": [{"type": "integer"}, {"type": "string"}]}, "note": {"type": "string", "nullable": true}}}}}}}]}});
     crate::schema::crd::default(&mut crd);
     assert_eq!(crate::schema::crd::validate(&crd, None), []);
@@ -119,10 +120,18 @@ fn built_in_documents_carry_merge_keys() {
 fn version_two_is_the_same_in_both_encodings() {
     let swagger = get("/openapi/v2");
     assert_references_resolve(&swagger);
-    let spec = &swagger["definitions"]["com.example.v1.Widget"]["properties"]["spec"];
-    assert_eq!(spec["properties"]["port"]["format"], "int-or-string");
+    let widget = &swagger["definitions"]["com.example.v1.Widget"]["properties"];
+    let spec = &widget["spec"];
     assert!(
-        spec["properties"]["note"].get("type").is_none(),
+        spec.get("properties").is_none()
+            && spec.get("type").is_none()
+            && spec["description"] == "What is wanted.",
+        "a field that the server keeps must not be refused by old clients: {spec}"
+    );
+    let status = &widget["status"]["properties"];
+    assert_eq!(status["port"]["format"], "int-or-string");
+    assert!(
+        status["note"].get("type").is_none(),
         "a nullable field must not be refused by old clients"
     );
 

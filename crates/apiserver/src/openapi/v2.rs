@@ -97,20 +97,11 @@ fn downgrade(schema: &mut Value) {
         // The name by which clients know a field that takes both.
         map.insert("type".into(), "string".into());
         map.insert("format".into(), "int-or-string".into());
-    } else if nullable
-        || (preserves && map.get("properties").is_some())
-        || (preserves && map.get("type").is_none())
-    {
-        // A client that validates refuses null and unknown fields against a typed object: say nothing, then it accepts them.
-        let keep: Vec<String> = map
-            .keys()
-            .filter(|k| *k == "description" || k.starts_with("x-kubernetes"))
-            .cloned()
-            .collect();
-        if nullable || !map.contains_key("properties") {
-            map.retain(|k, _| keep.contains(k));
-            return;
-        }
+    } else if nullable || preserves {
+        // A client that validates refuses null and unknown fields against a typed object, and the server is to have its say: say
+        // nothing, then it accepts them. Upstream publishes such schemas in the same way.
+        map.retain(|key, _| key == "description" || key.starts_with("x-kubernetes"));
+        return;
     }
     if let Some(Value::Object(properties)) = map.get_mut("properties") {
         properties.values_mut().for_each(downgrade);

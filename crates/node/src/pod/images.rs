@@ -24,6 +24,7 @@ pub(super) struct Provided {
     pub(super) volume: ImageVolume,
     pub(super) disk: ContainerDisk,
     /// Keeps the disk until the pod has mounted it.
+    #[expect(dead_code, reason = "held, never read")]
     pub(super) hold: Hold,
     /// Whether it had to be fetched.
     pub(super) fetched: bool,

@@ -119,6 +119,10 @@ fn start(config: &Path) -> Result<u32, Failed> {
     // SAFETY: this process has one thread; descriptors and memory stay as they are.
     named("unsharing namespaces", unsafe { rustix::thread::unshare_unsafe(namespaces) })?;
 
+    // The pod need not know which group it is in. A kernel without this namespace is no obstacle.
+    // SAFETY: as above.
+    let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
+
     let (read, write) = named("making a pipe", rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC))?;
     // SAFETY: this process has one thread, so the child may do whatever it could do here.
     match unsafe { libc::fork() } {
@@ -145,12 +149,18 @@ fn start(config: &Path) -> Result<u32, Failed> {
     }
 }
 
+/// How killable a pod is, between the machine's services (0 and less) and the first to go (1000).
+const OOM_SCORE: &str = "100";
+
 /// Never returns but with what went wrong.
 fn become_pod(config: &InitConfig, log: File) -> Result<Infallible, Failed> {
     named("starting a session", rustix::process::setsid())?;
+    // Without memory, a guest goes before the node agent.
+    named("setting the score for lack of memory", fs::write("/proc/self/oom_score_adj", OOM_SCORE))?;
     named("setting the host name", rustix::system::sethostname(config.hostname.as_bytes()))?;
     super::rootfs::enter(&config.root, config.uid, config.gid)?;
-    for (resource, limit) in [(Resource::Core, 0), (Resource::Nofile, 16384)] {
+    // Memory that may be locked: what older kernels charge QEMU's io_uring for.
+    for (resource, limit) in [(Resource::Core, 0), (Resource::Nofile, 16384), (Resource::Memlock, 64 << 20)] {
         let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
         named("setting resource limits", rustix::process::setrlimit(resource, limit))?;
     }

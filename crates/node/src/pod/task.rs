@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_api::labels;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -167,6 +168,9 @@ impl PodTask {
             if self.grace().is_some() {
                 return Ok(None);
             }
+            if self.shutdown.is_cancelled() {
+                return Err(Wake::Shutdown);
+            }
             let problem = match self.attempt().await {
                 Ok(Some((record, process))) => return self.follow(record, process).await.map(Some),
                 Ok(None) => continue,
@@ -192,7 +196,7 @@ impl PodTask {
         }
     }
 
-    /// One attempt; none when the pod was deleted meanwhile.
+    /// One attempt; none when the pod was deleted or the agent stopped meanwhile.
     async fn attempt(&mut self) -> Result<Option<(Record, WatchedProcess)>, NotStarted> {
         let Some(pod) = self.current() else { return Ok(None) };
         let (spec, user) = spec::read(&pod).map_err(|error| failed("CreateContainerConfigError", error))?;
@@ -207,6 +211,15 @@ impl PodTask {
                 Wake::Deleted | Wake::Shutdown => Ok(None),
             },
         };
+        for image in &images {
+            let reference = &image.volume.image;
+            let message = if image.fetched {
+                format!("Successfully pulled image {reference:?}")
+            } else {
+                format!("Image {reference:?} already present on machine")
+            };
+            self.shared.recorder.normal(&*pod, "Pulled", &message).await;
+        }
         let mut warm = self.shared.warm.clone();
         // Late or never: the pod starts all the same.
         let _ = tokio::time::timeout(WARM, warm.wait_for(|warm| *warm)).await;
@@ -421,6 +434,8 @@ async fn provide(shared: &Shared, pod: &Pod) -> Result<Vec<Provided>, NotStarted
 fn image_problem(error: &ImageError) -> NotStarted {
     let (reason, waiting) = if error.is_bad_name() {
         ("InvalidImageName", "InvalidImageName")
+    } else if error.is_the_images_fault() {
+        (labels::REASON_IMAGE_INVALID, labels::REASON_IMAGE_INVALID)
     } else {
         ("ErrImagePull", "ImagePullBackOff")
     };
@@ -442,10 +457,6 @@ fn make(shared: &Shared, request: Request, spec: &Spec) -> Result<(Record, Watch
     let mut record = shared.sandboxes.reserve(request).map_err(|error| error.to_string())?;
     let result = start(shared, &mut record, spec);
     if result.is_err() {
-        if let Some(process) = record.process.as_ref().and_then(|id| id.hold().ok().flatten()) {
-            let _ = process.signal(Signal::KILL);
-            process.wait_blocking(super::END);
-        }
         for error in undo(shared, &record) {
             tracing::error!("left behind: {error}");
         }
@@ -468,7 +479,10 @@ fn undo(shared: &Shared, record: &Record) -> Vec<sandbox::TeardownError> {
     // of has ended, unless the pod was taken away under it.
     if let Some(process) = record.process.as_ref().and_then(|id| id.hold().ok().flatten()) {
         let _ = process.signal(Signal::KILL);
-        process.wait_blocking(super::END);
+        if process.wait_blocking(super::END) {
+            // Inherited, and a zombie otherwise.
+            process.reap();
+        }
     }
     let mut errors = sandbox::release(&shared.config, record);
     errors.extend(sandbox::remove_files(&shared.config, &record.pod_uid).err());
