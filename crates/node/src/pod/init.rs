@@ -160,7 +160,9 @@ fn become_pod(config: &InitConfig, log: File) -> Result<Infallible, Failed> {
     named("setting the host name", rustix::system::sethostname(config.hostname.as_bytes()))?;
     super::rootfs::enter(&config.root, config.uid, config.gid)?;
     // Memory that may be locked: what older kernels charge QEMU's io_uring for.
-    for (resource, limit) in [(Resource::Core, 0), (Resource::Nofile, 16384), (Resource::Memlock, 64 << 20)] {
+    for (resource, wanted) in [(Resource::Core, 0), (Resource::Nofile, 16384), (Resource::Memlock, 64 << 20)] {
+        // Never above what this process has: even root may lack the right to raise it.
+        let limit = rustix::process::getrlimit(resource).maximum.map_or(wanted, |most| most.min(wanted));
         let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
         named("setting resource limits", rustix::process::setrlimit(resource, limit))?;
     }
