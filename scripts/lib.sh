@@ -13,6 +13,11 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
+# The same in place of this shell, so that its process id is the command's.
+exec_as_root() {
+    if [ "$(id -u)" = 0 ]; then exec "$@"; else exec sudo "$@"; fi
+}
+
 # The kubeconfig is root's alone.
 kctl() {
     as_root env KUBECONFIG="$state/admin.kubeconfig" "$(command -v kubectl)" "$@"

@@ -33,14 +33,21 @@ step "pinging the guest at $address"
 wait_for 60 "$address answers" ping -c 1 -W 1 "$address"
 ping -c 3 "$address"
 step "the guest's console, up to its prompt"
-as_root timeout 60 "$berth" console small-guest --kubeconfig "$state/admin.kubeconfig" </dev/null 2>/dev/null | until_prompt "login: "
+exec 3< <(exec_as_root timeout 90 "$berth" console small-guest --kubeconfig "$state/admin.kubeconfig" </dev/null)
+console=$!
+until_prompt "login: " <&3
+as_root kill "$console" 2>/dev/null || true
+exec 3<&-
 
+sudo=
+[ "$(id -u)" = 0 ] || sudo='sudo '
 cat <<EOF
 
 
 The virtual machine runs and goes on running.
-  look:     export KUBECONFIG=$state/admin.kubeconfig; kubectl get vmi
-  get in:   target/release/berth console small-guest        (user root, no password; leave with ^])
-  stop:     kubectl delete vmi small-guest
+  look:     ${sudo}kubectl --kubeconfig $state/admin.kubeconfig get vmi
+  get in:   ${sudo}target/release/berth console small-guest --kubeconfig $state/admin.kubeconfig
+            (user root, no password; leave with ^])
+  stop:     ${sudo}kubectl --kubeconfig $state/admin.kubeconfig delete vmi small-guest
   remove:   make clean-run
 EOF

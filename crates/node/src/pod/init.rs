@@ -163,7 +163,9 @@ fn become_pod(config: &InitConfig, log: File) -> Result<Infallible, Failed> {
     for (resource, wanted) in [(Resource::Core, 0), (Resource::Nofile, 16384), (Resource::Memlock, 64 << 20)] {
         // Never above what this process has: even root may lack the right to raise it.
         let limit = rustix::process::getrlimit(resource).maximum.map_or(wanted, |most| most.min(wanted));
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        // Raising a hard limit takes a capability that a machine in a container may lack.
+        let most = rustix::process::getrlimit(resource).maximum.map_or(limit, |most| most.min(limit));
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
         named("setting resource limits", rustix::process::setrlimit(resource, limit))?;
     }
     standard_streams(log)?;
