@@ -144,7 +144,11 @@ impl Node {
     pub fn new(config: NodeConfig, client: Client) -> Self {
         let config = Arc::new(config);
         let sandboxes = Arc::new(pod::Sandboxes::new(config.clone()));
-        Self { config, client, sandboxes }
+        Self {
+            config,
+            client,
+            sandboxes,
+        }
     }
 
     /// The routes that the API server serves for the node: logs and consoles.
@@ -158,8 +162,13 @@ impl Node {
     /// # Errors
     /// When the machine cannot be prepared.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { config, client, sandboxes } = self;
-        let runtime = pod::Runtime::prepare(config.clone(), client.clone(), sandboxes.clone()).await?;
+        let Self {
+            config,
+            client,
+            sandboxes,
+        } = self;
+        let runtime =
+            pod::Runtime::prepare(config.clone(), client.clone(), sandboxes.clone()).await?;
         tokio::join!(
             registration::run(config.clone(), client.clone(), shutdown.clone()),
             runtime.run(shutdown.clone()),

@@ -73,39 +73,76 @@ async fn log(
     let api: Api<Pod> = Api::namespaced(logs.client.clone(), &namespace);
     let pod = match api.get_opt(&name).await {
         Ok(Some(pod)) => pod,
-        Ok(None) => return refuse(StatusCode::NOT_FOUND, "NotFound", &format!("pods {name:?} not found")),
-        Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &error.to_string()),
+        Ok(None) => {
+            return refuse(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                &format!("pods {name:?} not found"),
+            );
+        }
+        Err(error) => {
+            return refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "InternalError",
+                &error.to_string(),
+            );
+        }
     };
-    let containers: Vec<_> = pod.spec.iter().flat_map(|spec| &spec.containers).map(|one| one.name.as_str()).collect();
-    if let Some(container) = options.container.as_deref().filter(|container| !containers.contains(container)) {
+    let containers: Vec<_> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| &spec.containers)
+        .map(|one| one.name.as_str())
+        .collect();
+    if let Some(container) = options
+        .container
+        .as_deref()
+        .filter(|container| !containers.contains(container))
+    {
         let message = format!("container {container} is not valid for pod {name}");
         return refuse(StatusCode::BAD_REQUEST, "BadRequest", &message);
     }
     if is_true(options.previous.as_ref()) {
-        let message = format!("previous terminated container in pod {name:?} not found: launchers do not restart");
+        let message = format!(
+            "previous terminated container in pod {name:?} not found: launchers do not restart"
+        );
         return refuse(StatusCode::BAD_REQUEST, "BadRequest", &message);
     }
     let uid = pod.uid().unwrap_or_default();
     let path = logs.sandboxes.log_file(&uid);
-    let file = match File::open(&path).await {
-        Ok(file) => file,
-        Err(_) => {
-            let container = containers.first().copied().unwrap_or_default();
-            let message = format!("container {container:?} in pod {name:?} is waiting to start: ContainerCreating");
-            return refuse(StatusCode::BAD_REQUEST, "BadRequest", &message);
-        }
+    let Ok(file) = File::open(&path).await else {
+        let container = containers.first().copied().unwrap_or_default();
+        let message = format!(
+            "container {container:?} in pod {name:?} is waiting to start: ContainerCreating"
+        );
+        return refuse(StatusCode::BAD_REQUEST, "BadRequest", &message);
     };
     let follow = is_true(options.follow.as_ref());
     match start_at(&path, options.tail_lines).await {
         Ok(start) => {
-            let reader = Reader { file, at: start, left: options.limit_bytes, follow, uid, sandboxes: logs.sandboxes };
+            let reader = Reader {
+                file,
+                at: start,
+                left: options.limit_bytes,
+                follow,
+                uid,
+                sandboxes: logs.sandboxes,
+            };
             let stream = futures::stream::try_unfold(reader, |mut reader| async move {
                 let chunk = reader.next().await?;
                 Ok::<_, std::io::Error>(chunk.map(|chunk| (chunk, reader)))
             });
-            ([(header::CONTENT_TYPE, "text/plain")], Body::from_stream(stream)).into_response()
+            (
+                [(header::CONTENT_TYPE, "text/plain")],
+                Body::from_stream(stream),
+            )
+                .into_response()
         }
-        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &format!("the log: {error}")),
+        Err(error) => refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "InternalError",
+            &format!("the log: {error}"),
+        ),
     }
 }
 
@@ -151,12 +188,17 @@ struct Reader {
 impl Reader {
     async fn next(&mut self) -> std::io::Result<Option<Bytes>> {
         loop {
-            let limit = self.left.map_or(CHUNK, |left| usize::try_from(left).unwrap_or(CHUNK).min(CHUNK));
+            let limit = self.left.map_or(CHUNK, |left| {
+                usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)
+            });
             if limit == 0 {
                 return Ok(None);
             }
             // Asked before the read: what the pod wrote last is then read before its end is believed.
-            let ended = self.sandboxes.get(&self.uid).is_none_or(|record| record.ended.is_some());
+            let ended = self
+                .sandboxes
+                .get(&self.uid)
+                .is_none_or(|record| record.ended.is_some());
             // A log that was cut begins anew.
             if self.file.metadata().await?.len() < self.at {
                 self.at = 0;
@@ -196,7 +238,11 @@ mod tests {
             ("", 5, 0),
         ] {
             std::fs::write(&path, text).unwrap();
-            assert_eq!(start_at(&path, Some(lines)).await.unwrap(), start, "{text:?} {lines}");
+            assert_eq!(
+                start_at(&path, Some(lines)).await.unwrap(),
+                start,
+                "{text:?} {lines}"
+            );
         }
         let long = format!("{}\nlast\n", "x".repeat(100_000));
         std::fs::write(&path, &long).unwrap();

@@ -55,16 +55,24 @@ async fn register(config: &NodeConfig, client: &Client) -> Result<(), kube::Erro
     let api: Api<Node> = Api::all(client.clone());
     let name = &config.node_name;
     let labels = labels(name);
-    match api.create(&PostParams::default(), &from(json!({"metadata": {"name": name, "labels": labels}}))).await {
+    match api
+        .create(
+            &PostParams::default(),
+            &from(json!({"metadata": {"name": name, "labels": labels}})),
+        )
+        .await
+    {
         Ok(_) => {}
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
             let patch = json!({"metadata": {"labels": labels}});
-            api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            api.patch(name, &PatchParams::default(), &Patch::Merge(patch))
+                .await?;
         }
         Err(error) => return Err(error),
     }
     let status = json!({"status": status(config, Timestamp::now())});
-    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+        .await?;
     tracing::info!(node = name, "node registered");
     Ok(())
 }
@@ -77,11 +85,20 @@ async fn renew(config: &NodeConfig, client: &Client) -> Result<(), kube::Error> 
         "leaseDurationSeconds": LEASE_SECONDS,
         "renewTime": format!("{:.6}", Timestamp::now()),
     });
-    match api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await {
+    match api
+        .patch(
+            name,
+            &PatchParams::default(),
+            &Patch::Merge(json!({"spec": spec})),
+        )
+        .await
+    {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(answer)) if answer.code == 404 => {
             let lease = json!({"metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec});
-            api.create(&PostParams::default(), &from(lease)).await.map(drop)
+            api.create(&PostParams::default(), &from(lease))
+                .await
+                .map(drop)
         }
         Err(error) => Err(error),
     }
@@ -113,9 +130,16 @@ fn architecture() -> &'static str {
 fn status(config: &NodeConfig, now: Timestamp) -> Value {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let memory = memory_bytes();
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+    let now = Timestamp::from_second(now.as_second())
+        .unwrap_or(now)
+        .to_string();
     let capacity = |memory: u64| json!({"cpu": cpus.to_string(), "memory": memory.to_string(), "pods": PODS_MAX.to_string()});
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let text = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     let kernel = rustix::system::uname();
     json!({
         "capacity": capacity(memory),
@@ -144,14 +168,23 @@ fn status(config: &NodeConfig, now: Timestamp) -> Value {
 }
 
 fn os_image(os_release: &str) -> String {
-    let name = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let name = os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="));
     name.unwrap_or("Linux").trim_matches('"').to_owned()
 }
 
 fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = total.and_then(|value| value.trim().trim_end_matches(" kB").trim().parse::<u64>().ok());
+    let kib = total.and_then(|value| {
+        value
+            .trim()
+            .trim_end_matches(" kB")
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
     kib.unwrap_or(0) * 1024
 }
 
@@ -162,8 +195,14 @@ mod tests {
     #[test]
     fn this_machine_has_something() {
         assert!(memory_bytes() > RESERVED);
-        assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
+        assert_eq!(
+            os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"),
+            "Debian GNU/Linux 12"
+        );
         let node: Node = from(json!({"metadata": {"name": "n", "labels": labels("n")}}));
-        assert_eq!(node.metadata.labels.unwrap()["kubevirt.io/schedulable"], "true");
+        assert_eq!(
+            node.metadata.labels.unwrap()["kubevirt.io/schedulable"],
+            "true"
+        );
     }
 }

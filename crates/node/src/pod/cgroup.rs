@@ -31,7 +31,10 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Layout {
     /// One tree, mounted here, with these controllers.
-    V2 { root: PathBuf, controllers: Vec<String> },
+    V2 {
+        root: PathBuf,
+        controllers: Vec<String>,
+    },
     /// The agent's own group in the hierarchy of each controller.
     V1 { own: Vec<(String, PathBuf)> },
     /// There are none.
@@ -135,7 +138,9 @@ pub(crate) fn was_out_of_memory(paths: &[PathBuf]) -> bool {
 pub(crate) fn kill(paths: &[PathBuf]) {
     for path in paths {
         let procs = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-        let pids = procs.lines().filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?));
+        let pids = procs
+            .lines()
+            .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?));
         for pid in pids {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
@@ -145,7 +150,10 @@ pub(crate) fn kill(paths: &[PathBuf]) {
 /// Removes the groups once they are empty. What is gone already is no error. Blocks for a bounded time.
 pub(crate) fn remove(paths: &[PathBuf]) -> Vec<io::Error> {
     let deadline = Instant::now() + REMOVE_DEADLINE;
-    paths.iter().filter_map(|path| remove_one(path, deadline).err()).collect()
+    paths
+        .iter()
+        .filter_map(|path| remove_one(path, deadline).err())
+        .collect()
 }
 
 fn remove_one(path: &Path, deadline: Instant) -> io::Result<()> {
@@ -153,7 +161,9 @@ fn remove_one(path: &Path, deadline: Instant) -> io::Result<()> {
         match fs::remove_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             // The kernel still takes apart what was killed.
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+            {
                 thread::sleep(Duration::from_millis(10));
             }
             Err(error) => return Err(at(path)(error)),
@@ -196,9 +206,13 @@ fn parse_layout(mountinfo: &str, own: &str) -> Layout {
     let mut v1 = Vec::new();
     let mut v2 = None;
     for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         let mut left = left.split(' ').skip(3);
-        let (Some(root), Some(point)) = (left.next(), left.next()) else { continue };
+        let (Some(root), Some(point)) = (left.next(), left.next()) else {
+            continue;
+        };
         let mut right = right.split(' ');
         match right.next() {
             Some("cgroup2") => v2 = v2.or(Some(PathBuf::from(point))),
@@ -208,10 +222,14 @@ fn parse_layout(mountinfo: &str, own: &str) -> Layout {
                     if !options.split(',').any(|o| o == controller) {
                         continue;
                     }
-                    let group = own.iter().find(|(list, _)| list.split(',').any(|c| c == controller));
+                    let group = own
+                        .iter()
+                        .find(|(list, _)| list.split(',').any(|c| c == controller));
                     let Some((_, group)) = group else { continue };
                     // In a container the mount shows a part of the tree, and the group's path is the whole tree's.
-                    let group = group.strip_prefix(root.trim_end_matches('/')).unwrap_or(group);
+                    let group = group
+                        .strip_prefix(root.trim_end_matches('/'))
+                        .unwrap_or(group);
                     let path = Path::new(point).join(group.trim_start_matches('/'));
                     v1.push((controller.to_owned(), path));
                 }
@@ -258,10 +276,16 @@ mod tests {
                 .map(|p| p.display().to_string())
                 .collect()
         };
-        let without = ["/sys/fs/cgroup/cpu/berth/u1", "/sys/fs/cgroup/pids/x/berth/u1"];
+        let without = [
+            "/sys/fs/cgroup/cpu/berth/u1",
+            "/sys/fs/cgroup/pids/x/berth/u1",
+        ];
         assert_eq!(paths(Limits::default()), without);
         let with = paths(limited());
-        assert!(with.contains(&"/sys/fs/cgroup/memory/agent/berth/u1".to_owned()), "{with:?}");
+        assert!(
+            with.contains(&"/sys/fs/cgroup/memory/agent/berth/u1".to_owned()),
+            "{with:?}"
+        );
     }
 
     #[test]
@@ -278,7 +302,10 @@ mod tests {
     #[test]
     fn requests_become_shares_and_limits_only_what_was_limited() {
         let value = |limits: Limits, name: &str| {
-            settings(&limits).into_iter().find(|(n, _)| *n == name).map(|(_, v)| v)
+            settings(&limits)
+                .into_iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| v)
         };
         let plain = Limits {
             cpu_request_millis: 1000,
@@ -293,6 +320,9 @@ mod tests {
             ..limited()
         };
         assert_eq!(value(capped, "cpu.max").unwrap(), "150000 100000");
-        assert_eq!(value(capped, "memory.limit_in_bytes").unwrap(), "1073741824");
+        assert_eq!(
+            value(capped, "memory.limit_in_bytes").unwrap(),
+            "1073741824"
+        );
     }
 }

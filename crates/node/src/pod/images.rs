@@ -50,7 +50,9 @@ impl ImageError {
     /// Whether it is the image itself that is of no use, so that another pull of it would bring the same.
     pub(super) fn is_the_images_fault(&self) -> bool {
         match self {
-            Self::Disk(DiskError::Store { .. } | DiskError::Gone { .. } | DiskError::Damaged { .. }) => false,
+            Self::Disk(
+                DiskError::Store { .. } | DiskError::Gone { .. } | DiskError::Damaged { .. },
+            ) => false,
             Self::Disk(_) => true,
             Self::Reference { .. } | Self::Pull(_) | Self::Store { .. } => false,
         }
@@ -64,8 +66,14 @@ impl ImageError {
 
 /// The image volumes of a pod that its container mounts.
 pub(super) fn image_volumes(pod: &Pod) -> Vec<ImageVolume> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let mounts = || spec.containers.iter().flat_map(|c| c.volume_mounts.iter().flatten());
+    let Some(spec) = &pod.spec else {
+        return Vec::new();
+    };
+    let mounts = || {
+        spec.containers
+            .iter()
+            .flat_map(|c| c.volume_mounts.iter().flatten())
+    };
     let volumes = spec.volumes.iter().flatten().filter_map(|volume| {
         let image = volume.image.as_ref()?;
         let mount = mounts().find(|m| m.name == volume.name)?;
@@ -88,7 +96,10 @@ pub(super) fn image_volumes(pod: &Pod) -> Vec<ImageVolume> {
 /// the kubelet does: the image may be public.
 pub(super) async fn pull_secrets(client: &Client, pod: &Pod) -> Vec<Vec<u8>> {
     let api: Api<Secret> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    let named = pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
+    let named = pod
+        .spec
+        .iter()
+        .flat_map(|s| s.image_pull_secrets.iter().flatten());
     let mut configs = Vec::new();
     for name in named.map(|reference| &reference.name) {
         let secret = match api.get(name).await {
@@ -101,14 +112,18 @@ pub(super) async fn pull_secrets(client: &Client, pod: &Pod) -> Vec<Vec<u8>> {
         let data = secret.data.as_ref();
         match data.and_then(|d| d.get(".dockerconfigjson").or_else(|| d.get(".dockercfg"))) {
             Some(json) => configs.push(json.0.clone()),
-            None => warn!(pod = %pod.name_any(), secret = name, "image pull secret has no .dockerconfigjson"),
+            None => {
+                warn!(pod = %pod.name_any(), secret = name, "image pull secret has no .dockerconfigjson");
+            }
         }
     }
     configs
 }
 
 fn credentials(configs: &[Vec<u8>], registry: &str) -> Option<Credentials> {
-    configs.iter().find_map(|json| credentials_from_docker_config(json, registry))
+    configs
+        .iter()
+        .find_map(|json| credentials_from_docker_config(json, registry))
 }
 
 /// Brings one image here, its disk extracted and held.
@@ -121,13 +136,18 @@ pub(super) async fn provide(
     configs: &[Vec<u8>],
     insecure_registries: &[String],
 ) -> Result<Provided, ImageError> {
-    let reference: ImageRef = volume.image.parse().map_err(|source| ImageError::Reference {
-        image: volume.image.clone(),
-        source,
-    })?;
+    let reference: ImageRef = volume
+        .image
+        .parse()
+        .map_err(|source| ImageError::Reference {
+            image: volume.image.clone(),
+            source,
+        })?;
     let options = PullOptions {
         credentials: credentials(configs, reference.registry()),
-        plain_http: insecure_registries.iter().any(|r| r == reference.registry()),
+        plain_http: insecure_registries
+            .iter()
+            .any(|r| r == reference.registry()),
         policy: volume.policy,
     };
     let in_store = |source| ImageError::Store {

@@ -76,7 +76,10 @@ pub(crate) enum Report {
 pub(crate) struct Failed(pub(crate) String);
 
 /// Names the step that a result belongs to.
-pub(super) fn step<T, E: Into<io::Error>>(what: impl FnOnce() -> String, result: Result<T, E>) -> Result<T, Failed> {
+pub(super) fn step<T, E: Into<io::Error>>(
+    what: impl FnOnce() -> String,
+    result: Result<T, E>,
+) -> Result<T, Failed> {
     result.map_err(|error| Failed(format!("{}: {}", what(), error.into())))
 }
 
@@ -88,42 +91,65 @@ fn named<T, E: Into<io::Error>>(what: &str, result: Result<T, E>) -> Result<T, F
 /// Makes the sandbox, tells the parent.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
-    let report = match start(&args.config) {
+    let Args { config } = args;
+    let report = match start(&config) {
         Ok(pid) => Report::Started(pid),
         Err(failed) => Report::Failed(failed.0),
     };
     let text = serde_json::to_string(&report).expect("a report is always representable");
     let told = io::stdout().write_all(text.as_bytes());
-    if told.is_ok() && matches!(report, Report::Started(_)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if told.is_ok() && matches!(report, Report::Started(_)) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn start(config: &Path) -> Result<u32, Failed> {
     let text = step(|| format!("reading {}", config.display()), fs::read(config))?;
-    let config: InitConfig = named("reading the sandbox's configuration", serde_json::from_slice(&text))?;
+    let config: InitConfig = named(
+        "reading the sandbox's configuration",
+        serde_json::from_slice(&text),
+    )?;
     let log = step(
         || format!("opening the log {}", config.log.display()),
-        OpenOptions::new().append(true).create(true).open(&config.log),
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&config.log),
     )?;
     for group in &config.cgroups {
-        step(|| format!("joining {}", group.display()), fs::write(group.join("cgroup.procs"), "0"))?;
+        step(
+            || format!("joining {}", group.display()),
+            fs::write(group.join("cgroup.procs"), "0"),
+        )?;
     }
-    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    let mut namespaces =
+        UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     match &config.netns {
         Some(path) => {
             let netns = step(|| format!("opening {}", path.display()), File::open(path))?;
-            let joined = rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network));
+            let joined = rustix::thread::move_into_link_name_space(
+                netns.as_fd(),
+                Some(LinkNameSpaceType::Network),
+            );
             named("joining the network namespace", joined)?;
         }
         None => namespaces |= UnshareFlags::NEWNET,
     }
     // SAFETY: this process has one thread; descriptors and memory stay as they are.
-    named("unsharing namespaces", unsafe { rustix::thread::unshare_unsafe(namespaces) })?;
+    named("unsharing namespaces", unsafe {
+        rustix::thread::unshare_unsafe(namespaces)
+    })?;
 
     // The pod need not know which group it is in. A kernel without this namespace is no obstacle.
     // SAFETY: as above.
     let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
 
-    let (read, write) = named("making a pipe", rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC))?;
+    let (read, write) = named(
+        "making a pipe",
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC),
+    )?;
     // SAFETY: this process has one thread, so the child may do whatever it could do here.
     match unsafe { libc::fork() } {
         -1 => named("forking", Err(io::Error::last_os_error())),
@@ -138,9 +164,13 @@ fn start(config: &Path) -> Result<u32, Failed> {
             drop(write);
             // Closed by the successful execution of the command.
             let mut message = String::new();
-            named("waiting for the pod's process", File::from(read).read_to_string(&mut message))?;
+            named(
+                "waiting for the pod's process",
+                File::from(read).read_to_string(&mut message),
+            )?;
             if message.is_empty() {
-                return u32::try_from(pid).map_err(|_| Failed(format!("the kernel gave the pid {pid}")));
+                return u32::try_from(pid)
+                    .map_err(|_| Failed(format!("the kernel gave the pid {pid}")));
             }
             // SAFETY: waits for the child made above, whose status is not needed.
             unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
@@ -156,17 +186,33 @@ const OOM_SCORE: &str = "100";
 fn become_pod(config: &InitConfig, log: File) -> Result<Infallible, Failed> {
     named("starting a session", rustix::process::setsid())?;
     // Without memory, a guest goes before the node agent.
-    named("setting the score for lack of memory", fs::write("/proc/self/oom_score_adj", OOM_SCORE))?;
-    named("setting the host name", rustix::system::sethostname(config.hostname.as_bytes()))?;
+    named(
+        "setting the score for lack of memory",
+        fs::write("/proc/self/oom_score_adj", OOM_SCORE),
+    )?;
+    named(
+        "setting the host name",
+        rustix::system::sethostname(config.hostname.as_bytes()),
+    )?;
     super::rootfs::enter(&config.root, config.uid, config.gid)?;
     // Memory that may be locked: what older kernels charge QEMU's io_uring for.
-    for (resource, wanted) in [(Resource::Core, 0), (Resource::Nofile, 16384), (Resource::Memlock, 64 << 20)] {
+    for (resource, wanted) in [
+        (Resource::Core, 0),
+        (Resource::Nofile, 16384),
+        (Resource::Memlock, 64 << 20),
+    ] {
         // Never above what this process has: even root may lack the right to raise it.
-        let limit = rustix::process::getrlimit(resource).maximum.map_or(wanted, |most| most.min(wanted));
-        // Raising a hard limit takes a capability that a machine in a container may lack.
-        let most = rustix::process::getrlimit(resource).maximum.map_or(limit, |most| most.min(limit));
-        let limit = Rlimit { current: Some(most), maximum: Some(most) };
-        named("setting resource limits", rustix::process::setrlimit(resource, limit))?;
+        let limit = rustix::process::getrlimit(resource)
+            .maximum
+            .map_or(wanted, |most| most.min(wanted));
+        let limit = Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        };
+        named(
+            "setting resource limits",
+            rustix::process::setrlimit(resource, limit),
+        )?;
     }
     standard_streams(log)?;
     drop_privileges(config)?;
@@ -176,13 +222,30 @@ fn become_pod(config: &InitConfig, log: File) -> Result<Infallible, Failed> {
 fn standard_streams(log: File) -> Result<(), Failed> {
     let null = named("opening /dev/null", File::open("/dev/null"))?;
     named("replacing standard input", rustix::stdio::dup2_stdin(&null))?;
-    named("replacing standard output", rustix::stdio::dup2_stdout(&log))?;
+    named(
+        "replacing standard output",
+        rustix::stdio::dup2_stdout(&log),
+    )?;
     named("replacing standard error", rustix::stdio::dup2_stderr(&log))?;
     drop((null, log));
     // Whatever the parent forgot to mark does not reach the pod. The pipe of the report stays, and closes by itself.
     // SAFETY: marks descriptors; none is closed under anybody.
-    let marked = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    named("marking descriptors", if marked < 0 { Err(io::Error::last_os_error()) } else { Ok(()) })
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3_u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    named(
+        "marking descriptors",
+        if marked < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        },
+    )
 }
 
 /// The last capability that any kernel could know.
@@ -190,7 +253,14 @@ const CAPABILITY_MAX: u64 = 63;
 
 fn drop_privileges(config: &InitConfig) -> Result<(), Failed> {
     let check = |what: &str, result: i64| {
-        named(what, if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) })
+        named(
+            what,
+            if result < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            },
+        )
     };
     for capability in 0..=CAPABILITY_MAX {
         // SAFETY: prctl with numbers only.
@@ -202,33 +272,67 @@ fn drop_privileges(config: &InitConfig) -> Result<(), Failed> {
         check("dropping capabilities", dropped.into())?;
     }
     // SAFETY: prctl with numbers only.
-    let ambient = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let ambient = unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        )
+    };
     check("dropping ambient capabilities", ambient.into())?;
     let (uid, gid) = (config.uid, config.gid);
     // The raw calls change one thread; this process has no other.
     // SAFETY: an empty list.
-    check("dropping groups", unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) })?;
+    check("dropping groups", unsafe {
+        libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>())
+    })?;
     // SAFETY: ids by value.
-    check("setting the group", unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    check("setting the group", unsafe {
+        libc::syscall(libc::SYS_setresgid, gid, gid, gid)
+    })?;
     // SAFETY: ids by value.
-    check("setting the user", unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })?;
+    check("setting the user", unsafe {
+        libc::syscall(libc::SYS_setresuid, uid, uid, uid)
+    })?;
     let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    named("dropping capabilities", rustix::thread::set_capabilities(None, sets))?;
-    named("forbidding new privileges", rustix::thread::set_no_new_privs(true))
+    let sets = CapabilitySets {
+        effective: none,
+        permitted: none,
+        inheritable: none,
+    };
+    named(
+        "dropping capabilities",
+        rustix::thread::set_capabilities(None, sets),
+    )?;
+    named(
+        "forbidding new privileges",
+        rustix::thread::set_no_new_privs(true),
+    )
 }
 
 fn execute(config: &InitConfig) -> Result<Infallible, Failed> {
     let strings = |list: &[String]| -> Result<Vec<CString>, Failed> {
-        list.iter().map(|text| named("a zero byte in the command", CString::new(text.as_str()))).collect()
+        list.iter()
+            .map(|text| named("a zero byte in the command", CString::new(text.as_str())))
+            .collect()
     };
     let (arguments, environment) = (strings(&config.command)?, strings(&config.environment)?);
-    let program = arguments.first().ok_or_else(|| Failed("the pod has no command".to_owned()))?;
+    let program = arguments
+        .first()
+        .ok_or_else(|| Failed("the pod has no command".to_owned()))?;
     let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+        list.iter()
+            .map(|text| text.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
     };
     let (argv, envp) = (pointers(&arguments), pointers(&environment));
     // SAFETY: both lists are null-terminated and live until the call replaces the process or fails.
     unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-    step(|| format!("executing {}", program.to_string_lossy()), Err(io::Error::last_os_error()))
+    step(
+        || format!("executing {}", program.to_string_lossy()),
+        Err(io::Error::last_os_error()),
+    )
 }

@@ -62,7 +62,11 @@ impl Runtime {
     ///
     /// # Errors
     /// When one of them cannot be had.
-    pub async fn prepare(config: Arc<NodeConfig>, client: Client, sandboxes: Arc<Sandboxes>) -> Result<Self, Error> {
+    pub async fn prepare(
+        config: Arc<NodeConfig>,
+        client: Client,
+        sandboxes: Arc<Sandboxes>,
+    ) -> Result<Self, Error> {
         process::inherit_orphans();
         let (at, known) = (config.clone(), sandboxes.clone());
         let store = blocking(move || -> Result<Store, Error> {
@@ -78,9 +82,23 @@ impl Runtime {
             Store::open(at.state_dir.join("images")).map_err(Error::Images)
         })
         .await?;
-        let recorder = Recorder::new(client.clone(), labels::NODE_MANAGER, Some(config.node_name.clone()));
+        let recorder = Recorder::new(
+            client.clone(),
+            labels::NODE_MANAGER,
+            Some(config.node_name.clone()),
+        );
         let (warmed, warm) = watch::channel(false);
-        Ok(Self { shared: Arc::new(Shared { config, client, sandboxes, store, recorder, warm }), warmed })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                config,
+                client,
+                sandboxes,
+                store,
+                recorder,
+                warm,
+            }),
+            warmed,
+        })
     }
 
     /// Runs the pods of this node until `shutdown`. Pods go on when it returns.
@@ -103,7 +121,8 @@ type Feed = watch::Sender<Option<Arc<Pod>>>;
 async fn watch_pods(shared: Arc<Shared>, shutdown: CancellationToken) {
     let selector = format!("spec.nodeName={}", shared.config.node_name);
     let api: Api<Pod> = Api::all(shared.client.clone());
-    let mut events = Box::pin(watcher(api, watcher::Config::default().fields(&selector)).default_backoff());
+    let mut events =
+        Box::pin(watcher(api, watcher::Config::default().fields(&selector)).default_backoff());
     let mut feeds: HashMap<String, Feed> = HashMap::new();
     let mut tasks: JoinSet<String> = JoinSet::new();
     let mut listed = HashSet::new();
@@ -187,10 +206,23 @@ pub async fn remove_all(config: &NodeConfig) -> Vec<TeardownError> {
         let records = match record::read_dir(&config.pods_dir()) {
             Ok(records) => records,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return vec![TeardownError::Files { path: config.pods_dir(), source }],
+            Err(source) => {
+                return vec![TeardownError::Files {
+                    path: config.pods_dir(),
+                    source,
+                }];
+            }
         };
         // All are told first, so that they end at the same time.
-        let held: Vec<_> = records.iter().map(|record| record.process.as_ref().and_then(|id| id.hold().ok().flatten())).collect();
+        let held: Vec<_> = records
+            .iter()
+            .map(|record| {
+                record
+                    .process
+                    .as_ref()
+                    .and_then(|id| id.hold().ok().flatten())
+            })
+            .collect();
         for process in held.iter().flatten() {
             let _ = process.signal(Signal::KILL);
         }
@@ -199,7 +231,10 @@ pub async fn remove_all(config: &NodeConfig) -> Vec<TeardownError> {
                 && !process.wait_blocking(END)
             {
                 let pid = record.process.as_ref().map_or(0, |id| id.pid);
-                errors.push(TeardownError::Process { pod: format!("{}/{}", record.namespace, record.name), pid });
+                errors.push(TeardownError::Process {
+                    pod: format!("{}/{}", record.namespace, record.name),
+                    pid,
+                });
             }
             errors.extend(sandbox::release(&config, record));
             errors.extend(sandbox::remove_files(&config, &record.pod_uid).err());

@@ -76,6 +76,7 @@ impl ProcessId {
     }
 
     /// Whether it runs.
+    #[cfg(test)]
     pub(crate) fn is_alive(&self) -> bool {
         matches!(self.hold(), Ok(Some(process)) if !process.has_ended())
     }
@@ -115,8 +116,9 @@ impl Process {
     /// Takes the exit status of a process that has ended, if it is this process's to take.
     pub(crate) fn reap(&self) -> Ending {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let status: Option<WaitIdStatus> =
-            rustix::process::waitid(WaitId::Pid(self.pid), options).ok().flatten();
+        let status: Option<WaitIdStatus> = rustix::process::waitid(WaitId::Pid(self.pid), options)
+            .ok()
+            .flatten();
         match status {
             Some(status) if status.exited() => Ending::Code(status.exit_status().unwrap_or(0)),
             Some(status) => Ending::Signal(status.terminating_signal().unwrap_or(9)),
@@ -130,7 +132,8 @@ impl Process {
     /// When the descriptor cannot be watched.
     pub(crate) fn watch(self) -> io::Result<WatchedProcess> {
         // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives, and it is not replaced inside.
-        let fd = unsafe { AsyncFd::register_with_interest(self.fd, Interest::READABLE) }.map_err(io::Error::from)?;
+        let fd = unsafe { AsyncFd::register_with_interest(self.fd, Interest::READABLE) }
+            .map_err(io::Error::from)?;
         Ok(WatchedProcess { pid: self.pid, fd })
     }
 }
@@ -206,6 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_is_found_again_and_its_end_is_told() {
+        #[expect(clippy::zombie_processes, reason = "reaped by what is tested")]
         let mut child = std::process::Command::new("/bin/sh")
             .args(["-c", "read x; exit 7"])
             .stdin(std::process::Stdio::piped())

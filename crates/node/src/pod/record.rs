@@ -76,7 +76,11 @@ pub(crate) struct Ended {
 
 impl Disk {
     fn format(&self) -> DiskFormat {
-        if self.qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw }
+        if self.qcow2 {
+            DiskFormat::Qcow2
+        } else {
+            DiskFormat::Raw
+        }
     }
 
     fn path_in_pod(&self) -> String {
@@ -131,7 +135,10 @@ impl Sandboxes {
     pub(crate) fn read_all(&self) -> io::Result<()> {
         let pods = self.config.pods_dir();
         // Pods' users pass through to nothing but what is bound for them.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&pods)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&pods)?;
         let found = read_dir(&pods)?;
         *self.lock() = found.into_iter().map(|r| (r.pod_uid.clone(), r)).collect();
         Ok(())
@@ -142,7 +149,10 @@ impl Sandboxes {
     /// # Errors
     /// When every address is taken, or the record cannot be written; nothing stays taken then.
     pub(crate) fn reserve(&self, request: Request) -> Result<Record, ReserveError> {
-        if request.pod_uid.is_empty() || request.pod_uid.contains(['/', '\0']) || request.pod_uid.starts_with('.') {
+        if request.pod_uid.is_empty()
+            || request.pod_uid.contains(['/', '\0'])
+            || request.pod_uid.starts_with('.')
+        {
             return Err(ReserveError::Uid(request.pod_uid));
         }
         let record = {
@@ -153,7 +163,9 @@ impl Sandboxes {
             let users: BTreeSet<u32> = records.values().map(|r| r.user).collect();
             let network = &self.config.network;
             let ip = Pool::new(network.gateway, network.prefix).allocate(&addresses)?;
-            let free = (USER_BASE..).find(|u| !users.contains(u)).unwrap_or(USER_BASE);
+            let free = (USER_BASE..)
+                .find(|u| !users.contains(u))
+                .unwrap_or(USER_BASE);
             let (user, group) = request.user.unwrap_or((free, free));
             let record = Record {
                 netns: self.config.netns_dir().join(&request.pod_uid),
@@ -216,7 +228,10 @@ impl Sandboxes {
 
     fn write(&self, record: &Record) -> io::Result<()> {
         let dir = self.dir(&record.pod_uid);
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&dir)?;
         let (new, file) = (dir.join(".sandbox.json.new"), dir.join(FILE));
         let written = (|| {
             let mut new_file = File::create(&new)?;
@@ -246,7 +261,10 @@ impl PodSandboxes for Sandboxes {
         let process = record.process.as_ref()?;
         let disks = record.disks.iter().filter_map(|(name, disk)| {
             let volume = name.strip_prefix(DISK_PREFIX)?;
-            Some((volume.to_owned(), (disk.file.clone(), disk.path_in_pod(), disk.format())))
+            Some((
+                volume.to_owned(),
+                (disk.file.clone(), disk.path_in_pod(), disk.format()),
+            ))
         });
         Some(PodLocation {
             netns: record.netns.clone(),
@@ -254,7 +272,11 @@ impl PodSandboxes for Sandboxes {
             disks: disks.collect(),
             uid: record.user,
             gid: record.group,
-            pid: if record.ended.is_some() { 0 } else { process.pid },
+            pid: if record.ended.is_some() {
+                0
+            } else {
+                process.pid
+            },
         })
     }
 }
@@ -267,13 +289,19 @@ pub(crate) fn read_dir(pods: &Path) -> io::Result<Vec<Record>> {
         let file = path.join(FILE);
         match fs::read(&file) {
             Ok(json) => match serde_json::from_slice::<Record>(&json) {
-                Ok(record) if path.file_name().is_some_and(|n| n == record.pod_uid.as_str()) => {
+                Ok(record)
+                    if path
+                        .file_name()
+                        .is_some_and(|n| n == record.pod_uid.as_str()) =>
+                {
                     records.push(record);
                 }
                 Ok(record) => {
                     tracing::error!(file = %file.display(), pod = record.pod_uid, "the state of another pod, ignored");
                 }
-                Err(error) => tracing::error!(file = %file.display(), %error, "the state of a pod cannot be read"),
+                Err(error) => {
+                    tracing::error!(file = %file.display(), %error, "the state of a pod cannot be read");
+                }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Nothing was made for it yet, or nothing but files is left.
@@ -281,7 +309,9 @@ pub(crate) fn read_dir(pods: &Path) -> io::Result<Vec<Record>> {
                     tracing::warn!(path = %path.display(), %error, "cannot remove what is left of a pod");
                 }
             }
-            Err(error) => tracing::error!(file = %file.display(), %error, "the state of a pod cannot be read"),
+            Err(error) => {
+                tracing::error!(file = %file.display(), %error, "the state of a pod cannot be read");
+            }
         }
     }
     Ok(records)
@@ -377,9 +407,15 @@ mod tests {
         for uid in ["a", "b", "c", "d", "e"] {
             sandboxes.reserve(request(uid)).unwrap();
         }
-        assert!(matches!(sandboxes.reserve(request("f")), Err(ReserveError::NoAddress(_))));
+        assert!(matches!(
+            sandboxes.reserve(request("f")),
+            Err(ReserveError::NoAddress(_))
+        ));
         assert!(!sandboxes.dir("f").exists());
-        assert!(matches!(sandboxes.reserve(request("../x")), Err(ReserveError::Uid(_))));
+        assert!(matches!(
+            sandboxes.reserve(request("../x")),
+            Err(ReserveError::Uid(_))
+        ));
     }
 
     #[test]

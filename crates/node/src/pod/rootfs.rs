@@ -74,10 +74,17 @@ pub(super) fn enter(root: &Root, uid: u32, gid: u32) -> Result<(), Failed> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     step(
         || "making mounts private".to_owned(),
-        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC),
+        rustix::mount::mount_change(
+            "/",
+            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        ),
     )?;
     let dir = root.dir.as_path();
-    tmpfs(dir, MountFlags::NOSUID | MountFlags::NODEV, c"mode=755,size=1m,nr_inodes=2k")?;
+    tmpfs(
+        dir,
+        MountFlags::NOSUID | MountFlags::NODEV,
+        c"mode=755,size=1m,nr_inodes=2k",
+    )?;
     system(dir)?;
     kernel_views(dir)?;
     devices(dir, root.kvm, uid, gid)?;
@@ -88,7 +95,14 @@ pub(super) fn enter(root: &Root, uid: u32, gid: u32) -> Result<(), Failed> {
     // A mount point may lie in another one.
     binds.sort_by(|a, b| a.target.cmp(&b.target));
     for bind in binds {
-        bind_to(&bind.source, &step(|| "reading a mount path".to_owned(), inside(dir, &bind.target))?, bind.writable)?;
+        bind_to(
+            &bind.source,
+            &step(
+                || "reading a mount path".to_owned(),
+                inside(dir, &bind.target),
+            )?,
+            bind.writable,
+        )?;
     }
     step(
         || "making the root read-only".to_owned(),
@@ -118,7 +132,9 @@ fn system(dir: &Path) -> Result<(), Failed> {
     for name in ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
         let host = Path::new("/").join(name);
         let here = dir.join(name);
-        let Ok(kind) = fs::symlink_metadata(&host) else { continue };
+        let Ok(kind) = fs::symlink_metadata(&host) else {
+            continue;
+        };
         if kind.is_symlink() {
             // Merged /usr: the same link, which leads into the pod's own /usr.
             let what = || format!("linking {}", here.display());
@@ -135,7 +151,12 @@ fn system(dir: &Path) -> Result<(), Failed> {
             bind_to(&host, &dir.join(path), false)?;
         }
     }
-    for (path, mode) in [("var/run", 0o755), ("var/cache", 0o755), ("var/lib", 0o755), ("root", 0o700)] {
+    for (path, mode) in [
+        ("var/run", 0o755),
+        ("var/cache", 0o755),
+        ("var/lib", 0o755),
+        ("root", 0o700),
+    ] {
         make_dir(&dir.join(path), mode)?;
     }
     for (link, to) in [("run", "var/run"), ("var/tmp", "../tmp")] {
@@ -143,7 +164,11 @@ fn system(dir: &Path) -> Result<(), Failed> {
     }
     let tmp = dir.join("tmp");
     make_dir(&tmp, 0o755)?;
-    tmpfs(&tmp, MountFlags::NOSUID | MountFlags::NODEV, c"mode=1777,size=256m")
+    tmpfs(
+        &tmp,
+        MountFlags::NOSUID | MountFlags::NODEV,
+        c"mode=1777,size=256m",
+    )
 }
 
 /// /proc and /sys. An unprivileged pod cannot change anything there; what it could learn about the machine or its
@@ -159,16 +184,35 @@ fn kernel_views(dir: &Path) -> Result<(), Failed> {
             rustix::mount::mount(kind, &target, kind, flags, None),
         )?;
     }
-    for name in ["kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats", "sysrq-trigger"] {
+    for name in [
+        "kcore",
+        "keys",
+        "key-users",
+        "timer_list",
+        "sched_debug",
+        "latency_stats",
+        "sysrq-trigger",
+    ] {
         let target = dir.join("proc").join(name);
         if target.exists() {
             bind_to(Path::new("/dev/null"), &target, false)?;
         }
     }
-    for name in ["proc/acpi", "proc/scsi", "proc/asound", "sys/firmware", "sys/kernel/debug", "sys/fs/cgroup"] {
+    for name in [
+        "proc/acpi",
+        "proc/scsi",
+        "proc/asound",
+        "sys/firmware",
+        "sys/kernel/debug",
+        "sys/fs/cgroup",
+    ] {
         let target = dir.join(name);
         if target.is_dir() {
-            tmpfs(&target, harmless | MountFlags::RDONLY, c"mode=755,size=0,nr_inodes=1")?;
+            tmpfs(
+                &target,
+                harmless | MountFlags::RDONLY,
+                c"mode=755,size=0,nr_inodes=1",
+            )?;
         }
     }
     for name in ["sys", "bus", "fs", "irq"] {
@@ -183,7 +227,11 @@ fn kernel_views(dir: &Path) -> Result<(), Failed> {
 fn devices(dir: &Path, kvm: bool, uid: u32, gid: u32) -> Result<(), Failed> {
     let dev = dir.join("dev");
     make_dir(&dev, 0o755)?;
-    tmpfs(&dev, MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=755,size=64k,nr_inodes=64")?;
+    tmpfs(
+        &dev,
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        c"mode=755,size=64k,nr_inodes=64",
+    )?;
     for name in ["net", "pts", "shm", "mqueue"] {
         make_dir(&dev.join(name), 0o755)?;
     }
@@ -213,7 +261,11 @@ fn devices(dir: &Path, kvm: bool, uid: u32, gid: u32) -> Result<(), Failed> {
             Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5"),
         ),
     )?;
-    tmpfs(&dev.join("shm"), harmless | MountFlags::NODEV, c"mode=1777,size=64m")?;
+    tmpfs(
+        &dev.join("shm"),
+        harmless | MountFlags::NODEV,
+        c"mode=1777,size=64m",
+    )?;
     for (link, to) in [
         ("ptmx", "pts/ptmx"),
         ("fd", "/proc/self/fd"),
@@ -221,7 +273,10 @@ fn devices(dir: &Path, kvm: bool, uid: u32, gid: u32) -> Result<(), Failed> {
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
     ] {
-        step(|| format!("linking /dev/{link}"), symlink(to, dev.join(link)))?;
+        step(
+            || format!("linking /dev/{link}"),
+            symlink(to, dev.join(link)),
+        )?;
     }
     Ok(())
 }
@@ -231,16 +286,28 @@ fn node(path: &Path, major: u32, minor: u32, mode: u32, owner: (u32, u32)) -> Re
     let device = makedev(major, minor);
     step(
         what,
-        mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(mode), device),
+        mknodat(
+            CWD,
+            path,
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(mode),
+            device,
+        ),
     )?;
-    step(what, fs::set_permissions(path, fs::Permissions::from_mode(mode)))?;
+    step(
+        what,
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+    )?;
     step(what, chown(path, Some(owner.0), Some(owner.1)))
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), Failed> {
     let what = || format!("making the directory {}", path.display());
     step(what, fs::create_dir_all(path))?;
-    step(what, fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+    step(
+        what,
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+    )
 }
 
 fn write_file(dir: &Path, path: &str, content: &str) -> Result<(), Failed> {
@@ -292,7 +359,10 @@ mod tests {
     #[test]
     fn paths_in_the_pod_stay_in_the_pod() {
         let root = Path::new("/r");
-        assert_eq!(inside(root, "/var/run/berth").unwrap(), Path::new("/r/var/run/berth"));
+        assert_eq!(
+            inside(root, "/var/run/berth").unwrap(),
+            Path::new("/r/var/run/berth")
+        );
         for bad in ["", "/", "relative", "/a/../../b", "/..", "./x"] {
             assert!(inside(root, bad).is_err(), "{bad:?}");
         }

@@ -39,10 +39,7 @@ pub(crate) enum SandboxError {
     Cgroups(#[source] io::Error),
     /// Files of the pod.
     #[error("{}: {source}", path.display())]
-    Files {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Files { path: PathBuf, source: io::Error },
     /// `berth pod-init`.
     #[error("starting the sandbox: {0}")]
     Init(String),
@@ -100,11 +97,21 @@ pub(crate) struct Spec {
 }
 
 /// Makes the sandbox of a record and starts the command. Blocks. After a failure [`tear_down`] removes what there is.
-pub(crate) fn start(config: &NodeConfig, record: &Record, spec: &Spec) -> Result<ProcessId, SandboxError> {
+pub(crate) fn start(
+    config: &NodeConfig,
+    record: &Record,
+    spec: &Spec,
+) -> Result<ProcessId, SandboxError> {
     let dir = config.pods_dir().join(&record.pod_uid);
     berth_network::create_netns(&record.netns)?;
     let mac = MacAddr::local(&record.pod_uid);
-    berth_network::attach_pod(&config.network, &record.netns, &record.pod_uid, record.ip, mac)?;
+    berth_network::attach_pod(
+        &config.network,
+        &record.netns,
+        &record.pod_uid,
+        record.ip,
+        mac,
+    )?;
     cgroup::create(&record.cgroups, &spec.limits).map_err(SandboxError::Cgroups)?;
     let owner = (record.user, record.group);
     for volume in spec.empty_dirs.keys() {
@@ -133,12 +140,20 @@ pub(crate) fn start(config: &NodeConfig, record: &Record, spec: &Spec) -> Result
         log,
     };
     let pid = spawn(config, &dir.join("init.json"), &init)?;
-    ProcessId::of(pid).map_err(|error| SandboxError::Init(format!("its process {pid} ended at once: {error}")))
+    ProcessId::of(pid)
+        .map_err(|error| SandboxError::Init(format!("its process {pid} ended at once: {error}")))
 }
 
 /// Runs `berth pod-init` and waits for its report.
-pub(crate) fn spawn(config: &NodeConfig, file: &Path, init: &InitConfig) -> Result<u32, SandboxError> {
-    let failed = |source| SandboxError::Files { path: file.to_owned(), source };
+pub(crate) fn spawn(
+    config: &NodeConfig,
+    file: &Path,
+    init: &InitConfig,
+) -> Result<u32, SandboxError> {
+    let failed = |source| SandboxError::Files {
+        path: file.to_owned(),
+        source,
+    };
     let json = serde_json::to_vec_pretty(init).map_err(|error| failed(error.into()))?;
     fs::write(file, json).map_err(failed)?;
     let output = Command::new(&config.berth_binary)
@@ -150,11 +165,19 @@ pub(crate) fn spawn(config: &NodeConfig, file: &Path, init: &InitConfig) -> Resu
         .stderr(Stdio::inherit())
         .spawn()
         .and_then(std::process::Child::wait_with_output)
-        .map_err(|error| SandboxError::Init(format!("cannot run {}: {error}", config.berth_binary.display())))?;
+        .map_err(|error| {
+            SandboxError::Init(format!(
+                "cannot run {}: {error}",
+                config.berth_binary.display()
+            ))
+        })?;
     match serde_json::from_slice(&output.stdout) {
         Ok(Report::Started(pid)) => Ok(pid),
         Ok(Report::Failed(message)) => Err(SandboxError::Init(message)),
-        Err(_) => Err(SandboxError::Init(format!("pod-init ended with {} and told nothing", output.status))),
+        Err(_) => Err(SandboxError::Init(format!(
+            "pod-init ended with {} and told nothing",
+            output.status
+        ))),
     }
 }
 
@@ -165,14 +188,26 @@ pub(crate) fn kvm_is_usable() -> bool {
 }
 
 fn make_dir(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<(), SandboxError> {
-    let failed = |source| SandboxError::Files { path: path.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
-    owner.map_or(Ok(()), |(uid, gid)| chown(path, Some(uid), Some(gid)).map_err(failed))
+    let failed = |source| SandboxError::Files {
+        path: path.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(failed)?;
+    owner.map_or(Ok(()), |(uid, gid)| {
+        chown(path, Some(uid), Some(gid)).map_err(failed)
+    })
 }
 
 fn command(given: &[String]) -> Vec<String> {
     let mut command = given.to_vec();
-    if let Some(program) = command.first_mut().filter(|program| *program == BERTH_IN_IMAGE) {
+    if let Some(program) = command
+        .first_mut()
+        .filter(|program| *program == BERTH_IN_IMAGE)
+    {
         BERTH.clone_into(program);
     }
     command
@@ -180,25 +215,51 @@ fn command(given: &[String]) -> Vec<String> {
 
 fn environment(spec: &Spec) -> Vec<String> {
     let fixed = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"].map(str::to_owned);
-    fixed.into_iter().chain(spec.environment.iter().cloned()).collect()
+    fixed
+        .into_iter()
+        .chain(spec.environment.iter().cloned())
+        .collect()
 }
 
 fn binds(config: &NodeConfig, record: &Record, spec: &Spec, dir: &Path) -> Vec<Bind> {
-    let bind = |source: PathBuf, target: &str, writable| Bind { source, target: target.to_owned(), writable };
+    let bind = |source: PathBuf, target: &str, writable| Bind {
+        source,
+        target: target.to_owned(),
+        writable,
+    };
     let mut binds = vec![bind(config.berth_binary.clone(), BERTH, false)];
     let capabilities = config.capabilities_dir();
     if capabilities.is_dir() {
         binds.push(bind(capabilities, CAPABILITIES, false));
     }
-    binds.extend(spec.empty_dirs.iter().map(|(volume, at)| bind(volume_dir(dir, volume), at, true)));
-    binds.extend(record.disks.values().map(|disk| bind(disk.dir.clone(), &disk.mount_path, false)));
+    binds.extend(
+        spec.empty_dirs
+            .iter()
+            .map(|(volume, at)| bind(volume_dir(dir, volume), at, true)),
+    );
+    binds.extend(
+        record
+            .disks
+            .values()
+            .map(|disk| bind(disk.dir.clone(), &disk.mount_path, false)),
+    );
     binds
 }
 
 /// What programs look for in `/etc`.
-pub(crate) fn etc(config: &NodeConfig, record: &Record, hostname: &str) -> BTreeMap<String, String> {
-    let Record { user, group, ip, .. } = record;
-    let mut resolv: String = config.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+pub(crate) fn etc(
+    config: &NodeConfig,
+    record: &Record,
+    hostname: &str,
+) -> BTreeMap<String, String> {
+    let Record {
+        user, group, ip, ..
+    } = record;
+    let mut resolv: String = config
+        .dns
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
     if !config.search.is_empty() {
         resolv += &format!("search {}\n", config.search.join(" "));
     }
@@ -218,17 +279,33 @@ pub(crate) fn etc(config: &NodeConfig, record: &Record, hostname: &str) -> BTree
 /// Removes network and control groups of a pod whose processes have ended. Blocks.
 pub(crate) fn release(config: &NodeConfig, record: &Record) -> Vec<TeardownError> {
     let pod = format!("{}/{}", record.namespace, record.name);
-    let network = |source| TeardownError::Network { pod: pod.clone(), source };
-    let mut errors: Vec<_> =
-        berth_network::detach_pod(&config.network, &record.pod_uid).into_iter().map(network).collect();
-    errors.extend(berth_network::delete_netns(&record.netns).err().map(network));
+    let network = |source| TeardownError::Network {
+        pod: pod.clone(),
+        source,
+    };
+    let mut errors: Vec<_> = berth_network::detach_pod(&config.network, &record.pod_uid)
+        .into_iter()
+        .map(network)
+        .collect();
+    errors.extend(
+        berth_network::delete_netns(&record.netns)
+            .err()
+            .map(network),
+    );
     cgroup::kill(&record.cgroups);
     let groups = cgroup::remove(&record.cgroups).into_iter();
-    errors.extend(groups.map(|source| TeardownError::Cgroup { pod: pod.clone(), source }));
+    errors.extend(groups.map(|source| TeardownError::Cgroup {
+        pod: pod.clone(),
+        source,
+    }));
     errors
 }
 
 /// Removes a pod's files. The record goes last: while it is there, what else is there is known. Blocks.
+#[expect(
+    clippy::result_large_err,
+    reason = "failing is rare, and the errors are collected by value"
+)]
 pub(crate) fn remove_files(config: &NodeConfig, pod_uid: &str) -> Result<(), TeardownError> {
     let dir = config.pods_dir().join(pod_uid);
     let failed = |path: &Path| {
@@ -237,7 +314,10 @@ pub(crate) fn remove_files(config: &NodeConfig, pod_uid: &str) -> Result<(), Tea
     };
     match fs::read_dir(&dir) {
         Ok(entries) => {
-            for entry in entries.flatten().filter(|entry| entry.file_name() != "sandbox.json") {
+            for entry in entries
+                .flatten()
+                .filter(|entry| entry.file_name() != "sandbox.json")
+            {
                 let path = entry.path();
                 let removed = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     fs::remove_dir_all(&path)
@@ -260,7 +340,10 @@ mod tests {
     #[test]
     fn the_launchers_path_in_the_image_is_this_machines_binary() {
         let given = ["/usr/bin/berth", "launcher", "--name", "/usr/bin/berth"].map(str::to_owned);
-        assert_eq!(command(&given), ["/opt/berth/berth", "launcher", "--name", "/usr/bin/berth"]);
+        assert_eq!(
+            command(&given),
+            ["/opt/berth/berth", "launcher", "--name", "/usr/bin/berth"]
+        );
         let other = ["/usr/bin/busybox".to_owned()];
         assert_eq!(command(&other), other);
     }

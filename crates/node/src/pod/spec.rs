@@ -17,36 +17,71 @@ pub(crate) struct Unsupported {
 }
 
 fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> Unsupported {
-    Unsupported { field: field.into(), problem: problem.into() }
+    Unsupported {
+        field: field.into(),
+        problem: problem.into(),
+    }
 }
 
 /// The parts that a sandbox is made of, and the user and group where the pod names them.
 pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported> {
-    let spec = pod.spec.as_ref().ok_or_else(|| unsupported("spec", "missing"))?;
+    let spec = pod
+        .spec
+        .as_ref()
+        .ok_or_else(|| unsupported("spec", "missing"))?;
     let [container] = spec.containers.as_slice() else {
-        return Err(unsupported("spec.containers", format!("{} containers", spec.containers.len())));
+        return Err(unsupported(
+            "spec.containers",
+            format!("{} containers", spec.containers.len()),
+        ));
     };
-    if spec.init_containers.as_ref().is_some_and(|list| !list.is_empty()) {
+    if spec
+        .init_containers
+        .as_ref()
+        .is_some_and(|list| !list.is_empty())
+    {
         return Err(unsupported("spec.initContainers", "not empty"));
     }
-    let command: Vec<_> = [&container.command, &container.args].into_iter().flatten().flatten().cloned().collect();
+    let command: Vec<_> = [&container.command, &container.args]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .cloned()
+        .collect();
     if command.is_empty() {
         return Err(unsupported("spec.containers[0].command", "missing"));
     }
     let mut empty_dirs = BTreeMap::new();
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
-        let mount = container.volume_mounts.iter().flatten().find(|mount| mount.name == volume.name);
+        let mount = container
+            .volume_mounts
+            .iter()
+            .flatten()
+            .find(|mount| mount.name == volume.name);
         match (mount, &volume.empty_dir, &volume.image) {
             (None, ..) | (_, None, Some(_)) => {}
             (Some(mount), Some(_), None) => {
                 empty_dirs.insert(volume.name.clone(), mount.mount_path.clone());
             }
-            _ => return Err(unsupported(format!("spec.volumes[{index}]"), "neither image nor emptyDir")),
+            _ => {
+                return Err(unsupported(
+                    format!("spec.volumes[{index}]"),
+                    "neither image nor emptyDir",
+                ));
+            }
         }
     }
-    let environment = container.env.iter().flatten().filter_map(|entry| Some(format!("{}={}", entry.name, entry.value.as_ref()?)));
+    let environment = container
+        .env
+        .iter()
+        .flatten()
+        .filter_map(|entry| Some(format!("{}={}", entry.name, entry.value.as_ref()?)));
     let sandbox = Spec {
-        hostname: spec.hostname.clone().or_else(|| pod.metadata.name.clone()).unwrap_or_default(),
+        hostname: spec
+            .hostname
+            .clone()
+            .or_else(|| pod.metadata.name.clone())
+            .unwrap_or_default(),
         command,
         environment: environment.collect(),
         limits: limits(container),
@@ -57,25 +92,40 @@ pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported>
 
 fn user(pod: &Pod, container: &Container) -> Result<Option<(u32, u32)>, Unsupported> {
     let own = container.security_context.as_ref();
-    let whole = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let user = own.and_then(|context| context.run_as_user).or_else(|| whole.and_then(|context| context.run_as_user));
-    let group = own.and_then(|context| context.run_as_group).or_else(|| whole.and_then(|context| context.run_as_group));
+    let whole = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.as_ref());
+    let user = own
+        .and_then(|context| context.run_as_user)
+        .or_else(|| whole.and_then(|context| context.run_as_user));
+    let group = own
+        .and_then(|context| context.run_as_group)
+        .or_else(|| whole.and_then(|context| context.run_as_group));
     let Some(user) = user else { return Ok(None) };
     match (u32::try_from(user), u32::try_from(group.unwrap_or(user))) {
         (Ok(user), Ok(group)) if user > 0 && group > 0 => Ok(Some((user, group))),
-        _ => Err(unsupported("spec.securityContext.runAsUser", "not an unprivileged user")),
+        _ => Err(unsupported(
+            "spec.securityContext.runAsUser",
+            "not an unprivileged user",
+        )),
     }
 }
 
 fn limits(container: &Container) -> Limits {
-    let of = |list: Option<&BTreeMap<String, _>>, name: &str| list.and_then(|list| list.get(name)).cloned();
+    let of = |list: Option<&BTreeMap<String, _>>, name: &str| {
+        list.and_then(|list| list.get(name)).cloned()
+    };
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|resources| resources.limits.as_ref());
     let requests = resources.and_then(|resources| resources.requests.as_ref());
     Limits {
         memory: of(limits, "memory").and_then(|quantity| quantity::parse_bytes(&quantity).ok()),
-        cpu_max_millis: of(limits, "cpu").and_then(|quantity| quantity::parse_millis(&quantity).ok()),
-        cpu_request_millis: of(requests, "cpu").and_then(|quantity| quantity::parse_millis(&quantity).ok()).unwrap_or(0),
+        cpu_max_millis: of(limits, "cpu")
+            .and_then(|quantity| quantity::parse_millis(&quantity).ok()),
+        cpu_request_millis: of(requests, "cpu")
+            .and_then(|quantity| quantity::parse_millis(&quantity).ok())
+            .unwrap_or(0),
     }
 }
 
@@ -113,19 +163,34 @@ mod tests {
         let (spec, user) = read(&pod(|_| {})).unwrap();
         assert_eq!((spec.hostname.as_str(), user), ("a", None));
         assert_eq!(spec.command, ["/usr/bin/berth", "launcher"]);
-        assert_eq!(spec.limits, Limits { memory: Some(2 << 30), cpu_max_millis: None, cpu_request_millis: 100 });
+        assert_eq!(
+            spec.limits,
+            Limits {
+                memory: Some(2 << 30),
+                cpu_max_millis: None,
+                cpu_request_millis: 100
+            }
+        );
         assert_eq!(spec.empty_dirs["run"], "/var/run/berth");
     }
 
     #[test]
     fn other_pods_are_refused_by_field() {
-        let refused = |change: fn(&mut serde_json::Value)| read(&pod(change)).unwrap_err().to_string();
+        let refused =
+            |change: fn(&mut serde_json::Value)| read(&pod(change)).unwrap_err().to_string();
         assert!(
-            refused(|pod| pod["spec"]["volumes"][0] = json!({"name": "run", "hostPath": {"path": "/"}}))
-                .contains("spec.volumes[0]")
+            refused(
+                |pod| pod["spec"]["volumes"][0] = json!({"name": "run", "hostPath": {"path": "/"}})
+            )
+            .contains("spec.volumes[0]")
         );
         assert!(refused(|pod| pod["spec"]["containers"] = json!([])).contains("0 containers"));
-        assert!(refused(|pod| pod["spec"]["securityContext"] = json!({"runAsUser": 0})).contains("runAsUser"));
-        assert!(refused(|pod| pod["spec"]["containers"][0]["command"] = json!([])).contains("command"));
+        assert!(
+            refused(|pod| pod["spec"]["securityContext"] = json!({"runAsUser": 0}))
+                .contains("runAsUser")
+        );
+        assert!(
+            refused(|pod| pod["spec"]["containers"][0]["command"] = json!([])).contains("command")
+        );
     }
 }

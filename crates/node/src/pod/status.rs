@@ -1,8 +1,8 @@
 //! The status of a Pod, from what the runtime knows. Pure.
 
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod,
-    PodCondition, PodIP, PodStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, Pod, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -13,7 +13,10 @@ use super::record::{Ended, Record};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// Nothing runs yet; why.
-    Waiting { reason: &'static str, message: String },
+    Waiting {
+        reason: &'static str,
+        message: String,
+    },
     /// Its command runs.
     Running,
     /// It has ended.
@@ -26,7 +29,13 @@ fn seconds(time: Timestamp) -> Time {
 }
 
 /// What the Pod's status should be. What others write in it (the scheduler's condition) stays.
-pub(crate) fn status(pod: &Pod, record: Option<&Record>, progress: &Progress, host_ip: &str, now: Timestamp) -> PodStatus {
+pub(crate) fn status(
+    pod: &Pod,
+    record: Option<&Record>,
+    progress: &Progress,
+    host_ip: &str,
+    now: Timestamp,
+) -> PodStatus {
     let old = pod.status.clone().unwrap_or_default();
     let ready = *progress == Progress::Running;
     let phase = match progress {
@@ -45,7 +54,9 @@ pub(crate) fn status(pod: &Pod, record: Option<&Record>, progress: &Progress, ho
     set(&mut conditions, "Initialized", true, None, now);
     set(&mut conditions, "ContainersReady", ready, not_ready, now);
     set(&mut conditions, "Ready", ready, not_ready, now);
-    let ip = record.filter(|_| !matches!(progress, Progress::Waiting { .. })).map(|record| record.ip.to_string());
+    let ip = record
+        .filter(|_| !matches!(progress, Progress::Waiting { .. }))
+        .map(|record| record.ip.to_string());
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(conditions),
@@ -56,13 +67,27 @@ pub(crate) fn status(pod: &Pod, record: Option<&Record>, progress: &Progress, ho
         qos_class: old.qos_class.clone(),
         container_statuses: pod.spec.as_ref().map(|spec| {
             let containers = spec.containers.iter();
-            containers.map(|container| container_status(&container.name, container.image.as_deref(), record, progress)).collect()
+            containers
+                .map(|container| {
+                    container_status(
+                        &container.name,
+                        container.image.as_deref(),
+                        record,
+                        progress,
+                    )
+                })
+                .collect()
         }),
         ..old
     }
 }
 
-fn container_status(name: &str, image: Option<&str>, record: Option<&Record>, progress: &Progress) -> ContainerStatus {
+fn container_status(
+    name: &str,
+    image: Option<&str>,
+    record: Option<&Record>,
+    progress: &Progress,
+) -> ContainerStatus {
     let id = record.map(|record| format!("berth://{}", record.pod_uid));
     let started_at = record.and_then(|record| record.started_at).map(seconds);
     let state = match progress {
@@ -73,9 +98,10 @@ fn container_status(name: &str, image: Option<&str>, record: Option<&Record>, pr
             }),
             ..ContainerState::default()
         },
-        Progress::Running => {
-            ContainerState { running: Some(ContainerStateRunning { started_at }), ..ContainerState::default() }
-        }
+        Progress::Running => ContainerState {
+            running: Some(ContainerStateRunning { started_at }),
+            ..ContainerState::default()
+        },
         Progress::Ended(ended) => ContainerState {
             terminated: Some(ContainerStateTerminated {
                 container_id: id.clone(),
@@ -103,10 +129,19 @@ fn container_status(name: &str, image: Option<&str>, record: Option<&Record>, pr
     }
 }
 
-fn set(conditions: &mut Vec<PodCondition>, kind: &str, on: bool, reason: Option<&str>, now: Timestamp) {
+fn set(
+    conditions: &mut Vec<PodCondition>,
+    kind: &str,
+    on: bool,
+    reason: Option<&str>,
+    now: Timestamp,
+) {
     let status = if on { "True" } else { "False" };
     let reason = reason.map(str::to_owned);
-    if let Some(condition) = conditions.iter_mut().find(|condition| condition.type_ == kind) {
+    if let Some(condition) = conditions
+        .iter_mut()
+        .find(|condition| condition.type_ == kind)
+    {
         if condition.status != status {
             condition.last_transition_time = Some(seconds(now));
         }
@@ -142,7 +177,10 @@ mod tests {
     #[test]
     fn each_step_of_a_pod_shows() {
         let now = Timestamp::from_second(1_000).unwrap();
-        let waiting = Progress::Waiting { reason: "ErrImagePull", message: "no such image".into() };
+        let waiting = Progress::Waiting {
+            reason: "ErrImagePull",
+            message: "no such image".into(),
+        };
         let shown = status(&pod(), None, &waiting, "192.0.2.1", now);
         assert_eq!(shown.phase.as_deref(), Some("Pending"));
         assert_eq!(shown.qos_class.as_deref(), Some("Burstable"));
@@ -156,12 +194,26 @@ mod tests {
         pod.status = Some(shown);
         let later = Timestamp::from_second(2_000).unwrap();
         let shown = status(&pod, None, &Progress::Running, "192.0.2.1", later);
-        let ready = shown.conditions.iter().flatten().find(|condition| condition.type_ == "Ready").unwrap();
-        assert_eq!((ready.status.as_str(), ready.last_transition_time.clone()), ("True", Some(Time(later))));
+        let ready = shown
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == "Ready")
+            .unwrap();
+        assert_eq!(
+            (ready.status.as_str(), ready.last_transition_time.clone()),
+            ("True", Some(Time(later)))
+        );
         assert_eq!(shown.start_time, Some(Time(now)), "set once");
 
         for (exit_code, phase) in [(0, "Succeeded"), (137, "Failed")] {
-            let ended = Ended { exit_code, signal: None, reason: "X".into(), message: None, at: later };
+            let ended = Ended {
+                exit_code,
+                signal: None,
+                reason: "X".into(),
+                message: None,
+                at: later,
+            };
             let shown = status(&pod, None, &Progress::Ended(ended), "192.0.2.1", later);
             assert_eq!(shown.phase.as_deref(), Some(phase));
         }
@@ -174,6 +226,9 @@ mod tests {
         let first = status(&pod, None, &Progress::Running, "192.0.2.1", now);
         pod.status = Some(first.clone());
         let later = Timestamp::from_second(9_000).unwrap();
-        assert_eq!(status(&pod, None, &Progress::Running, "192.0.2.1", later), first);
+        assert_eq!(
+            status(&pod, None, &Progress::Running, "192.0.2.1", later),
+            first
+        );
     }
 }

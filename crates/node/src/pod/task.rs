@@ -79,7 +79,12 @@ impl PodTask {
         pod: watch::Receiver<Option<Arc<Pod>>>,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { shared, uid, pod, shutdown }
+        Self {
+            shared,
+            uid,
+            pod,
+            shutdown,
+        }
     }
 
     /// Goes on from wherever the pod is, to its end or to the shutdown of the agent.
@@ -118,7 +123,10 @@ impl PodTask {
     fn ended_progress(&self, record: Option<&Record>) -> Progress {
         match record.and_then(|record| record.ended.clone()) {
             Some(ended) => Progress::Ended(ended),
-            None => Progress::Waiting { reason: "ContainerCreating", message: String::new() },
+            None => Progress::Waiting {
+                reason: "ContainerCreating",
+                message: String::new(),
+            },
         }
     }
 
@@ -128,7 +136,9 @@ impl PodTask {
 
     fn is_final(&self) -> bool {
         let pod = self.current();
-        let phase = pod.as_ref().and_then(|pod| pod.status.as_ref()?.phase.clone());
+        let phase = pod
+            .as_ref()
+            .and_then(|pod| pod.status.as_ref()?.phase.clone());
         matches!(phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 
@@ -178,13 +188,28 @@ impl PodTask {
             };
             let Some(pod) = self.current() else { continue };
             tracing::warn!(pod = %name(&pod), reason = problem.reason, "{}", problem.message);
-            let NotStarted { reason, waiting, message } = problem;
-            self.publish(&Progress::Waiting { reason, message: message.clone() }).await;
-            self.shared.recorder.warning(&*pod, "Failed", &message).await;
+            let NotStarted {
+                reason,
+                waiting,
+                message,
+            } = problem;
+            self.publish(&Progress::Waiting {
+                reason,
+                message: message.clone(),
+            })
+            .await;
+            self.shared
+                .recorder
+                .warning(&*pod, "Failed", &message)
+                .await;
             let next = Instant::now() + pause;
             pause = (pause * 2).min(BACKOFF_MAX);
             if waiting != reason {
-                self.publish(&Progress::Waiting { reason: waiting, message }).await;
+                self.publish(&Progress::Waiting {
+                    reason: waiting,
+                    message,
+                })
+                .await;
             }
             tokio::select! {
                 wake = self.deletion() => match wake {
@@ -198,8 +223,11 @@ impl PodTask {
 
     /// One attempt; none when the pod was deleted or the agent stopped meanwhile.
     async fn attempt(&mut self) -> Result<Option<(Record, WatchedProcess)>, NotStarted> {
-        let Some(pod) = self.current() else { return Ok(None) };
-        let (spec, user) = spec::read(&pod).map_err(|error| failed("CreateContainerConfigError", error))?;
+        let Some(pod) = self.current() else {
+            return Ok(None);
+        };
+        let (spec, user) = spec::read(&pod)
+            .map_err(|error| failed("CreateContainerConfigError", error.to_string()))?;
         let shared = self.shared.clone();
         let images = {
             let pod = pod.clone();
@@ -235,7 +263,10 @@ impl PodTask {
         let made = blocking(move || make(&shared, request, &spec)).await;
         drop(images);
         let (record, process) = made.map_err(|message| failed("CreateContainerError", message))?;
-        self.shared.recorder.normal(&*pod, "Started", "Started container compute").await;
+        self.shared
+            .recorder
+            .normal(&*pod, "Started", "Started container compute")
+            .await;
         Ok(Some((record, process)))
     }
 
@@ -243,8 +274,14 @@ impl PodTask {
 
     /// A pod that ran when the agent last looked.
     async fn adopt(&mut self, record: Record) -> Result<Record, Wake> {
-        let held = record.process.as_ref().and_then(|id| id.hold().ok().flatten());
-        match held.filter(|process| !process.has_ended()).and_then(|process| process.watch().ok()) {
+        let held = record
+            .process
+            .as_ref()
+            .and_then(|id| id.hold().ok().flatten());
+        match held
+            .filter(|process| !process.has_ended())
+            .and_then(|process| process.watch().ok())
+        {
             Some(process) => {
                 tracing::info!(pod = record.name, ip = %record.ip, "pod found again");
                 self.follow(record, process).await
@@ -262,8 +299,17 @@ impl PodTask {
             if let Some(grace) = self.grace() {
                 let by = Instant::now() + grace;
                 if kill_at.is_none() {
-                    let signal = if grace.is_zero() { Signal::KILL } else { Signal::TERM };
-                    tracing::info!(pod = record.name, ?signal, grace_seconds = grace.as_secs(), "pod is to end");
+                    let signal = if grace.is_zero() {
+                        Signal::KILL
+                    } else {
+                        Signal::TERM
+                    };
+                    tracing::info!(
+                        pod = record.name,
+                        ?signal,
+                        grace_seconds = grace.as_secs(),
+                        "pod is to end"
+                    );
                     signal_to(&record, &process, signal);
                 }
                 // A later deletion may shorten the grace, not lengthen it.
@@ -297,7 +343,11 @@ impl PodTask {
         let uid = self.uid.clone();
         let (record, errors) = blocking(move || {
             let dir = shared.sandboxes.dir(&uid);
-            record.ended = Some(how_it_ended(&run_dir(&dir), ending, cgroup::was_out_of_memory(&record.cgroups)));
+            record.ended = Some(how_it_ended(
+                &run_dir(&dir),
+                ending,
+                cgroup::was_out_of_memory(&record.cgroups),
+            ));
             let errors = sandbox::release(&shared.config, &record);
             if let Err(error) = shared.sandboxes.update(&record) {
                 tracing::error!(pod = record.name, %error, "the end of a pod is not on record");
@@ -306,7 +356,12 @@ impl PodTask {
         })
         .await;
         if let Some(ended) = &record.ended {
-            tracing::info!(pod = record.name, code = ended.exit_code, reason = ended.reason, "pod ended");
+            tracing::info!(
+                pod = record.name,
+                code = ended.exit_code,
+                reason = ended.reason,
+                "pod ended"
+            );
         }
         self.tell(&errors).await;
         record
@@ -326,15 +381,24 @@ impl PodTask {
         let (shared, uid) = (self.shared.clone(), self.uid.clone());
         let errors = blocking(move || match shared.sandboxes.get(&uid) {
             Some(record) => undo(&shared, &record),
-            None => sandbox::remove_files(&shared.config, &uid).err().into_iter().collect(),
+            None => sandbox::remove_files(&shared.config, &uid)
+                .err()
+                .into_iter()
+                .collect(),
         })
         .await;
         self.tell(&errors).await;
         let Some(pod) = self.current() else { return };
-        let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), &pod.namespace().unwrap_or_default());
+        let api: Api<Pod> = Api::namespaced(
+            self.shared.client.clone(),
+            &pod.namespace().unwrap_or_default(),
+        );
         let parameters = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(self.uid.clone()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(self.uid.clone()),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         loop {
@@ -342,7 +406,9 @@ impl PodTask {
                 Ok(_) => return,
                 // Gone, or its name has another pod.
                 Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => return,
-                Err(error) => tracing::warn!(pod = %name(&pod), %error, "the pod cannot be removed from the API"),
+                Err(error) => {
+                    tracing::warn!(pod = %name(&pod), %error, "the pod cannot be removed from the API");
+                }
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return,
@@ -355,7 +421,10 @@ impl PodTask {
         for error in errors {
             tracing::error!("left behind: {error}");
             if let Some(pod) = self.current() {
-                self.shared.recorder.warning(&*pod, "FailedKillPod", &error.to_string()).await;
+                self.shared
+                    .recorder
+                    .warning(&*pod, "FailedKillPod", &error.to_string())
+                    .await;
             }
         }
     }
@@ -373,8 +442,13 @@ impl PodTask {
 
     /// Writes the status if it is another than the Pod has; names the version it was made from.
     async fn write_status(&self, record: Option<&Record>, progress: &Progress) {
-        let Some(mut pod) = self.current() else { return };
-        let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), &pod.namespace().unwrap_or_default());
+        let Some(mut pod) = self.current() else {
+            return;
+        };
+        let api: Api<Pod> = Api::namespaced(
+            self.shared.client.clone(),
+            &pod.namespace().unwrap_or_default(),
+        );
         let host_ip = self.shared.config.network.gateway.to_string();
         loop {
             let wanted = status(&pod, record, progress, &host_ip, Timestamp::now());
@@ -385,7 +459,14 @@ impl PodTask {
                 "metadata": {"uid": self.uid, "resourceVersion": pod.resource_version()},
                 "status": wanted,
             });
-            match api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+            match api
+                .patch_status(
+                    &pod.name_any(),
+                    &PatchParams::default(),
+                    &Patch::Merge(patch),
+                )
+                .await
+            {
                 Ok(_) => return,
                 Err(kube::Error::Api(answer)) if answer.code == 404 => return,
                 Err(kube::Error::Api(answer)) if answer.code == 409 => {}
@@ -395,7 +476,9 @@ impl PodTask {
                 }
             }
             match api.get_opt(&pod.name_any()).await {
-                Ok(Some(fresh)) if fresh.uid().as_deref() == Some(&self.uid) => pod = Arc::new(fresh),
+                Ok(Some(fresh)) if fresh.uid().as_deref() == Some(&self.uid) => {
+                    pod = Arc::new(fresh);
+                }
                 Ok(_) => return,
                 Err(error) => tracing::warn!(pod = %name(&pod), %error, "the pod is not read"),
             }
@@ -406,8 +489,12 @@ impl PodTask {
     }
 }
 
-fn failed(reason: &'static str, message: impl ToString) -> NotStarted {
-    NotStarted { reason, waiting: reason, message: message.to_string() }
+fn failed(reason: &'static str, message: impl Into<String>) -> NotStarted {
+    NotStarted {
+        reason,
+        waiting: reason,
+        message: message.into(),
+    }
 }
 
 fn name(pod: &Pod) -> String {
@@ -425,7 +512,13 @@ async fn provide(shared: &Shared, pod: &Pod) -> Result<Vec<Provided>, NotStarted
     let secrets = images::pull_secrets(&shared.client, pod).await;
     let mut provided = Vec::new();
     for volume in volumes {
-        let got = images::provide(&shared.store, volume, &secrets, &shared.config.insecure_registries).await;
+        let got = images::provide(
+            &shared.store,
+            volume,
+            &secrets,
+            &shared.config.insecure_registries,
+        )
+        .await;
         provided.push(got.map_err(|error| image_problem(&error))?);
     }
     Ok(provided)
@@ -439,7 +532,11 @@ fn image_problem(error: &ImageError) -> NotStarted {
     } else {
         ("ErrImagePull", "ImagePullBackOff")
     };
-    NotStarted { reason, waiting, message: error.to_string() }
+    NotStarted {
+        reason,
+        waiting,
+        message: error.to_string(),
+    }
 }
 
 fn disks(images: &[Provided]) -> BTreeMap<String, Disk> {
@@ -449,12 +546,22 @@ fn disks(images: &[Provided]) -> BTreeMap<String, Disk> {
         mount_path: provided.volume.mount_path.clone(),
         qcow2: provided.disk.format == berth_image::format::DiskFormat::Qcow2,
     };
-    images.iter().map(|provided| (provided.volume.volume.clone(), disk(provided))).collect()
+    images
+        .iter()
+        .map(|provided| (provided.volume.volume.clone(), disk(provided)))
+        .collect()
 }
 
 /// Reserves, makes, starts; undoes all of it when a step fails. Blocks.
-fn make(shared: &Shared, request: Request, spec: &Spec) -> Result<(Record, WatchedProcess), String> {
-    let mut record = shared.sandboxes.reserve(request).map_err(|error| error.to_string())?;
+fn make(
+    shared: &Shared,
+    request: Request,
+    spec: &Spec,
+) -> Result<(Record, WatchedProcess), String> {
+    let mut record = shared
+        .sandboxes
+        .reserve(request)
+        .map_err(|error| error.to_string())?;
     let result = start(shared, &mut record, spec);
     if result.is_err() {
         for error in undo(shared, &record) {
@@ -466,10 +573,16 @@ fn make(shared: &Shared, request: Request, spec: &Spec) -> Result<(Record, Watch
 
 fn start(shared: &Shared, record: &mut Record, spec: &Spec) -> Result<WatchedProcess, String> {
     let id = sandbox::start(&shared.config, record, spec).map_err(|error| error.to_string())?;
-    let process = id.hold().map_err(|error| error.to_string())?.ok_or("its process ended at once")?;
+    let process = id
+        .hold()
+        .map_err(|error| error.to_string())?
+        .ok_or("its process ended at once")?;
     record.process = Some(id);
     record.started_at = Some(Timestamp::now());
-    shared.sandboxes.update(record).map_err(|error| format!("cannot write the pod's state: {error}"))?;
+    shared
+        .sandboxes
+        .update(record)
+        .map_err(|error| format!("cannot write the pod's state: {error}"))?;
     process.watch().map_err(|error| error.to_string())
 }
 
@@ -477,7 +590,11 @@ fn start(shared: &Shared, record: &mut Record, spec: &Spec) -> Result<WatchedPro
 fn undo(shared: &Shared, record: &Record) -> Vec<sandbox::TeardownError> {
     // A process that the record does not tell of cannot be: it is recorded before anything else happens. One that it tells
     // of has ended, unless the pod was taken away under it.
-    if let Some(process) = record.process.as_ref().and_then(|id| id.hold().ok().flatten()) {
+    if let Some(process) = record
+        .process
+        .as_ref()
+        .and_then(|id| id.hold().ok().flatten())
+    {
         let _ = process.signal(Signal::KILL);
         if process.wait_blocking(super::END) {
             // Inherited, and a zombie otherwise.
@@ -492,10 +609,18 @@ fn undo(shared: &Shared, record: &Record) -> Vec<sandbox::TeardownError> {
 
 /// How a pod ended, from its exit status where it is known and from what the launcher wrote down.
 fn how_it_ended(run_dir: &std::path::Path, ending: Ending, out_of_memory: bool) -> Ended {
-    let written: Option<Value> =
-        std::fs::read(run_dir.join("final-state.json")).ok().and_then(|json| serde_json::from_slice(&json).ok());
-    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-    let told = written.as_ref().and_then(|state| text(&state["failure"]).or_else(|| text(&state["domain"]["reason"])));
+    let written: Option<Value> = std::fs::read(run_dir.join("final-state.json"))
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok());
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
+    let told = written
+        .as_ref()
+        .and_then(|state| text(&state["failure"]).or_else(|| text(&state["domain"]["reason"])));
     let (exit_code, signal) = match ending {
         Ending::Code(code) => (code, None),
         Ending::Signal(signal) => (128 + signal, Some(signal)),
@@ -508,7 +633,13 @@ fn how_it_ended(run_dir: &std::path::Path, ending: Ending, out_of_memory: bool) 
         _ if out_of_memory => "OOMKilled",
         _ => "Error",
     };
-    Ended { exit_code, signal, reason: reason.to_owned(), message: told, at: Timestamp::now() }
+    Ended {
+        exit_code,
+        signal,
+        reason: reason.to_owned(),
+        message: told,
+        at: Timestamp::now(),
+    }
 }
 
 /// Keeps a log from growing without end: the older half goes. The writer appends, so it goes on at the new end.
@@ -519,7 +650,10 @@ fn cut_log(path: &std::path::Path) {
         }
         let text = std::fs::read(path)?;
         let half = &text[text.len() / 2..];
-        let line = half.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let line = half
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
         std::fs::write(path, &half[line..])
     };
     if let Err(error) = cut() {
@@ -539,20 +673,41 @@ mod tests {
             (ended.exit_code, ended.reason, ended.message)
         };
         assert_eq!(end(Ending::Code(0), false), (0, "Completed".into(), None));
-        assert_eq!(end(Ending::Signal(9), true), (137, "OOMKilled".into(), None));
+        assert_eq!(
+            end(Ending::Signal(9), true),
+            (137, "OOMKilled".into(), None)
+        );
         assert_eq!(end(Ending::Unknown, false), (137, "Error".into(), None));
-        std::fs::write(dir.path().join("final-state.json"), r#"{"domain": {"reason": "shut down"}}"#).unwrap();
-        assert_eq!(end(Ending::Unknown, false), (0, "Completed".into(), Some("shut down".into())));
-        assert_eq!(end(Ending::Code(1), false), (1, "Error".into(), Some("shut down".into())));
+        std::fs::write(
+            dir.path().join("final-state.json"),
+            r#"{"domain": {"reason": "shut down"}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            end(Ending::Unknown, false),
+            (0, "Completed".into(), Some("shut down".into()))
+        );
+        assert_eq!(
+            end(Ending::Code(1), false),
+            (1, "Error".into(), Some("shut down".into()))
+        );
     }
 
     #[test]
     fn a_long_log_loses_its_older_half_at_a_line() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let line = format!("{}\n", "x".repeat(99));
-        std::fs::write(file.path(), line.repeat(usize::try_from(LOG_MAX).unwrap() / 100 + 10)).unwrap();
+        std::fs::write(
+            file.path(),
+            line.repeat(usize::try_from(LOG_MAX).unwrap() / 100 + 10),
+        )
+        .unwrap();
         cut_log(file.path());
         let text = std::fs::read_to_string(file.path()).unwrap();
-        assert!(text.len() as u64 <= LOG_MAX / 2 + 1000 && text.starts_with('x') && text.len() % 100 == 0);
+        assert!(
+            text.len() as u64 <= LOG_MAX / 2 + 1000
+                && text.starts_with('x')
+                && text.len().is_multiple_of(100)
+        );
     }
 }

@@ -28,16 +28,25 @@ const USER: u32 = 1_999_999;
 /// Emulated machines answer slowly too.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What the answers depend on; libvirt looks at the same, and asks again where they do not fit.
-const PROGRAMS: [&str; 4] =
-    ["/usr/bin/qemu-system-x86_64", "/usr/sbin/libvirtd", "/usr/sbin/virtqemud", "/usr/lib/x86_64-linux-gnu/libvirt.so.0"];
+const PROGRAMS: [&str; 4] = [
+    "/usr/bin/qemu-system-x86_64",
+    "/usr/sbin/libvirtd",
+    "/usr/sbin/virtqemud",
+    "/usr/lib/x86_64-linux-gnu/libvirt.so.0",
+];
 
 /// Makes sure that the answers are there and fit this machine; says when it is done, well or not.
 pub(super) async fn ensure(config: Arc<NodeConfig>, done: watch::Sender<bool>) {
     let begin = Instant::now();
     match blocking(move || gather(&config)).await {
         Ok(false) => {}
-        Ok(true) => tracing::info!(ms = begin.elapsed().as_millis(), "QEMU's capabilities are known"),
-        Err(error) => tracing::warn!("QEMU's capabilities are not known, each VM finds out by itself: {error}"),
+        Ok(true) => tracing::info!(
+            ms = begin.elapsed().as_millis(),
+            "QEMU's capabilities are known"
+        ),
+        Err(error) => tracing::warn!(
+            "QEMU's capabilities are not known, each VM finds out by itself: {error}"
+        ),
     }
     done.send_replace(true);
 }
@@ -55,7 +64,13 @@ fn gather(config: &NodeConfig) -> Result<bool, String> {
     }
     let work = dir.with_extension("new");
     remove(&work)?;
-    let make = |path: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(at(path));
+    let make = |path: &Path, mode| {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(at(path))
+    };
     make(&work, 0o700)?;
     let (root, out, run) = (work.join("root"), work.join("out"), work.join("run"));
     make(&root, 0o755)?;
@@ -78,9 +93,19 @@ fn gather(config: &NodeConfig) -> Result<bool, String> {
     Ok(true)
 }
 
-fn probe(config: &NodeConfig, work: &Path, root: std::path::PathBuf, out: &Path, run: &Path) -> Result<(), String> {
+fn probe(
+    config: &NodeConfig,
+    work: &Path,
+    root: std::path::PathBuf,
+    out: &Path,
+    run: &Path,
+) -> Result<(), String> {
     let log = work.join("log");
-    let bind = |source: &Path, target: &str, writable| Bind { source: source.to_owned(), target: target.to_owned(), writable };
+    let bind = |source: &Path, target: &str, writable| Bind {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        writable,
+    };
     let nobody = Record {
         pod_uid: String::new(),
         namespace: String::new(),
@@ -111,13 +136,27 @@ fn probe(config: &NodeConfig, work: &Path, root: std::path::PathBuf, out: &Path,
         hostname: "capabilities".to_owned(),
         uid: USER,
         gid: USER,
-        command: [BERTH, "launcher", "--run-dir", "/var/run/berth", "--warm-capabilities", "/out"].map(str::to_owned).to_vec(),
-        environment: ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"].map(str::to_owned).to_vec(),
+        command: [
+            BERTH,
+            "launcher",
+            "--run-dir",
+            "/var/run/berth",
+            "--warm-capabilities",
+            "/out",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        environment: ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
+            .map(str::to_owned)
+            .to_vec(),
         log: log.clone(),
     };
-    let pid = sandbox::spawn(config, &work.join("init.json"), &init).map_err(|error| error.to_string())?;
+    let pid = sandbox::spawn(config, &work.join("init.json"), &init)
+        .map_err(|error| error.to_string())?;
     // None when it has ended already.
-    let process = ProcessId::of(pid).and_then(|id| id.hold()).map_err(|error| error.to_string())?;
+    let process = ProcessId::of(pid)
+        .and_then(|id| id.hold())
+        .map_err(|error| error.to_string())?;
     if let Some(process) = process {
         let answered = process.wait_blocking(PATIENCE);
         if !answered {
@@ -134,7 +173,11 @@ fn probe(config: &NodeConfig, work: &Path, root: std::path::PathBuf, out: &Path,
         return Ok(());
     }
     let log = fs::read_to_string(&log).unwrap_or_default();
-    Err(log.lines().last().unwrap_or("the launcher said nothing").to_owned())
+    Err(log
+        .lines()
+        .last()
+        .unwrap_or("the launcher said nothing")
+        .to_owned())
 }
 
 fn publish(dir: &Path) -> io::Result<()> {
@@ -149,7 +192,9 @@ fn publish(dir: &Path) -> io::Result<()> {
 
 fn remove(dir: &Path) -> Result<(), String> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{}: {error}", dir.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("{}: {error}", dir.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -161,5 +206,9 @@ fn fingerprint() -> String {
     };
     let programs: String = PROGRAMS.iter().filter_map(program).collect();
     let kernel = rustix::system::uname();
-    format!("{programs}kernel {}\nkvm {}\n", kernel.release().to_string_lossy(), sandbox::kvm_is_usable())
+    format!(
+        "{programs}kernel {}\nkvm {}\n",
+        kernel.release().to_string_lossy(),
+        sandbox::kvm_is_usable()
+    )
 }

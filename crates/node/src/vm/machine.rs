@@ -416,7 +416,10 @@ impl Machine {
         let boot = boot_disks(&self.vmi);
         let unbootable = boot.iter().filter(|name| {
             pod.disks.get(**name).is_some_and(|(file, _, format)| {
-                matches!(berth_image::format::is_bootable(file, *format), Ok(Some(false)))
+                matches!(
+                    berth_image::format::is_bootable(file, *format),
+                    Ok(Some(false))
+                )
             })
         });
         let unbootable: Vec<_> = unbootable.copied().collect();
@@ -427,7 +430,10 @@ impl Machine {
             "nothing to boot from: no boot sector at the beginning of disk {}",
             unbootable.join(", ")
         );
-        self.agent.recorder.warning(&*self.vmi, labels::REASON_NOT_BOOTABLE, &message).await;
+        self.agent
+            .recorder
+            .warning(&*self.vmi, labels::REASON_NOT_BOOTABLE, &message)
+            .await;
     }
 
     async fn prepare(
@@ -577,11 +583,18 @@ impl Machine {
 /// The disks that firmware may boot from; none where it is told to boot from the network.
 fn boot_disks(vmi: &VirtualMachineInstance) -> Vec<&str> {
     let devices = &vmi.spec.domain.devices;
-    if devices.interfaces.iter().any(|interface| interface.boot_order.is_some()) {
+    if devices
+        .interfaces
+        .iter()
+        .any(|interface| interface.boot_order.is_some())
+    {
         return Vec::new();
     }
     let ordered = devices.disks.iter().any(|disk| disk.boot_order.is_some());
-    let boots = devices.disks.iter().filter(|disk| !ordered || disk.boot_order.is_some());
+    let boots = devices
+        .disks
+        .iter()
+        .filter(|disk| !ordered || disk.boot_order.is_some());
     boots.map(|disk| disk.name.as_str()).collect()
 }
 
