@@ -3,6 +3,8 @@
 //! Each test has a machine of its own: a thread in a network and a mount namespace that nobody else is in, on which the
 //! runtime's threads are started.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
