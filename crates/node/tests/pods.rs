@@ -111,7 +111,7 @@ impl Machine {
                 prefix: 24,
                 mtu: 1500,
             },
-            dns: vec![Ipv4Addr::new(192, 0, 2, 53).into()],
+            dns: vec![Ipv4Addr::new(192, 0, 2, 53)],
             search: vec!["lab.example".to_owned()],
             berth_binary,
             insecure_registries: Vec::new(),
@@ -706,7 +706,7 @@ fn a_pod_that_cannot_start_says_which_step_failed_and_leaves_nothing() {
     on_a_machine("failed start", |machine| async move {
         machine
             .create("broken", "", |pod| {
-                pod["spec"]["containers"][0]["command"] = json!(["/usr/bin/not-there"])
+                pod["spec"]["containers"][0]["command"] = json!(["/usr/bin/not-there"]);
             })
             .await;
         let pod = machine
