@@ -126,7 +126,7 @@ fn create_and_wait(
                 .status
                 .as_ref()
                 .and_then(|status| status.phase)
-                .map(|phase| phase.as_str());
+                .map(berth_api::kubevirt::v1::VmiPhase::as_str);
             match phase {
                 Some("Running") => return Ok(begin.elapsed().as_secs_f64() * 1000.0),
                 Some(end @ ("Failed" | "Succeeded")) => {

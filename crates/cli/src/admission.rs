@@ -29,11 +29,17 @@ impl Admission for InProcess {
         });
         match decision {
             Ok(vm::Admitted { object, warnings }) => Ok(Admitted { object, warnings }),
-            Err(refusal) => Err(AdmissionDenied { causes: refusal.causes.into_iter().map(cause).collect() }),
+            Err(refusal) => Err(AdmissionDenied {
+                causes: refusal.causes.into_iter().map(cause).collect(),
+            }),
         }
     }
 }
 
 fn cause(cause: vm::Cause) -> Cause {
-    Cause { reason: cause.reason.as_str().to_owned(), field: cause.field, message: cause.message }
+    Cause {
+        reason: cause.reason.as_str().to_owned(),
+        field: cause.field,
+        message: cause.message,
+    }
 }

@@ -23,10 +23,17 @@ pub(crate) struct ClusterArgs {
 impl ClusterArgs {
     /// Reads the connection from where the user, kubectl or `berth up` keeps it.
     pub(crate) async fn config(&self) -> anyhow::Result<kube::Config> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let options = KubeConfigOptions {
+            context: self.context.clone(),
+            ..KubeConfigOptions::default()
+        };
         let file = match &self.kubeconfig {
             Some(path) => Some(path.clone()),
-            None if std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty()) || home_config_exists() => None,
+            None if std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty())
+                || home_config_exists() =>
+            {
+                None
+            }
             None if Path::new(STANDALONE).exists() => Some(PathBuf::from(STANDALONE)),
             None => None,
         };

@@ -13,6 +13,11 @@ pub(crate) struct CompletionArgs {
 
 /// Prints the script.
 pub(crate) fn run<C: CommandFactory>(args: &CompletionArgs) -> anyhow::Result<()> {
-    clap_complete::generate(args.shell, &mut C::command(), "berth", &mut std::io::stdout());
+    clap_complete::generate(
+        args.shell,
+        &mut C::command(),
+        "berth",
+        &mut std::io::stdout(),
+    );
     Ok(())
 }

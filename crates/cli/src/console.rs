@@ -41,7 +41,9 @@ pub(crate) struct ConsoleArgs {
 /// Connects and copies bytes both ways until one side ends.
 pub(crate) async fn run(args: ConsoleArgs) -> anyhow::Result<()> {
     let config = args.cluster.config().await?;
-    let namespace = args.namespace.unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = args
+        .namespace
+        .unwrap_or_else(|| config.default_namespace.clone());
     let (name, namespace) = match args.vmi.split_once('.') {
         Some((name, namespace)) => (name.to_owned(), namespace.to_owned()),
         None => (args.vmi.clone(), namespace),
@@ -55,7 +57,9 @@ pub(crate) async fn run(args: ConsoleArgs) -> anyhow::Result<()> {
     } else {
         None
     };
-    copy(socket, terminal).await.with_context(|| format!("console of {namespace}/{name}"))
+    copy(socket, terminal)
+        .await
+        .with_context(|| format!("console of {namespace}/{name}"))
 }
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
@@ -73,17 +77,27 @@ async fn connect(client: &kube::Client, namespace: &str, name: &str) -> anyhow::
     .header(http::header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
     .body(kube::client::Body::empty())
     .context("the name of the virtual machine instance")?;
-    let response = client.send(request).await.context("cannot reach the server")?;
+    let response = client
+        .send(request)
+        .await
+        .context("cannot reach the server")?;
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         let code = response.status();
-        let body = response.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map(Collected::to_bytes)
+            .unwrap_or_default();
         bail!("{}", refusal(code, &body));
     }
     let accepted = response.headers().get(http::header::SEC_WEBSOCKET_ACCEPT);
     if accepted.is_none_or(|value| value != derive_accept_key(key.as_bytes()).as_str()) {
         bail!("the server's answer to the WebSocket handshake is not one");
     }
-    let upgraded = hyper::upgrade::on(response).await.context("WebSocket handshake")?;
+    let upgraded = hyper::upgrade::on(response)
+        .await
+        .context("WebSocket handshake")?;
     Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await)
 }
 
@@ -101,12 +115,22 @@ async fn copy(socket: Socket, terminal: bool) -> anyhow::Result<()> {
         let mut stdin = tokio::io::stdin();
         let mut chunk = [0u8; 4096];
         loop {
-            let count = stdin.read(&mut chunk).await.context("reading standard input")?;
+            let count = stdin
+                .read(&mut chunk)
+                .await
+                .context("reading standard input")?;
             let typed = &chunk[..count];
-            let escape = if terminal { typed.iter().position(|byte| *byte == ESCAPE) } else { None };
+            let escape = if terminal {
+                typed.iter().position(|byte| *byte == ESCAPE)
+            } else {
+                None
+            };
             let typed = &typed[..escape.unwrap_or(count)];
             if !typed.is_empty() {
-                to_guest.send(Message::binary(typed.to_vec())).await.context("sending")?;
+                to_guest
+                    .send(Message::binary(typed.to_vec()))
+                    .await
+                    .context("sending")?;
             }
             if escape.is_some() {
                 to_guest.close().await.ok();
@@ -124,11 +148,16 @@ async fn copy(socket: Socket, terminal: bool) -> anyhow::Result<()> {
             let bytes = match message {
                 Ok(Message::Binary(bytes)) => bytes,
                 Ok(Message::Text(text)) => text.into(),
-                Ok(Message::Close(_)) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed) => break,
+                Ok(Message::Close(_)) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed) => {
+                    break;
+                }
                 Ok(_) => continue,
                 Err(error) => return Err(error).context("the connection broke"),
             };
-            stdout.write_all(&bytes).await.context("writing to standard output")?;
+            stdout
+                .write_all(&bytes)
+                .await
+                .context("writing to standard output")?;
             stdout.flush().await.context("writing to standard output")?;
         }
         anyhow::Ok(())

@@ -38,7 +38,8 @@ fn render(crds: &[CustomResourceDefinition], output: Output) -> Result<String> {
     match output {
         Output::Json => {
             let list = json!({ "apiVersion": "v1", "kind": "List", "metadata": {}, "items": crds });
-            let text = serde_json::to_string_pretty(&list).context("cannot write the definitions as JSON")?;
+            let text = serde_json::to_string_pretty(&list)
+                .context("cannot write the definitions as JSON")?;
             Ok(text + "\n")
         }
         Output::Yaml => crds

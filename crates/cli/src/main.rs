@@ -23,7 +23,13 @@ use tracing_subscriber::prelude::*;
 #[command(name = "berth", version = version::LONG, disable_help_subcommand = true)]
 struct Cli {
     /// What to log, e.g. `info`, `debug` or `berth_node=debug`.
-    #[arg(long, global = true, env = "BERTH_LOG", default_value = "info", hide_default_value = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "BERTH_LOG",
+        default_value = "info",
+        hide_default_value = true
+    )]
     log: String,
     /// How to log.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, hide_default_value = true)]
@@ -70,7 +76,10 @@ fn main() -> ExitCode {
         other => other,
     };
     start_log(&cli.log, cli.log_format);
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
         tracing::debug!("a TLS provider was installed already");
     }
     let result = match command {
@@ -100,15 +109,23 @@ fn start_log(filter: &str, format: LogFormat) {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
-        LogFormat::Text => registry.with(layer.with_ansi(rustix::termios::isatty(std::io::stderr()))).init(),
+        LogFormat::Text => registry
+            .with(layer.with_ansi(rustix::termios::isatty(std::io::stderr())))
+            .init(),
         LogFormat::Json => registry.with(layer.json()).init(),
     }
 }
 
 /// Runs one command on a runtime with as few threads as it needs: each costs stack and an allocator arena.
-fn block_on<F: Future<Output = anyhow::Result<()>>>(threads: usize, future: F) -> anyhow::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(32).enable_all().build()?;
+fn block_on<F: Future<Output = anyhow::Result<()>>>(
+    threads: usize,
+    future: F,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(32)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(future);
     // A blocking read of the terminal must not hold up the end of the process.
     runtime.shutdown_background();

@@ -104,7 +104,9 @@ impl std::str::FromStr for Cidr {
         let mask = u32::MAX << (32 - prefix);
         let lowest = Ipv4Addr::from_bits(network.to_bits() & mask);
         if lowest != network {
-            return Err(format!("{text} has host bits; did you mean {lowest}/{prefix}?"));
+            return Err(format!(
+                "{text} has host bits; did you mean {lowest}/{prefix}?"
+            ));
         }
         Ok(Self { network, prefix })
     }
@@ -114,7 +116,10 @@ impl PlaceArgs {
     fn node_config(&self) -> anyhow::Result<NodeConfig> {
         let node_name = match &self.node_name {
             Some(name) => name.clone(),
-            None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
+            None => rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .to_lowercase(),
         };
         ensure!(
             !node_name.is_empty() && node_name.len() <= 63,
@@ -144,17 +149,25 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 
 /// Runs until a signal.
 pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "berth up needs root: it makes network namespaces and mounts");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "berth up needs root: it makes network namespaces and mounts"
+    );
     let mut node = args.place.node_config()?;
     let host = berth_network::host_dns();
-    node.dns = if args.dns.is_empty() { host.servers } else { args.dns };
+    node.dns = if args.dns.is_empty() {
+        host.servers
+    } else {
+        args.dns
+    };
     node.search = host.search;
     node.insecure_registries = args.insecure_registries;
     let _lock = lock(&node.state_dir)?;
 
     // Bound before anything is changed: an address in use must not leave half a set-up.
-    let listener =
-        TcpListener::bind(args.listen).await.with_context(|| format!("the API cannot listen on {}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("the API cannot listen on {}", args.listen))?;
     let listen = listener.local_addr().context("listening address")?;
     let server = ApiServer::open(Options {
         data_dir: node.state_dir.clone(),
@@ -167,22 +180,35 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     .context("the API server does not start")?;
     let kubeconfig = node.state_dir.join("admin.kubeconfig");
     let reached = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port())),
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port()))
+        }
         _ => listen,
     };
-    server.write_kubeconfig(&kubeconfig, &format!("https://{reached}")).context("kubeconfig")?;
+    server
+        .write_kubeconfig(&kubeconfig, &format!("https://{reached}"))
+        .context("kubeconfig")?;
 
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let node = berth_node::Node::new(node, server.client("system:node:berth-node"));
     let routes = node.router();
-    let controllers = berth_controllers::run(Settings::default(), server.client("berth-controller"), stop.clone());
+    let controllers = berth_controllers::run(
+        Settings::default(),
+        server.client("berth-controller"),
+        stop.clone(),
+    );
     tracing::info!(kubeconfig = %kubeconfig.display(), api = %reached, "berth is up");
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn({
         let (server, stop) = (server.clone(), stop.clone());
-        async move { server.serve(listener, routes, stop).await.context("the API server") }
+        async move {
+            server
+                .serve(listener, routes, stop)
+                .await
+                .context("the API server")
+        }
     });
     tasks.spawn(async move {
         controllers.await;
@@ -196,7 +222,9 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     let mut result = Ok(());
     while let Some(ended) = tasks.join_next().await {
         stop.cancel();
-        let ended = ended.context("a part of berth panicked").and_then(|inner| inner);
+        let ended = ended
+            .context("a part of berth panicked")
+            .and_then(|inner| inner);
         if result.is_ok() {
             result = ended;
         }
@@ -206,7 +234,10 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
 
 /// Ends the virtual machines and removes what `up` made on this machine.
 pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "berth down needs root");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "berth down needs root"
+    );
     let node = args.place.node_config()?;
     let state_dir = node.state_dir.clone();
     if !state_dir.exists() && !node.run_dir.exists() {
@@ -220,7 +251,8 @@ pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
     }
     if args.purge {
         drop(lock);
-        std::fs::remove_dir_all(&state_dir).with_context(|| format!("removing {}", state_dir.display()))?;
+        std::fs::remove_dir_all(&state_dir)
+            .with_context(|| format!("removing {}", state_dir.display()))?;
     }
     Ok(())
 }
@@ -235,12 +267,19 @@ fn lock(state_dir: &Path) -> anyhow::Result<File> {
         .create(state_dir)
         .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
     let path = state_dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("a berth already runs on the state directory {}", state_dir.display())
+            bail!(
+                "a berth already runs on the state directory {}",
+                state_dir.display()
+            )
         }
         Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }

@@ -26,8 +26,12 @@ pub(crate) async fn run(args: VersionArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     // No server is no failure here: the client's version is an answer.
-    let Ok(config) = args.cluster.config().await else { return Ok(()) };
-    let Ok(client) = kube::Client::try_from(config) else { return Ok(()) };
+    let Ok(config) = args.cluster.config().await else {
+        return Ok(());
+    };
+    let Ok(client) = kube::Client::try_from(config) else {
+        return Ok(());
+    };
     match tokio::time::timeout(Duration::from_secs(5), client.apiserver_version()).await {
         Ok(Ok(info)) => println!("Server Version: {}", info.git_version),
         Ok(Err(error)) => println!("Server Version: unknown ({error})"),

@@ -1,5 +1,8 @@
 //! The controllers on the embedded API server, with this test in the places of the user and of the node agent.
 
+// The allowance for tests in clippy.toml covers test functions, not what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -9,7 +9,8 @@
 use std::collections::BTreeMap;
 
 use berth_api::kubevirt::v1::{
-    CPU, ContainerDiskSource, ResourceRequirements, VirtualMachineInstance, VirtualMachineInstanceSpec,
+    CPU, ContainerDiskSource, ResourceRequirements, VirtualMachineInstance,
+    VirtualMachineInstanceSpec,
 };
 use berth_api::{labels, quantity};
 use k8s_openapi::api::core::v1 as core;
@@ -130,7 +131,9 @@ pub fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
 /// The container disks with the names of their volumes.
 fn container_disks(spec: &VirtualMachineInstanceSpec) -> Vec<(&str, &ContainerDiskSource)> {
     let volumes = spec.volumes.iter();
-    volumes.filter_map(|v| Some((v.name.as_str(), v.container_disk.as_ref()?))).collect()
+    volumes
+        .filter_map(|v| Some((v.name.as_str(), v.container_disk.as_ref()?)))
+        .collect()
 }
 
 fn pull_secrets(spec: &VirtualMachineInstanceSpec) -> Option<Vec<core::LocalObjectReference>> {
