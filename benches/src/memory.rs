@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use berth_e2e::{Machine, manifest};
 
 use crate::figures::Figures;
-use crate::peer::Libvirtd;
+use crate::peer::Peer;
 use crate::{IMAGE, MEMORY};
 
 const VMS: usize = 3;
@@ -94,8 +94,7 @@ pub(crate) fn of_a_vm(machine: &Machine) -> anyhow::Result<()> {
         .filter(|(kind, _)| !kind.starts_with("qemu"))
         .map(|(_, figures)| figures.median())
         .sum();
-    let libvirtd = Libvirtd::start(machine)?;
-    libvirtd.create(&libvirtd.domain()?)?;
+    let libvirtd = Peer::warm().context("plain libvirt")?.running()?;
     let plain = private(&libvirtd.pid().to_string())?;
     println!("beside QEMU, a VM                 {beside:>8.1} MiB   goal: below 32 MiB");
     println!(
