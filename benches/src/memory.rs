@@ -39,6 +39,11 @@ fn private(pid: &str) -> anyhow::Result<f64> {
         .sum())
 }
 
+/// Resident memory, in MiB.
+pub(crate) fn rss(pid: &str) -> anyhow::Result<f64> {
+    Ok(smaps(pid)?.get("Rss").copied().unwrap_or(f64::NAN))
+}
+
 /// `berth up` after its start, no VM yet.
 pub(crate) fn idle(machine: &Machine) -> anyhow::Result<()> {
     println!("\n== memory of `berth up`, no VM");
@@ -47,7 +52,7 @@ pub(crate) fn idle(machine: &Machine) -> anyhow::Result<()> {
     // It settles while the first watches are set up.
     for _ in 0..5 {
         std::thread::sleep(Duration::from_secs(1));
-        figures.add(smaps(&pid)?.get("Rss").copied().unwrap_or(f64::NAN));
+        figures.add(rss(&pid)?);
     }
     println!(
         "RSS                               {}   goal: below 64 MiB",

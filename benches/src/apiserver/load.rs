@@ -15,8 +15,7 @@ use super::client::{Address, Client};
 use crate::figures::Figures;
 
 /// The collection that everything is about.
-pub(crate) const VMIS: &str =
-    "/apis/kubevirt.io/v1/namespaces/default/virtualmachineinstances";
+pub(crate) const VMIS: &str = "/apis/kubevirt.io/v1/namespaces/default/virtualmachineinstances";
 /// Clients that fill a server, and those of the mixed load.
 const CLIENTS: usize = 16;
 /// Requests of one kind, one after the other.
@@ -140,7 +139,11 @@ pub(crate) async fn list(address: &Address) -> anyhow::Result<(Figures, usize)> 
 /// Reads an answer without keeping it.
 async fn drain(client: &mut Client, path: &str) -> anyhow::Result<usize> {
     let answer = client.send("GET", path, Bytes::new()).await?;
-    ensure!(answer.status().is_success(), "GET {path}: {}", answer.status());
+    ensure!(
+        answer.status().is_success(),
+        "GET {path}: {}",
+        answer.status()
+    );
     let mut body = answer.into_body();
     let mut size = 0;
     while let Some(frame) = body.frame().await {
@@ -175,7 +178,12 @@ pub(crate) async fn fan_out(address: &Address, run: usize) -> anyhow::Result<Fig
                 for byte in frame.data_ref().into_iter().flatten() {
                     line.push(*byte);
                     if *byte == b'\n' {
-                        ensure!(line.starts_with(b"{\"type\":\"ADDED\""), "not an ADDED event");
+                        // Where in the line it stands is the server's affair.
+                        ensure!(
+                            line.windows(14).any(|part| part == b"\"type\":\"ADDED\""),
+                            "no ADDED event: {}",
+                            String::from_utf8_lossy(&line)
+                        );
                         tell.send(seen)?;
                         seen += 1;
                         line.clear();
@@ -185,13 +193,18 @@ pub(crate) async fn fan_out(address: &Address, run: usize) -> anyhow::Result<Fig
             anyhow::Ok(())
         });
     }
+    // Only watchers tell now: when one fails, the wait below ends.
+    drop(tell);
     let mut figures = Figures::default();
     for index in 0..SEEN {
         let body = vmi(&format!("seen-{run}-{index}"))?;
         let begin = Instant::now();
         client.ok("POST", VMIS, body).await?;
         for _ in 0..WATCHERS {
-            let number = told.recv().await.context("a watcher is gone")?;
+            let told = tokio::time::timeout(Duration::from_secs(30), told.recv()).await;
+            let Some(number) = told.context("not all watchers saw a write within 30 s")? else {
+                break;
+            };
             ensure!(number == index, "event {number} instead of {index}");
         }
         figures.add(millis(begin));

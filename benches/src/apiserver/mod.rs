@@ -6,13 +6,15 @@
 
 mod client;
 mod load;
-mod servers;
 
+use std::process::Command;
 use std::time::Duration;
 
+use berth_e2e::{Need, Server, Side, berth_binary, missing, run as run_command};
+
 use crate::figures::Figures;
+use crate::memory::rss;
 use client::Address;
-use servers::{Server, Side};
 
 /// Objects at which everything is measured. The last one takes minutes, so it is only made on request.
 const SIZES: [usize; 2] = [1_000, 10_000];
@@ -41,8 +43,7 @@ struct Results {
 /// Measures both and prints the figures side by side. `large`: with 100,000 objects too.
 pub(crate) fn run(large: bool) -> anyhow::Result<()> {
     println!("\n== API server beside kube-apiserver + etcd");
-    if let Some(why) = servers::missing_reference() {
-        println!("SKIPPED: kube-apiserver + etcd: {why}");
+    if missing("bench of the API server", &[Need::Reference]) {
         return Ok(());
     }
     let mut sizes = SIZES.to_vec();
@@ -58,11 +59,11 @@ pub(crate) fn run(large: bool) -> anyhow::Result<()> {
 fn measure(side: Side, sizes: &[usize]) -> anyhow::Result<Results> {
     let mut start = Figures::default();
     for _ in 0..STARTS - 1 {
-        start.add(Server::start(side)?.ready_ms);
+        start.add(millis(&Server::start(side)?));
     }
     let server = Server::start(side)?;
-    start.add(server.ready_ms);
-    server.define()?;
+    start.add(millis(&server));
+    define(&server)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -70,7 +71,7 @@ fn measure(side: Side, sizes: &[usize]) -> anyhow::Result<Results> {
     std::thread::sleep(Duration::from_secs(2));
     let mut results = Results {
         start,
-        idle_rss: server.rss()?,
+        idle_rss: memory(&server)?,
         samples: Vec::new(),
     };
     runtime.block_on(async {
@@ -92,12 +93,47 @@ fn measure(side: Side, sizes: &[usize]) -> anyhow::Result<Results> {
                 list_bytes,
                 fan_out,
                 mixed,
-                rss: server.rss()?,
+                rss: memory(&server)?,
             });
         }
         anyhow::Ok(())
     })?;
     Ok(results)
+}
+
+fn millis(server: &Server) -> f64 {
+    server.ready_after().as_secs_f64() * 1000.0
+}
+
+/// Resident memory of all processes of a server, in MiB.
+fn memory(server: &Server) -> anyhow::Result<f64> {
+    server.pids().iter().map(|pid| rss(&pid.to_string())).sum()
+}
+
+/// Gives the real one the definitions that berth's brings along.
+fn define(server: &Server) -> anyhow::Result<()> {
+    if server.side() == Side::Berth {
+        return Ok(());
+    }
+    let crds = run_command(
+        Command::new(berth_binary()).args(["crds", "--output", "json"]),
+        "",
+    )?
+    .ok()?;
+    server.kubectl(&["apply", "-f", "-"], &crds)?.ok()?;
+    server
+        .kubectl(
+            &[
+                "wait",
+                "--for=condition=Established",
+                "crd",
+                "--all",
+                "--timeout=60s",
+            ],
+            "",
+        )?
+        .ok()
+        .map(drop)
 }
 
 fn print(ours: &Results, theirs: &Results) {
@@ -147,6 +183,11 @@ fn print(ours: &Results, theirs: &Results) {
         rate("memory (goal 0.2x)", "MiB", own.rss, other.rss);
         #[expect(clippy::cast_precision_loss, reason = "bytes to MiB")]
         let mib = |bytes: usize| bytes as f64 / 1048576.0;
-        rate("size of the list", "MiB", mib(own.list_bytes), mib(other.list_bytes));
+        rate(
+            "size of the list",
+            "MiB",
+            mib(own.list_bytes),
+            mib(other.list_bytes),
+        );
     }
 }

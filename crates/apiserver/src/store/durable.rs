@@ -4,6 +4,8 @@
 //! commits it in one transaction, so many small writes share one flush. Readers use snapshots and never wait.
 //! A commit that was acknowledged survives `kill -9` and power loss; one that was not may or may not.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -43,9 +45,7 @@ pub struct RedbStore {
 impl RedbStore {
     /// Opens or creates the database. Waits a little for another process that is about to end.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(StoreError::Directory)?;
-        }
+        keep_private(path).map_err(StoreError::Directory)?;
         let start = Instant::now();
         let db = loop {
             match Database::builder().set_cache_size(CACHE).create(path) {
@@ -194,6 +194,23 @@ impl Store for RedbStore {
     fn ring(&self) -> &Arc<Ring> {
         &self.ring
     }
+}
+
+/// Secrets lie in the database: nobody but its owner reads it, also where an earlier version left it open.
+fn keep_private(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)?;
+    }
+    // Made here and not by the database, which would leave the mode to the umask.
+    std::fs::File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?
+        .set_permissions(Permissions::from_mode(0o600))
 }
 
 struct Writer {
