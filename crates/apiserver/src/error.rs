@@ -133,6 +133,14 @@ pub enum ApiError {
         /// Ends the message.
         why: String,
     },
+    /// An apply of other values than other managers set.
+    #[error("{message}")]
+    ApplyConflict {
+        /// Names managers and fields.
+        message: String,
+        /// One a field and manager.
+        causes: Vec<Cause>,
+    },
     /// The object breaks its rules. `target.resource` is the kind.
     #[error("{} {:?} is invalid: {}", .target.qualified(), .target.name, list(.causes))]
     Invalid {
@@ -209,7 +217,9 @@ impl ApiError {
     pub fn code(&self) -> StatusCode {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::AlreadyExists(_) | Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::AlreadyExists(_) | Self::Conflict { .. } | Self::ApplyConflict { .. } => {
+                StatusCode::CONFLICT
+            }
             Self::Invalid { .. } | Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -229,7 +239,7 @@ impl ApiError {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => "NotFound",
             Self::AlreadyExists(_) => "AlreadyExists",
-            Self::Conflict { .. } => "Conflict",
+            Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Invalid { .. } | Self::Unprocessable(_) => "Invalid",
             Self::BadRequest(_) => "BadRequest",
             Self::Unauthorized => "Unauthorized",
@@ -277,6 +287,7 @@ impl ApiError {
                     .map(std::slice::from_ref)
                     .unwrap_or_default(),
             ),
+            Self::ApplyConflict { causes, .. } => target(&Target::default(), causes),
             Self::Invalid { target: t, causes } => target(t, causes),
             Self::Unprocessable(why) => {
                 Some(json!({"causes": [{"reason": "UnexpectedServerResponse", "message": why}]}))

@@ -11,7 +11,7 @@ use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
 use crate::registry::query::{Call, FieldValidation};
 use crate::registry::read::show;
-use crate::registry::{Core, content, defaults, meta, store_error};
+use crate::registry::{Core, content, defaults, managers, meta, store_error};
 use crate::store::{Expect, Key, StoreError, Write};
 
 /// How often a generated name may be taken before the client is told.
@@ -84,7 +84,6 @@ impl Core {
         }
         let metadata = meta::metadata(&mut object);
         for field in [
-            "managedFields",
             "selfLink",
             "deletionTimestamp",
             "deletionGracePeriodSeconds",
@@ -98,8 +97,15 @@ impl Core {
         if scope.has_generation() {
             metadata.insert("generation".into(), json!(1));
         }
-        let identity = metadata.clone();
+        let mut identity = metadata.clone();
+        let given = identity.remove("managedFields");
         scope.prepare_create(&mut object);
+        let managed = if call.applied {
+            given
+        } else {
+            managers::after_write(call, scope, None, &object, given.as_ref())
+        };
+        meta::put(&mut identity, "managedFields", managed);
 
         // Until the object is stored its namespace and its definition stay.
         let _gate = self.gate.read().await;
@@ -311,10 +317,10 @@ pub(crate) fn keep_identity(object: &mut Value, identity: &Map<String, Value>) {
         "deletionGracePeriodSeconds",
         "generation",
         "resourceVersion",
+        "managedFields",
     ] {
         meta::put(metadata, field, identity.get(field).cloned());
     }
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
 }
 

@@ -18,7 +18,7 @@ use k8s_openapi::schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::node::Node;
-use super::{FieldError, FieldErrorKind, Schema};
+use super::{FieldError, FieldErrorKind, Schema, list_types};
 
 /// Where generated definitions refer to each other.
 pub const REF_PREFIX: &str = "#/components/schemas/";
@@ -90,6 +90,7 @@ pub fn definitions<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
     if let Some(any) = found.get_mut(ANY_JSON).and_then(Value::as_object_mut) {
         any.remove("type");
     }
+    list_types::annotate(&mut found);
     for (name, keys) in merge_keys() {
         let Some(properties) = found
             .get_mut(*name)
@@ -168,7 +169,14 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
     }
     let mut out = Map::new();
     out.insert("nullable".into(), true.into());
-    for key in ["type", "x-kubernetes-int-or-string"] {
+    for key in [
+        "type",
+        "default",
+        "x-kubernetes-int-or-string",
+        "x-kubernetes-list-type",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-map-type",
+    ] {
         if let Some(v) = schema.get(key) {
             out.insert(key.into(), v.clone());
         }

@@ -8,6 +8,7 @@
 //! - `validate`, `formats`: the rules of values.
 //! - [`crd`], `structural`: checks of a CustomResourceDefinition itself.
 //! - [`builtin`]: schemas of the kinds that need no definition.
+//! - `fields`: which fields an object sets and what two differ in, for server-side apply.
 //! - [`strict`] decoding, for `fieldValidation`.
 //!
 //! `x-kubernetes-validations` (CEL) is kept in the served document and not evaluated yet; its place is beside
@@ -19,7 +20,9 @@ use serde_json::Value;
 
 pub mod builtin;
 pub mod crd;
+pub(crate) mod fields;
 mod formats;
+mod list_types;
 mod node;
 mod prune;
 pub mod strict;

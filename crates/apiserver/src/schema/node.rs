@@ -21,6 +21,8 @@ pub(super) struct Node {
     pub(super) items: Option<Box<Self>>,
     pub(super) default: Option<Value>,
     pub(super) list: ListType,
+    /// A map that has one owner as a whole (`x-kubernetes-map-type: atomic`).
+    pub(super) atomic: bool,
     /// Most nodes have none, so they cost one pointer.
     pub(super) rules: Option<Box<Rules>>,
 }
@@ -187,6 +189,7 @@ impl Node {
             items,
             default: map.get("default").filter(|d| !d.is_null()).cloned(),
             list,
+            atomic: text(map, "x-kubernetes-map-type") == Some("atomic"),
             rules: Rules::parse(map, path)?.map(Box::new),
         })
     }
