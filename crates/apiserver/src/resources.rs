@@ -40,6 +40,8 @@ pub struct ResourceDef {
     pub subresources: Vec<Subresource>,
     /// Set if this resource is another face of a stored one (`events.k8s.io` of the core events).
     pub alias: Option<Alias>,
+    /// Revision of the last write of the definition; 0 for built-in kinds.
+    pub since: u64,
 }
 
 /// One version of a resource.
@@ -254,6 +256,7 @@ pub fn builtin() -> Vec<ResourceDef> {
                 crd: false,
                 subresources: subresources(kind),
                 alias: (group == "events.k8s.io").then_some(events::ALIAS),
+                since: 0,
             },
         )
         .collect()

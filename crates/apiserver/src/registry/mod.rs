@@ -15,6 +15,7 @@ pub(crate) mod meta;
 pub(crate) mod policy;
 pub(crate) mod protobuf;
 pub(crate) mod query;
+pub(crate) mod raw;
 pub(crate) mod read;
 pub(crate) mod reaper;
 pub(crate) mod selector;
@@ -112,7 +113,10 @@ impl Core {
                 continue;
             }
             match ResourceDef::from_crd(&crd) {
-                Ok(def) => defs.push(Arc::new(def)),
+                Ok(mut def) => {
+                    def.since = stored.revision;
+                    defs.push(Arc::new(def));
+                }
                 Err(errors) => tracing::error!(
                     "definition {} cannot be served: {errors:?}",
                     stored.key.name

@@ -444,6 +444,7 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
         crd: true,
         subresources: Vec::new(),
         alias: None,
+        since: 0,
     })
 }
 

@@ -29,7 +29,7 @@ use crate::registry::catalog::Scope;
 use crate::registry::content::{self, View};
 use crate::registry::query::Call;
 use crate::registry::selector::Selector;
-use crate::registry::{Core, meta, store_error};
+use crate::registry::{Core, meta, raw, store_error};
 use crate::store::{Event, Query, Subscription};
 use crate::table;
 
@@ -209,6 +209,9 @@ impl Watch {
         {
             return Ok(());
         }
+        if self.translate_stored(out, event) {
+            return Ok(());
+        }
         let now = self
             .scope
             .present_event(event, false)?
@@ -232,6 +235,30 @@ impl Watch {
             (None, None) => {}
         }
         Ok(())
+    }
+
+    /// The same for one who sees everything as it is stored. Says whether it did it.
+    fn translate_stored(&self, out: &mut Vec<u8>, event: &Event) -> bool {
+        if self.view != View::Plain
+            || !self.selector.is_everything()
+            || !self.scope.shows_stored(event.revision)
+        {
+            return false;
+        }
+        let (kind, value) = match (&event.value, &event.previous) {
+            (Some(now), None) => ("ADDED", now),
+            (Some(now), Some(_)) => ("MODIFIED", now),
+            // What goes may be older than its definition.
+            (None, _) => return false,
+        };
+        let begin = out.len();
+        out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
+        if raw::append(out, value, event.revision, false).is_err() {
+            out.truncate(begin);
+            return false;
+        }
+        out.extend_from_slice(b"}\n");
+        true
     }
 
     /// Whether the resource is still served in the version that is watched.
