@@ -93,6 +93,15 @@ impl Target {
         }
     }
 
+    /// A path that names no resource is forbidden without a name.
+    fn forbidden(&self) -> String {
+        if self.resource.is_empty() {
+            "forbidden".into()
+        } else {
+            format!("{} is forbidden", self.named())
+        }
+    }
+
     fn named(&self) -> String {
         if self.name.is_empty() {
             self.qualified()
@@ -151,7 +160,7 @@ pub enum ApiError {
     #[error("Unauthorized")]
     Unauthorized,
     /// Known user, not allowed.
-    #[error("{} is forbidden: {why}", .target.named())]
+    #[error("{}: {why}", .target.forbidden())]
     Forbidden {
         /// What was asked for.
         target: Target,

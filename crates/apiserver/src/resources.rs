@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::schema::{self, FieldError, Schema};
 
+mod access;
 mod events;
 
 /// One resource of the API: all its versions, its names and where its objects are stored.
@@ -256,6 +257,7 @@ pub fn builtin() -> Vec<ResourceDef> {
                 alias: (group == "events.k8s.io").then_some(events::ALIAS),
             },
         )
+        .chain(access::builtin())
         .collect()
 }
 
@@ -286,6 +288,7 @@ fn subresources(kind: &str) -> Vec<Subresource> {
                 verbs: &["get"],
             },
         ],
+        "ServiceAccount" => vec![access::TOKEN],
         _ => Vec::new(),
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::routing::get;
 use axum::{Extension, Router};
 use berth_apiserver::UserInfo;
-use berth_apiserver::auth::pki::{Pem, make_client};
+use berth_apiserver::auth::pki::{LIFETIME, Pem, issue_client};
 use common::{SOON, Server, ok};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
@@ -89,11 +89,9 @@ async fn fetch(
 }
 
 fn client_certificate(server: &Server, user: &str, groups: &[&str]) -> Pem {
-    let read =
-        |name: &str| std::fs::read_to_string(server.dir.path().join("pki").join(name)).unwrap();
-    let key = rcgen::KeyPair::from_pem(&read("ca.key")).unwrap();
-    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca.crt"), key).unwrap();
-    make_client(&issuer, user, groups).unwrap()
+    issue_client(&server.dir.path().join("pki"), user, groups, LIFETIME)
+        .unwrap()
+        .1
 }
 
 fn extensions() -> Router {

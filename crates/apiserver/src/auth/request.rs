@@ -78,7 +78,8 @@ impl RequestInfo {
         info.verb = match (method.as_str(), info.name.is_empty()) {
             ("GET" | "HEAD", true) if watch => "watch",
             ("GET" | "HEAD", true) => "list",
-            ("GET" | "HEAD", false) => "get",
+            // A web socket over HTTP/2 comes by CONNECT.
+            ("GET" | "HEAD" | "CONNECT", false) => "get",
             ("POST", _) => "create",
             ("PUT", _) => "update",
             ("PATCH", _) => "patch",
@@ -88,6 +89,11 @@ impl RequestInfo {
         }
         .to_owned();
         info
+    }
+
+    /// The subresource that rules speak of: the first segment.
+    pub fn first_subresource(&self) -> &str {
+        self.subresource.split('/').next().unwrap_or_default()
     }
 
     /// The words that a refusal uses for this request: `User "x" cannot list resource "pods" in API group ""…`.
@@ -123,7 +129,7 @@ fn query_flag(uri: &Uri, flag: &str) -> bool {
 }
 
 /// Percent-decodes one path segment; bytes that are not UTF-8 become the replacement character.
-fn decode(segment: &str) -> String {
+pub(crate) fn decode(segment: &str) -> String {
     if !segment.contains('%') {
         return segment.to_owned();
     }
