@@ -64,10 +64,12 @@ impl Rule {
                 .any(|path| path_matches(path, &request.path));
         }
         any(&self.groups, &request.group)
-            && self
-                .resources
-                .iter()
-                .any(|rule| resource_matches(rule, &request.resource, request.first_subresource()))
+            && self.resources.iter().any(|rule| {
+                // Upstream's rules know one segment; KubeVirt's servers check the whole of theirs.
+                [request.first_subresource(), &request.subresource]
+                    .into_iter()
+                    .any(|sub| resource_matches(rule, &request.resource, sub))
+            })
             && (self.resource_names.is_empty() || self.resource_names.contains(&request.name))
     }
 
