@@ -21,7 +21,7 @@ use tower::ServiceExt as _;
 use crate::admission::Admission;
 use crate::auth::pki::{self, PkiError};
 use crate::auth::serving::{Certificates, TlsError};
-use crate::auth::tokens::TokenKey;
+use crate::auth::tokens::{self, TokenKey};
 use crate::auth::{Access, RequestInfo, UserInfo, rbac};
 use crate::error::ApiError;
 use crate::registry::{Core, EndOfService, Identity};
@@ -313,15 +313,22 @@ async fn connection(
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         },
     };
-    let user = stream
+    let certificate = stream
         .get_ref()
         .1
         .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(|certificate| pki::user_of_certificate(certificate));
+        .and_then(|chain| chain.first());
+    let user = certificate.and_then(|der| pki::user_of_certificate(der));
+    let ends = certificate.and_then(|der| pki::end_of_certificate(der));
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (front, user) = (front.clone(), user.clone());
-        async move { Ok::<_, Infallible>(front.call(request.map(Body::new), user).await) }
+        async move {
+            // It was valid when the connection began; connections can be old.
+            if ends.is_some_and(|end| end < tokens::now()) {
+                return Ok(ApiError::Unauthorized.into_response());
+            }
+            Ok::<_, Infallible>(front.call(request.map(Body::new), user).await)
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder

@@ -611,3 +611,82 @@ async fn what_every_namespace_has() {
     ok(&admin, "DELETE", "/api/v1/namespaces/team", &Value::Null).await;
     until(&admin, "/api/v1/namespaces/team", StatusCode::NOT_FOUND).await;
 }
+
+#[tokio::test]
+async fn acting_as_someone_else() {
+    let server = Server::start().await;
+    let (admin, eve) = (server.client(), user(&server, "eve"));
+    let whoami = async |client: &Client, headers: &[(&str, &str)]| {
+        let mut request = http::Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = kube::client::Body::from(b"{}".to_vec());
+        let response = client.send(request.body(body).unwrap()).await.unwrap();
+        let code = response.status();
+        let bytes = http_body_util::BodyExt::collect(response.into_body())
+            .await
+            .unwrap()
+            .to_bytes();
+        (code, serde_json::from_slice::<Value>(&bytes).unwrap())
+    };
+    let scopes = ("impersonate-extra-example.com%2fscopes", "view");
+    let (code, review) = whoami(&admin, &[("impersonate-user", "bob"), scopes]).await;
+    assert_eq!(code, StatusCode::CREATED);
+    assert_eq!(
+        review["status"]["userInfo"],
+        json!({"username": "bob", "groups": ["system:authenticated"], "extra": {"example.com/scopes": ["view"]}})
+    );
+    let (code, refused) = whoami(&admin, &[("impersonate-group", "g")]).await;
+    assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR, "{refused}");
+
+    // Each part is a right of its own.
+    let rules = json!([
+        rule("", "users", &["impersonate"]),
+        rule(
+            "authentication.k8s.io",
+            "userextras/scopes",
+            &["impersonate"]
+        )
+    ]);
+    ok(
+        &admin,
+        "POST",
+        &format!("{RBAC}/clusterroles"),
+        &role("ClusterRole", "act", &rules),
+    )
+    .await;
+    let to_eve = binding("ClusterRoleBinding", "act", "ClusterRole", "act", "eve");
+    ok(
+        &admin,
+        "POST",
+        &format!("{RBAC}/clusterrolebindings"),
+        &to_eve,
+    )
+    .await;
+    let bob = ("impersonate-user", "bob");
+    assert_eq!(
+        whoami(&eve, &[bob, ("impersonate-extra-scopes", "x")])
+            .await
+            .0,
+        StatusCode::CREATED
+    );
+    for more in [
+        scopes,
+        ("impersonate-uid", "7"),
+        ("impersonate-group", "system:masters"),
+    ] {
+        assert_eq!(
+            whoami(&eve, &[bob, more]).await.0,
+            StatusCode::FORBIDDEN,
+            "{more:?}"
+        );
+    }
+    let robot = ("impersonate-user", "system:serviceaccount:default:default");
+    let (code, refused) = whoami(&eve, &[robot]).await;
+    assert_eq!(code, StatusCode::FORBIDDEN);
+    assert_eq!(
+        refused["message"],
+        r#"serviceaccounts "default" is forbidden: User "eve" cannot impersonate resource "serviceaccounts" in API group "" in the namespace "default""#
+    );
+}

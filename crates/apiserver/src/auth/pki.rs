@@ -192,6 +192,12 @@ pub fn user_of_certificate(der: &[u8]) -> Option<UserInfo> {
     Some(user)
 }
 
+/// When a certificate ends, in seconds since 1970; none if it cannot be read.
+pub fn end_of_certificate(der: &[u8]) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// Replaces `path` by `content` in one step, with the mode given, durable on return.
 pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();

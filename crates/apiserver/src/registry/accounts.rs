@@ -96,10 +96,13 @@ impl Core {
             after: None,
             limit: None,
         };
-        for stored in self.store.list(&query).map_err(|e| store_error(&e))?.items {
-            self.settle_namespace(&stored.key.name).await?;
-        }
-        Ok(())
+        let page = self.store.list(&query).map_err(|e| store_error(&e))?;
+        // All at once: the store writes what comes together with one sync.
+        let settled = page
+            .items
+            .iter()
+            .map(|stored| self.settle_namespace(&stored.key.name));
+        futures::future::try_join_all(settled).await.map(drop)
     }
 
     async fn settle_namespace(&self, namespace: &str) -> Result<(), ApiError> {

@@ -62,12 +62,14 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
 impl Core {
     /// Adds what is missing of these roles and bindings.
     pub(crate) async fn ensure_access(&self, objects: &[Value]) -> Result<(), (String, ApiError)> {
-        for object in objects {
-            let what = || format!("{} {}", meta::text(object, &["kind"]), meta::name(object));
-            self.ensure_access_object(object)
-                .await
-                .map_err(|e| (what(), e))?;
-        }
+        // All at once: the store writes what comes together with one sync.
+        let ensured = objects.iter().map(|object| async move {
+            self.ensure_access_object(object).await.map_err(|e| {
+                let kind = meta::text(object, &["kind"]);
+                (format!("{kind} {}", meta::name(object)), e)
+            })
+        });
+        futures::future::try_join_all(ensured).await?;
         self.collect_rules()
             .await
             .map_err(|e| ("the rules of roles".to_owned(), e))
