@@ -72,6 +72,8 @@ impl Core {
                 self.review_access(&subject(&spec), &spec)
             }
         };
+        // Answers have metadata, if only an empty one.
+        meta::metadata(&mut review);
         review["status"] = status;
         Ok(content::answer(
             StatusCode::CREATED,

@@ -208,6 +208,7 @@ fn path_matches(rule: &str, path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -321,6 +322,54 @@ mod tests {
                 r#"{NonResourceURLs:["*"], Verbs:["get"]}"#,
             ]
         );
+    }
+
+    fn some(of: &'static [&'static str]) -> impl Strategy<Value = Vec<String>> {
+        prop::collection::vec(prop::sample::select(of).prop_map(str::to_owned), 0..3)
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let resources = some(&["*", "pods", "pods/log", "*/log", "pods/log/x", "nodes"]);
+        let paths = some(&["*", "/a", "/a*", "/a/*", "/b"]);
+        let names = some(&["x", "y"]);
+        let groups = some(&["*", "", "apps"]);
+        (some(&["*", "get", "list"]), groups, resources, names, paths).prop_map(
+            |(verbs, groups, resources, resource_names, paths)| Rule {
+                verbs,
+                groups,
+                resources,
+                resource_names,
+                paths,
+            },
+        )
+    }
+
+    fn any_request() -> impl Strategy<Value = RequestInfo> {
+        #[rustfmt::skip]
+        let paths = prop::sample::select(vec![
+            "/api/v1/pods", "/api/v1/namespaces/n/pods/x", "/api/v1/namespaces/n/pods/x/log",
+            "/api/v1/namespaces/n/pods/y/log/x", "/apis/apps/v1/nodes/y", "/api/v1/nodes", "/a", "/a/b", "/ab", "/b",
+        ]);
+        paths.prop_map(|path| request("GET", path))
+    }
+
+    proptest! {
+        /// The escalation check is sound: what is granted without complaint gives nobody anything new.
+        #[test]
+        fn covered_rules_allow_nothing_new(
+            owned in prop::collection::vec(any_rule(), 0..4),
+            wanted in any_rule(),
+            requests in prop::collection::vec(any_request(), 1..8),
+        ) {
+            let left = missing(&owned, std::slice::from_ref(&wanted));
+            for request in &requests {
+                let had = owned.iter().any(|rule| rule.allows(request));
+                let gets = wanted.allows(request);
+                // What is missing is named: together with it, all of `wanted` is covered.
+                let named = left.iter().any(|rule| rule.allows(request));
+                prop_assert!(!gets || had || named, "{:?}", request);
+            }
+        }
     }
 
     #[test]
