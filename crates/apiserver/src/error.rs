@@ -294,7 +294,7 @@ impl ApiError {
                 "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
                 "retryAfterSeconds": 1,
             })),
-            Self::NoSuchPath => Some(json!({})),
+            Self::NoSuchPath | Self::MethodNotAllowed => Some(json!({})),
             _ => None,
         }
     }

@@ -91,9 +91,12 @@ impl RequestInfo {
         info
     }
 
-    /// The subresource that rules speak of: the first segment.
+    /// The subresource that rules speak of: of a path the first segment, else what was asked about.
     pub fn first_subresource(&self) -> &str {
-        self.subresource.split('/').next().unwrap_or_default()
+        match self.subresource.split_once('/') {
+            Some((first, _)) if !self.path.is_empty() => first,
+            _ => &self.subresource,
+        }
     }
 
     /// The words that a refusal uses for this request: `User "x" cannot list resource "pods" in API group ""…`.
@@ -103,7 +106,7 @@ impl RequestInfo {
         }
         let mut resource = self.resource.clone();
         if !self.subresource.is_empty() {
-            resource = format!("{resource}/{}", self.subresource);
+            resource = format!("{resource}/{}", self.first_subresource());
         }
         let scope = if self.namespace.is_empty() {
             " at the cluster scope".to_owned()

@@ -235,6 +235,11 @@ impl Core {
             (_, _, "" | "status") if sub.is_empty() || scope.version().status => {
                 Err(ApiError::MethodNotAllowed)
             }
+            ("GET" | "HEAD" | "PUT" | "PATCH" | "DELETE", false, "token")
+                if &*scope.resource == "/serviceaccounts" =>
+            {
+                Err(ApiError::MethodNotAllowed)
+            }
             _ => Err(ApiError::NoSuchPath),
         }
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::auth::rbac::aggregate;
 use crate::auth::tokens::ISSUER;
 use crate::auth::{Decision, RequestInfo, UserInfo};
-use crate::error::{ApiError, Cause};
+use crate::error::{ApiError, Cause, Target};
 use crate::registry::catalog::Scope;
 use crate::registry::query::Call;
 use crate::registry::write::check_kind;
@@ -24,7 +24,10 @@ impl Core {
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
         let in_place = scope.def.namespaced != call.info.namespace.is_empty();
-        if method != Method::POST || !call.info.name.is_empty() || !in_place {
+        if !call.info.name.is_empty() {
+            return Err(ApiError::NoSuchPath);
+        }
+        if method != Method::POST || !in_place {
             return Err(ApiError::MethodNotAllowed);
         }
         let mut review = content::parse(
@@ -48,7 +51,12 @@ impl Core {
                 meta::metadata(&mut review).insert("creationTimestamp".into(), json!(meta::now()));
                 json!({"userInfo": call.user.show()})
             }
-            "SelfSubjectRulesReview" => self.review_rules(&call.user, &spec)?,
+            "SelfSubjectRulesReview" => {
+                let status = self.review_rules(&call.user, &spec)?;
+                // The answer does not repeat the question.
+                review["spec"] = json!({});
+                status
+            }
             "SelfSubjectAccessReview" => {
                 refuse(scope, check_attributes(&review, None))?;
                 self.review_access(&call.user, &spec)
@@ -184,8 +192,9 @@ fn refuse(scope: &Scope, causes: Vec<Cause>) -> Result<(), ApiError> {
     if causes.is_empty() {
         return Ok(());
     }
+    // Upstream leaves the kind out.
     Err(ApiError::Invalid {
-        target: scope.kind_target(""),
+        target: Target::new(&scope.def.group, "", ""),
         causes,
     })
 }
@@ -198,7 +207,7 @@ fn check_attributes(review: &Value, subject: Option<&Value>) -> Vec<Cause> {
     if resource.is_object() && path.is_object() {
         causes.push(Cause::invalid(
             "spec.nonResourceAttributes",
-            path,
+            shown(path),
             "cannot be specified in combination with resourceAttributes",
         ));
     }
@@ -222,6 +231,12 @@ fn check_attributes(review: &Value, subject: Option<&Value>) -> Vec<Cause> {
     causes
 }
 
+/// A path and its verb as upstream shows them.
+fn shown(path: &Value) -> String {
+    let text = |key| meta::text(path, &[key]);
+    format!(r#"{{"Path":{:?},"Verb":{:?}}}"#, text("path"), text("verb"))
+}
+
 fn check_local(spec: &Value, namespace: &str) -> Vec<Cause> {
     let mut causes = Vec::new();
     let resource = &spec["resourceAttributes"];
@@ -236,7 +251,7 @@ fn check_local(spec: &Value, namespace: &str) -> Vec<Cause> {
     if spec["nonResourceAttributes"].is_object() {
         causes.push(Cause::invalid(
             "spec.nonResourceAttributes",
-            &spec["nonResourceAttributes"],
+            shown(&spec["nonResourceAttributes"]),
             "disallowed on this kind of request",
         ));
     }

@@ -93,7 +93,12 @@ impl Core {
             .find(rbac::GROUP, plural)
             .ok_or(ApiError::NoSuchPath)?;
         let roles = Scope::stored(def);
-        let bound = roles.present(&self.read(&roles, home, role)?)?;
+        let bound = self.read(&roles, home, role).map_err(|e| match e {
+            // Upstream names the binding's resource, and the role.
+            ApiError::NotFound(_) => ApiError::NotFound(scope.target(role)),
+            other => other,
+        })?;
+        let bound = roles.present(&bound)?;
         self.confirm_held(call, &namespace, &Rule::of_role(&bound))
             .map_err(forbidden)
     }

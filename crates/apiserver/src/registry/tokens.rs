@@ -118,6 +118,9 @@ impl Core {
         metadata.insert("namespace".into(), json!(namespace));
         metadata.insert("uid".into(), json!(uid));
         metadata.insert("creationTimestamp".into(), json!(meta::now()));
+        if bound.is_null() {
+            request["spec"]["boundObjectRef"] = Value::Null;
+        }
         request["apiVersion"] = json!("authentication.k8s.io/v1");
         request["kind"] = json!("TokenRequest");
         request["status"] = json!({"token": token, "expirationTimestamp": meta::after(seconds)});

@@ -57,11 +57,14 @@ pub(crate) fn check(kind: &str, object: &Value, old: Option<&Value>) -> Vec<Caus
         _ => {
             let mut causes = check_binding(kind == "RoleBinding", object);
             if old.is_some_and(|old| old["roleRef"] != object["roleRef"]) {
-                causes.push(Cause::invalid(
-                    "roleRef",
-                    object["roleRef"].to_string(),
-                    "cannot change roleRef",
-                ));
+                let text = |field| meta::text(object, &["roleRef", field]);
+                let shown = format!(
+                    r#"{{"APIGroup":{:?},"Kind":{:?},"Name":{:?}}}"#,
+                    text("apiGroup"),
+                    text("kind"),
+                    text("name")
+                );
+                causes.push(Cause::invalid("roleRef", shown, "cannot change roleRef"));
             }
             causes
         }
@@ -125,6 +128,43 @@ fn check_role(namespaced: bool, role: &Value) -> Vec<Cause> {
             "aggregationRule.clusterRoleSelectors",
             "at least one clusterRoleSelector required if aggregationRule is non-nil",
         ));
+    }
+    let selectors = role
+        .pointer("/aggregationRule/clusterRoleSelectors")
+        .and_then(Value::as_array);
+    for (at, selector) in selectors.into_iter().flatten().enumerate() {
+        causes.extend(check_selector(at, selector));
+    }
+    causes
+}
+
+/// What is wrong with the requirements of a label selector.
+fn check_selector(at: usize, selector: &Value) -> Vec<Cause> {
+    let field = format!("aggregationRule.clusterRoleSelectors[{at}]");
+    let mut causes = Vec::new();
+    let requirements = selector["matchExpressions"].as_array();
+    for (at, one) in requirements.into_iter().flatten().enumerate() {
+        let field = |name: &str| format!("{field}.matchExpressions[{at}].{name}");
+        let values = count(one, "values");
+        match meta::text(one, &["operator"]) {
+            "In" | "NotIn" if values == 0 => causes.push(Cause::required(
+                field("values"),
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            )),
+            "Exists" | "DoesNotExist" if values > 0 => causes.push(Cause::forbidden(
+                field("values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            )),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => causes.push(Cause::invalid(
+                field("operator"),
+                format!("{other:?}"),
+                "not a valid selector operator",
+            )),
+        }
+    }
+    if !causes.is_empty() {
+        causes.push(Cause::invalid(field, "null", "invalid label selector."));
     }
     causes
 }
@@ -197,8 +237,7 @@ fn check_binding(namespaced: bool, binding: &Value) -> Vec<Cause> {
 }
 
 fn unsupported(field: &str, given: &str, supported: &[&str]) -> Cause {
-    let mut supported: Vec<String> = supported.iter().map(|one| format!("{one:?}")).collect();
-    supported.sort();
+    let supported: Vec<String> = supported.iter().map(|one| format!("{one:?}")).collect();
     Cause {
         reason: "FieldValueNotSupported".into(),
         field: field.into(),
@@ -240,6 +279,28 @@ mod tests {
     }
 
     #[test]
+    fn selectors_of_collected_roles() {
+        let selector = json!({"matchExpressions": [{"key": "a", "operator": "Odd"}, {"key": "b", "operator": "In"}, {"key": "c", "operator": "Exists", "values": ["x"]}, {"key": "d", "operator": "Exists"}]});
+        let role = json!({"aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"a": "b"}}, selector]}});
+        let at = "aggregationRule.clusterRoleSelectors[1]";
+        assert_eq!(
+            texts("ClusterRole", &role),
+            [
+                format!(
+                    "{at}.matchExpressions[0].operator: Invalid value: \"Odd\": not a valid selector operator"
+                ),
+                format!(
+                    "{at}.matchExpressions[1].values: Required value: must be specified when `operator` is 'In' or 'NotIn'"
+                ),
+                format!(
+                    "{at}.matchExpressions[2].values: Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'"
+                ),
+                format!("{at}: Invalid value: null: invalid label selector."),
+            ]
+        );
+    }
+
+    #[test]
     fn rules_of_bindings() {
         let mut binding = json!({"roleRef": {"kind": "Role", "name": "a/b"}, "subjects": [{"kind": "User", "name": "x"}, {"kind": "ServiceAccount", "name": "y"}, {"kind": "Robot", "name": ""}]});
         default(&mut binding);
@@ -251,7 +312,7 @@ mod tests {
                 r#"roleRef.name: Invalid value: "a/b": may not contain '/'"#,
                 "subjects[1].namespace: Required value",
                 "subjects[2].name: Required value",
-                r#"subjects[2].kind: Unsupported value: "Robot": supported values: "Group", "ServiceAccount", "User""#,
+                r#"subjects[2].kind: Unsupported value: "Robot": supported values: "ServiceAccount", "User", "Group""#,
             ]
         );
         let mut other = binding.clone();
