@@ -93,6 +93,15 @@ impl Target {
         }
     }
 
+    /// A path that names no resource is forbidden without a name.
+    fn forbidden(&self) -> String {
+        if self.resource.is_empty() {
+            "forbidden".into()
+        } else {
+            format!("{} is forbidden", self.named())
+        }
+    }
+
     fn named(&self) -> String {
         if self.name.is_empty() {
             self.qualified()
@@ -159,7 +168,7 @@ pub enum ApiError {
     #[error("Unauthorized")]
     Unauthorized,
     /// Known user, not allowed.
-    #[error("{} is forbidden: {why}", .target.named())]
+    #[error("{}: {why}", .target.forbidden())]
     Forbidden {
         /// What was asked for.
         target: Target,
@@ -296,7 +305,7 @@ impl ApiError {
                 "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
                 "retryAfterSeconds": 1,
             })),
-            Self::NoSuchPath => Some(json!({})),
+            Self::NoSuchPath | Self::MethodNotAllowed => Some(json!({})),
             _ => None,
         }
     }

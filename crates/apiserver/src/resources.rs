@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::schema::{self, FieldError, Schema};
 
+mod access;
 mod events;
 
 /// One resource of the API: all its versions, its names and where its objects are stored.
@@ -259,6 +260,7 @@ pub fn builtin() -> Vec<ResourceDef> {
                 since: 0,
             },
         )
+        .chain(access::builtin())
         .collect()
 }
 
@@ -289,6 +291,7 @@ fn subresources(kind: &str) -> Vec<Subresource> {
                 verbs: &["get"],
             },
         ],
+        "ServiceAccount" => vec![access::TOKEN],
         _ => Vec::new(),
     }
 }

@@ -103,7 +103,7 @@ async fn built_in_objects() {
             .await
             .contains("configmaps \"m\" already exists")
     );
-    let table = k.ok(&["get", "configmaps"]).await;
+    let table = k.ok(&["get", "configmaps", "m"]).await;
     assert!(
         table.starts_with("NAME   DATA   AGE\nm      1      "),
         "{table}"
@@ -314,6 +314,7 @@ async fn watching() {
     };
     assert!(next().await.starts_with("NAME"));
     assert!(next().await.starts_with("first"));
+    assert!(next().await.starts_with("kube-root-ca.crt"));
     k.ok(&["create", "configmap", "second"]).await;
     assert!(next().await.starts_with("second"));
     child.kill().await.unwrap();

@@ -420,7 +420,9 @@ async fn lists_select_and_page() {
     )
     .await;
     let left = ok(&client, "GET", "/api/v1/configmaps", &Value::Null).await;
-    assert_eq!(left["items"].as_array().unwrap().len(), 4);
+    let left = left["items"].as_array().unwrap();
+    let ours = |map: &&Value| map["metadata"]["name"] != "kube-root-ca.crt";
+    assert_eq!(left.iter().filter(ours).count(), 4);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod completion;
 mod console;
 mod crds;
 mod image;
+mod kubeconfig;
 mod up;
 mod version;
 
@@ -55,6 +56,8 @@ enum Command {
     Console(console::ConsoleArgs),
     /// Build, move and list container disks.
     Image(image::ImageArgs),
+    /// Make a kubeconfig for another user than the admin.
+    Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Print the CustomResourceDefinitions.
     Crds(crds::CrdsArgs),
     /// Print the version.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Down(args) => block_on(1, up::down(args)),
         Command::Console(args) => block_on(1, console::run(args)),
         Command::Image(args) => block_on(2, image::run(args)),
+        Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Crds(args) => crds::run(&args),
         Command::Version(args) => block_on(1, version::run(args)),
         Command::Completion(args) => completion::run::<Cli>(&args),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use berth_apiserver::{ApiServer, Options};
+use berth_apiserver::{Access, ApiServer, Options};
 use berth_controllers::Settings;
 use berth_network::NodeNetwork;
 use berth_node::NodeConfig;
@@ -175,6 +175,11 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         server_names: args.server_names,
         admission: Arc::new(InProcess),
         crds: berth_api::crds(),
+        access: Access {
+            roles: berth_api::roles::roles(),
+            bindings: berth_api::roles::bindings(),
+            ..Access::default()
+        },
     })
     .await
     .context("the API server does not start")?;

@@ -140,6 +140,7 @@ impl Core {
             identity.insert("generation".into(), json!(generation + 1));
         }
         keep_identity(&mut new, &identity);
+        self.confirm_rights(call, scope, &new, Some(&old))?;
         let mut causes = check(scope, &new, Some(&old));
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {

@@ -120,7 +120,8 @@ impl Core {
             None,
         )?;
         keep_identity(&mut object, &identity);
-        let mut causes = meta::check_name(&name, scope.policy.strict_names());
+        self.confirm_rights(call, scope, &object, None)?;
+        let mut causes = scope.policy.check_name(&name);
         causes.extend(check(scope, &object, None));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {

@@ -6,10 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock, Mutex};
 
+use k8s_openapi::api::authentication::v1 as authentication;
+use k8s_openapi::api::authorization::v1 as authorization;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1 as events;
 use k8s_openapi::api::policy::v1 as policy;
+use k8s_openapi::api::rbac::v1 as rbac;
 use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
@@ -60,6 +63,20 @@ static KINDS: &[Kind] = kinds! {
     "events.k8s.io" Event in events as "io.k8s.api.events.v1.Event";
     "policy" Eviction in policy as "io.k8s.api.policy.v1.Eviction";
     "storage.k8s.io" StorageClass in storage as "io.k8s.api.storage.v1.StorageClass";
+    "rbac.authorization.k8s.io" Role in rbac as "io.k8s.api.rbac.v1.Role";
+    "rbac.authorization.k8s.io" ClusterRole in rbac as "io.k8s.api.rbac.v1.ClusterRole";
+    "rbac.authorization.k8s.io" RoleBinding in rbac as "io.k8s.api.rbac.v1.RoleBinding";
+    "rbac.authorization.k8s.io" ClusterRoleBinding in rbac as "io.k8s.api.rbac.v1.ClusterRoleBinding";
+    "authentication.k8s.io" TokenRequest in authentication as "io.k8s.api.authentication.v1.TokenRequest";
+    "authentication.k8s.io" TokenReview in authentication as "io.k8s.api.authentication.v1.TokenReview";
+    "authentication.k8s.io" SelfSubjectReview in authentication as "io.k8s.api.authentication.v1.SelfSubjectReview";
+    "authorization.k8s.io" SubjectAccessReview in authorization as "io.k8s.api.authorization.v1.SubjectAccessReview";
+    "authorization.k8s.io" LocalSubjectAccessReview in authorization
+        as "io.k8s.api.authorization.v1.LocalSubjectAccessReview";
+    "authorization.k8s.io" SelfSubjectAccessReview in authorization
+        as "io.k8s.api.authorization.v1.SelfSubjectAccessReview";
+    "authorization.k8s.io" SelfSubjectRulesReview in authorization
+        as "io.k8s.api.authorization.v1.SelfSubjectRulesReview";
     "apiextensions.k8s.io" CustomResourceDefinition in apiextensions
         as "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition";
 };

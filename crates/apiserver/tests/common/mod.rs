@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_apiserver::{Admission, AdmitAll, ApiServer, Options};
+use berth_apiserver::{Access, Admission, AdmitAll, ApiServer, Options};
 use http::{Request, StatusCode};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
@@ -32,6 +32,7 @@ pub(crate) fn options(dir: &TempDir, admission: Arc<dyn Admission>) -> Options {
         server_names: Vec::new(),
         admission,
         crds: vec![widgets()],
+        access: Access::default(),
     }
 }
 
