@@ -129,7 +129,7 @@ impl Core {
             identity.insert("generation".into(), json!(generation + 1));
         }
         keep_identity(&mut new, &identity);
-        let mut causes = check(scope, &new, Some(&old));
+        let mut causes = check(scope, &new, Some(&old), &mut call.warnings);
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {

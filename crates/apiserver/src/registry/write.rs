@@ -115,7 +115,7 @@ impl Core {
         )?;
         keep_identity(&mut object, &identity);
         let mut causes = meta::check_name(&name, scope.policy.strict_names());
-        causes.extend(check(scope, &object, None));
+        causes.extend(check(scope, &object, None, &mut call.warnings));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {
                 target: scope.kind_target(&name),
@@ -233,11 +233,18 @@ impl Core {
     }
 }
 
-/// What is wrong with an object as it is about to be stored.
-pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<crate::Cause> {
+/// What is wrong with an object as it is about to be stored; what an update may leave as wrong as it was is a warning.
+pub(crate) fn check(
+    scope: &Scope,
+    object: &Value,
+    old: Option<&Value>,
+    warnings: &mut Vec<String>,
+) -> Vec<crate::Cause> {
     let mut causes = scope.check(object, old);
     if let Some(schema) = &scope.version().schema {
-        causes.extend(schema.validate(object).into_iter().map(crate::Cause::from));
+        let found = schema.check(object, old);
+        causes.extend(found.errors.into_iter().map(crate::Cause::from));
+        warnings.extend(found.warnings);
     }
     causes
 }

@@ -7,6 +7,7 @@ use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Number, Value};
 
 use super::FieldError;
+use super::cel::Rule;
 
 /// A schema of one value.
 #[derive(Debug, Default)]
@@ -23,6 +24,10 @@ pub(super) struct Node {
     pub(super) list: ListType,
     /// Most nodes have none, so they cost one pointer.
     pub(super) rules: Option<Box<Rules>>,
+    /// `x-kubernetes-validations`.
+    pub(super) validations: Option<Box<[Rule]>>,
+    /// Whether this schema or one inside it has `validations`.
+    pub(super) has_rules: bool,
 }
 
 /// JSON type of a value.
@@ -176,7 +181,7 @@ impl Node {
             Some("map") => ListType::Map(texts(map, "x-kubernetes-list-map-keys")),
             _ => ListType::Atomic,
         };
-        Ok(Self {
+        let mut node = Self {
             kind,
             nullable: flag(map, "nullable"),
             preserve_unknown: flag(map, "x-kubernetes-preserve-unknown-fields"),
@@ -188,7 +193,25 @@ impl Node {
             default: map.get("default").filter(|d| !d.is_null()).cloned(),
             list,
             rules: Rules::parse(map, path)?.map(Box::new),
-        })
+            validations: None,
+            has_rules: false,
+        };
+        let validations = Rule::parse_all(map.get("x-kubernetes-validations"), &node);
+        if !validations.is_empty() {
+            node.validations = Some(validations.into());
+        }
+        let inner = match &node.additional {
+            Additional::Schema(schema) => Some(schema.as_ref()),
+            _ => None,
+        };
+        node.has_rules = node.validations.is_some()
+            || node
+                .properties
+                .values()
+                .chain(node.items.as_deref())
+                .chain(inner)
+                .any(|inner| inner.has_rules);
+        Ok(node)
     }
 }
 

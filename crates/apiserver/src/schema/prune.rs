@@ -191,3 +191,8 @@ fn default(node: &Node, value: &mut Value) {
         _ => {}
     }
 }
+
+/// Prunes a value inside an object.
+pub(super) fn prune_part(node: &Node, value: &mut Value) {
+    walk(Some(node), value, false, "", &mut Sink::Remove);
+}
