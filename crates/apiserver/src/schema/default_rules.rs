@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::node::{Node, join};
-use super::{FieldError, cel, prune, validate};
+use super::{FieldError, cel, embedded, prune, validate};
 
 /// The errors of all defaults in the schema of a resource.
 pub(super) fn check(root: &Node, path: &str) -> Vec<FieldError> {
@@ -43,7 +43,8 @@ fn check_default(node: &Node, value: &Value, path: &str, in_metadata: bool, erro
             errors.push(FieldError::invalid(path, value, "must not have unknown fields"));
         }
     }
-    let found = validate::validate_part(node, value, "");
+    let mut found = validate::validate_part(node, value, "");
+    embedded::check(node, value, "", &mut found);
     errors.extend(found.into_iter().map(|mut error| {
         error.field = if error.field.is_empty() {
             path.to_owned()

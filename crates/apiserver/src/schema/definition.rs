@@ -11,7 +11,7 @@ use super::node::{Kind, Node, join};
 use super::{FieldError, FieldErrorKind, cel, default_rules, structural};
 
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-const LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+pub(super) const LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
 const COLUMN_FORMATS: [&str; 8] = [
     "byte", "date", "date-time", "double", "float", "int32", "int64", "password",
@@ -52,7 +52,7 @@ fn subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(alnum_ends)
 }
 
-fn dns_label(name: &str) -> bool {
+pub(super) fn dns_label(name: &str) -> bool {
     name.len() <= 63 && alnum_ends(name) && name.starts_with(|c: char| c.is_ascii_lowercase())
 }
 

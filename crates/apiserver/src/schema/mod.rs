@@ -22,6 +22,7 @@ mod cel;
 pub mod crd;
 mod default_rules;
 mod definition;
+mod embedded;
 mod formats;
 mod lists;
 mod node;
@@ -236,6 +237,7 @@ impl Schema {
     /// not changed is tolerated.
     pub fn check(&self, object: &Value, old: Option<&Value>) -> Checked {
         let mut errors = validate::validate_root(&self.root, object, old);
+        embedded::check(&self.root, object, "", &mut errors);
         if old.is_none_or(|old| validate::duplicates(&self.root, old).is_empty()) {
             errors.extend(validate::duplicates(&self.root, object));
         }

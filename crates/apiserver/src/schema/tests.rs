@@ -105,7 +105,7 @@ fn errors_read_like_upstream() {
         ),
         (
             json!({"x": "ab", "template": {"kind": "A"}}),
-            "spec.template.apiVersion: Required value: must not be empty",
+            "spec.template.apiVersion: Required value",
         ),
         (
             json!({"x": "ab", "either": {"a": "1", "b": "2"}}),

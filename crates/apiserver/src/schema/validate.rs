@@ -253,19 +253,6 @@ fn check_number(
             &format!("{body}should be a multiple of {}", number(factor)),
         ));
     }
-    let in_range = match rules.format.as_deref() {
-        Some("int32") => (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&given),
-        Some("int64") => n.is_i64() || (n.is_f64() && given.abs() < 9.2e18),
-        _ => true,
-    };
-    if !in_range {
-        let format = rules.format.as_deref().unwrap_or_default();
-        errors.push(FieldError::invalid(
-            path,
-            value,
-            &format!("{body}must be of type integer with format {format}"),
-        ));
-    }
 }
 
 fn check_junctors(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
@@ -348,17 +335,6 @@ fn check_object(
         {
             let detail = format!("{}should have at least {min} properties", in_body(path));
             errors.push(FieldError::invalid(path, &size.into(), &detail));
-        }
-    }
-    if node.embedded {
-        for name in ["apiVersion", "kind"] {
-            if map
-                .get(name)
-                .and_then(Value::as_str)
-                .is_none_or(str::is_empty)
-            {
-                errors.push(FieldError::required(join(path, name), "must not be empty"));
-            }
         }
     }
     for (name, value) in map {

@@ -10,7 +10,7 @@ use kube_cel::cel::{IdedExpr, Value as Cel};
 use regex::Regex;
 
 use super::val::Val;
-use super::{CALL_LIMIT, cost, library};
+use super::{CALL_LIMIT, address, cost, library};
 use crate::schema::node::{self, ListType};
 
 /// The longest that one evaluation takes, whatever it costs by count.
@@ -439,6 +439,12 @@ impl Run {
 
     fn library<'a>(&mut self, name: &str, target: Option<&Val<'a>>, args: &[Val<'a>]) -> Outcome<'a> {
         self.charge(cost::call(name, target, args))?;
+        if let ([value], None) | ([], Some(value)) = (args, target)
+            && let Val::Plain(value) = value
+            && let Some(result) = address::call(name, value)
+        {
+            return result.map(Val::from_library).map_err(Fault::Failed);
+        }
         let target = target.map(Val::to_library);
         let args: Vec<Cel> = args.iter().map(Val::to_library).collect();
         let result = match (name, target, args.as_slice()) {

@@ -66,6 +66,21 @@ pub(super) fn parse(what: &str, text: &str) -> Option<Cel> {
     call(what, None, vec![text.to_owned().into()]).ok()
 }
 
+fn function_message(function: &str, message: &str) -> String {
+    match function {
+        "int" | "uint" | "double" if message.contains("parse") => {
+            format!("type conversion error from 'string' to '{function}'")
+        }
+        "quantity" => {
+            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".to_owned()
+        }
+        _ => match message.strip_prefix("cannot call ") {
+            Some(rest) => rest.replacen(" on empty list", " called on empty list", 1),
+            None => message.to_owned(),
+        },
+    }
+}
+
 /// An error of the library in the words of upstream's.
 pub(super) fn message(error: &ExecutionError) -> String {
     match error {
@@ -77,7 +92,7 @@ pub(super) fn message(error: &ExecutionError) -> String {
         | ExecutionError::MissingArgumentOrTarget
         | ExecutionError::UnsupportedBinaryOperator(..)
         | ExecutionError::UnsupportedUnaryOperator(..) => "no such overload".to_owned(),
-        ExecutionError::FunctionError { message, .. } => message.clone(),
+        ExecutionError::FunctionError { function, message } => function_message(function, message),
         ExecutionError::Overflow(..) => "integer overflow".to_owned(),
         ExecutionError::DivisionByZero(_) => "division by zero".to_owned(),
         ExecutionError::RemainderByZero(_) => "modulus by zero".to_owned(),

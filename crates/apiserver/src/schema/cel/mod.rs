@@ -14,6 +14,7 @@ use kube_cel::cel::IdedExpr;
 use kube_cel::cel::parser::{ParseErrors, Parser};
 use serde_json::Value;
 
+mod address;
 mod check;
 mod cost;
 mod estimate;
@@ -163,3 +164,6 @@ fn located(source: &str, line: isize, column: isize, message: &str) -> String {
     format!("ERROR: <input>:{line}:{column}: {message}\n | {shown}\n | {dots}^")
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,8 @@ use crate::schema::node::{Additional, Kind, Node};
 use crate::schema::ratchet::{self, Counterpart};
 use crate::schema::{FieldError, FieldErrorKind};
 
+/// How upstream names the object as a whole.
+const ROOT: &str = "<nil>";
 const MESSAGE_LIMIT: usize = 5 * 1024;
 
 /// What the rules of an object say.
@@ -231,7 +233,10 @@ impl Walk {
         Ok(())
     }
 
-    fn add(&mut self, error: FieldError, tolerated: bool) {
+    fn add(&mut self, mut error: FieldError, tolerated: bool) {
+        if error.field.is_empty() {
+            error.field = ROOT.into();
+        }
         if tolerated {
             self.found.warnings.push(error.to_string());
         } else {
@@ -240,8 +245,7 @@ impl Walk {
     }
 
     fn error(&mut self, path: &str, kind: &Value, detail: &str) {
-        let error = FieldError::invalid(path, kind, detail);
-        self.found.errors.push(error);
+        self.add(FieldError::invalid(path, kind, detail), false);
     }
 }
 
