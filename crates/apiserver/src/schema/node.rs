@@ -28,6 +28,8 @@ pub(super) struct Node {
     pub(super) validations: Option<Box<[Rule]>>,
     /// Whether this schema or one inside it has `validations`.
     pub(super) has_rules: bool,
+    /// Whether one of those rules may take more stack than a server thread has.
+    pub(super) has_deep_rules: bool,
 }
 
 /// JSON type of a value.
@@ -195,6 +197,7 @@ impl Node {
             rules: Rules::parse(map, path)?.map(Box::new),
             validations: None,
             has_rules: false,
+            has_deep_rules: false,
         };
         let validations = Rule::parse_all(map.get("x-kubernetes-validations"), &node);
         if !validations.is_empty() {
@@ -204,13 +207,13 @@ impl Node {
             Additional::Schema(schema) => Some(schema.as_ref()),
             _ => None,
         };
-        node.has_rules = node.validations.is_some()
-            || node
-                .properties
-                .values()
-                .chain(node.items.as_deref())
-                .chain(inner)
-                .any(|inner| inner.has_rules);
+        let parts = node.properties.values().chain(node.items.as_deref()).chain(inner);
+        let (rules, deep) = parts.fold((false, false), |(rules, deep), part| {
+            (rules || part.has_rules, deep || part.has_deep_rules)
+        });
+        let own = node.validations.as_deref().unwrap_or_default();
+        node.has_rules = rules || !own.is_empty();
+        node.has_deep_rules = deep || own.iter().any(|rule| rule.deep);
         Ok(node)
     }
 }

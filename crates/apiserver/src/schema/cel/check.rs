@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::estimate::{cardinality, children, smallest};
 use super::infer::Inference;
 use super::types::{BOOL, TEXT, Type};
-use super::{Program, Rule, located, parser, resolve};
+use super::{Program, Rule, located, parser, resolve, stack};
 use crate::schema::node::{Additional, ListType, Node, join};
 use crate::schema::{FieldError, FieldErrorKind};
 
@@ -51,6 +51,12 @@ pub(in crate::schema) fn check_rules(root: &Node, path: &str) -> Vec<FieldError>
     if !shape.is_empty() || !root.has_rules {
         return shape;
     }
+    stack::with_room(|| check_expressions(root, path)).unwrap_or_else(|| {
+        vec![FieldError::invalid(path, &Value::Null, "validation rules could not be checked")]
+    })
+}
+
+fn check_expressions(root: &Node, path: &str) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut budget = Budget::default();
     let context = Context {

@@ -23,6 +23,7 @@ mod fieldpath;
 mod infer;
 mod library;
 mod names;
+mod stack;
 mod types;
 mod val;
 mod walk;
@@ -39,8 +40,10 @@ const CALL_LIMIT: u64 = 1_000_000;
 const OBJECT_LIMIT: u64 = 10_000_000;
 /// The longest expression that is parsed, in characters.
 const SOURCE_LIMIT: usize = 100_000;
-/// How deep an expression may nest.
+/// How deep an expression may nest as it is written.
 const DEPTH_LIMIT: u16 = 96;
+/// How deep it may nest once macros are expanded.
+const AST_LIMIT: usize = 500;
 
 /// One entry of `x-kubernetes-validations`.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub(super) struct Rule {
     field_path: Box<str>,
     shown_path: Box<str>,
     optional_old_self: Option<bool>,
+    /// Whether answering it may take more stack than a server thread has.
+    pub(super) deep: bool,
     program: OnceLock<Option<Program>>,
     message_program: OnceLock<Option<Program>>,
 }
@@ -85,6 +90,7 @@ impl Rule {
             field_path: text("fieldPath").into(),
             shown_path: shown.into(),
             optional_old_self: source.get("optionalOldSelf").and_then(Value::as_bool),
+            deep: stack::needs_room(text("rule")) || stack::needs_room(text("messageExpression")),
             program: OnceLock::new(),
             message_program: OnceLock::new(),
         }
@@ -125,7 +131,17 @@ impl Program {
                 "ERROR: <input>:-1:0: expression code point size exceeds limit: size: {size}, limit {SOURCE_LIMIT}"
             ));
         }
+        stack::with_room(|| Self::parse_here(source))
+            .unwrap_or_else(|| Err("ERROR: <input>:-1:0: the expression cannot be parsed".into()))
+    }
+
+    fn parse_here(source: &str) -> Result<Self, String> {
         let expr = parser().parse(source).map_err(|e| words(&e, source))?;
+        if stack::depth(&expr) > AST_LIMIT {
+            return Err(format!(
+                "ERROR: <input>:-1:0: expression recursion limit exceeded: {AST_LIMIT}"
+            ));
+        }
         let uses_old_self = eval::mentions(&expr, "oldSelf");
         Ok(Self { expr, uses_old_self })
     }

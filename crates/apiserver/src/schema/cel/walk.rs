@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::eval::{Fault, Run, Scope};
 use super::val::{Val, property};
-use super::{OBJECT_LIMIT, Program, Rule};
+use super::{OBJECT_LIMIT, Program, Rule, stack};
 use crate::schema::node::{Additional, Kind, Node};
 use crate::schema::ratchet::{self, Counterpart};
 use crate::schema::{FieldError, FieldErrorKind};
@@ -36,16 +36,27 @@ struct Exhausted;
 
 /// The rules of a whole object; `path` is empty but for defaults.
 pub(in crate::schema) fn walk_root(node: &Node, resource: bool, object: &Value, old: Option<&Value>, path: &str) -> Found {
-    let mut walk = Walk {
-        budget: OBJECT_LIMIT,
-        found: Found::default(),
-    };
-    if node.has_rules {
+    if !node.has_rules {
+        return Found::default();
+    }
+    let ask = || {
+        let mut walk = Walk {
+            budget: OBJECT_LIMIT,
+            found: Found::default(),
+        };
         let counterpart = Counterpart::root(old);
         // Running out is an error of its own, already in the list.
         let _ = walk.value(node, resource, path, object, old, counterpart);
+        walk.found
+    };
+    if node.has_deep_rules {
+        // Without a thread nothing is known of the object, so it is refused.
+        return stack::with_room(ask).unwrap_or_else(|| Found {
+            errors: vec![FieldError::invalid(ROOT, &Value::Null, "validation rules could not be run")],
+            warnings: Vec::new(),
+        });
     }
-    walk.found
+    ask()
 }
 
 impl Walk {
