@@ -5,7 +5,7 @@ use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::{AdmissionDenied, AdmissionRequest, Operation};
 use crate::error::{ApiError, Target};
 use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
@@ -224,9 +224,16 @@ impl Core {
                 old_object: old,
                 dry_run,
             })
-            .map_err(|denied| ApiError::Invalid {
-                target: scope.kind_target(name),
-                causes: denied.causes,
+            .map_err(|denied| match denied {
+                AdmissionDenied::Invalid(causes) => ApiError::Invalid {
+                    target: scope.kind_target(name),
+                    causes,
+                },
+                AdmissionDenied::Forbidden(why) => ApiError::Forbidden {
+                    target: scope.target(name),
+                    why,
+                    cause: None,
+                },
             })?;
         call.warnings.extend(admitted.warnings);
         Ok(admitted.object.or(object).unwrap_or_default())

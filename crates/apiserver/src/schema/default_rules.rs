@@ -14,7 +14,13 @@ pub(super) fn check(root: &Node, path: &str) -> Vec<FieldError> {
 
 fn walk(node: &Node, path: &str, root: bool, in_metadata: bool, errors: &mut Vec<FieldError>) {
     if let Some(value) = &node.default {
-        check_default(node, value, &join(path, "default"), in_metadata && !node.embedded, errors);
+        check_default(
+            node,
+            value,
+            &join(path, "default"),
+            in_metadata && !node.embedded,
+            errors,
+        );
     }
     // Inside additionalProperties nothing is defaulted on its own.
     if let Some(items) = &node.items {
@@ -22,7 +28,8 @@ fn walk(node: &Node, path: &str, root: bool, in_metadata: bool, errors: &mut Vec
     }
     for (name, inner) in &node.properties {
         let here = format!("{}[{name}]", join(path, "properties"));
-        let of_resource = (root || node.embedded) && matches!(name.as_ref(), "metadata" | "apiVersion" | "kind");
+        let of_resource =
+            (root || node.embedded) && matches!(name.as_ref(), "metadata" | "apiVersion" | "kind");
         if root && of_resource && inner.default.is_some() {
             errors.push(FieldError::forbidden(
                 join(&here, "default"),
@@ -34,13 +41,23 @@ fn walk(node: &Node, path: &str, root: bool, in_metadata: bool, errors: &mut Vec
     }
 }
 
-fn check_default(node: &Node, value: &Value, path: &str, in_metadata: bool, errors: &mut Vec<FieldError>) {
+fn check_default(
+    node: &Node,
+    value: &Value,
+    path: &str,
+    in_metadata: bool,
+    errors: &mut Vec<FieldError>,
+) {
     let before = errors.len();
     if !in_metadata {
         let mut pruned = value.clone();
         prune::prune_part(node, &mut pruned);
         if pruned != *value {
-            errors.push(FieldError::invalid(path, value, "must not have unknown fields"));
+            errors.push(FieldError::invalid(
+                path,
+                value,
+                "must not have unknown fields",
+            ));
         }
     }
     let mut found = validate::validate_part(node, value, "");

@@ -14,7 +14,14 @@ const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower ca
 pub(super) const LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
 const COLUMN_FORMATS: [&str; 8] = [
-    "byte", "date", "date-time", "double", "float", "int32", "int64", "password",
+    "byte",
+    "date",
+    "date-time",
+    "double",
+    "float",
+    "int32",
+    "int64",
+    "password",
 ];
 /// Says who approved a definition in a group of Kubernetes.
 const APPROVED_BY: &str = "api-approved.kubernetes.io";
@@ -23,9 +30,27 @@ const POLICY: &str = "https://github.com/kubernetes/enhancements/pull/1111";
 const SELECTABLE: usize = 8;
 /// Keywords that a schema may have at its root when the status is a subresource, so that the status can be checked alone.
 const AT_ROOT: [&str; 21] = [
-    "description", "type", "format", "title", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum", "maxLength",
-    "minLength", "pattern", "maxItems", "minItems", "uniqueItems", "multipleOf", "required", "items", "properties",
-    "externalDocs", "example", "x-kubernetes-preserve-unknown-fields",
+    "description",
+    "type",
+    "format",
+    "title",
+    "maximum",
+    "exclusiveMaximum",
+    "minimum",
+    "exclusiveMinimum",
+    "maxLength",
+    "minLength",
+    "pattern",
+    "maxItems",
+    "minItems",
+    "uniqueItems",
+    "multipleOf",
+    "required",
+    "items",
+    "properties",
+    "externalDocs",
+    "example",
+    "x-kubernetes-preserve-unknown-fields",
 ];
 const AT_ROOT_SHOWN: &str = "only [Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example XPreserveUnknownFields XValidations] fields are allowed at the root of the schema if the status subresource is enabled";
 
@@ -165,10 +190,23 @@ impl<'a> Places<'a> {
 
     /// The parts of all versions, each once, with their paths.
     fn each(&self, part: &str, shared: &str) -> Vec<(&'a Value, &'a Value, String)> {
-        let all = self.versions.iter().enumerate().filter(|(_, v)| !v[part].is_null());
-        let named = all.map(|(i, version)| (version, &version[part], format!("spec.versions[{i}].{part}")));
+        let all = self
+            .versions
+            .iter()
+            .enumerate()
+            .filter(|(_, v)| !v[part].is_null());
+        let named = all.map(|(i, version)| {
+            (
+                version,
+                &version[part],
+                format!("spec.versions[{i}].{part}"),
+            )
+        });
         if self.shared(part) {
-            named.take(1).map(|(v, given, _)| (v, given, shared.to_owned())).collect()
+            named
+                .take(1)
+                .map(|(v, given, _)| (v, given, shared.to_owned()))
+                .collect()
         } else {
             named.collect()
         }
@@ -228,13 +266,20 @@ fn check_versions(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError
         // A schema that was accepted once stays accepted, whatever a newer release thinks of it.
         if !unchanged {
             let status = version["subresources"]["status"].is_object();
-            check_schema(&schema["openAPIV3Schema"], &join(&path, "openAPIV3Schema"), status, errors);
+            check_schema(
+                &schema["openAPIV3Schema"],
+                &join(&path, "openAPIV3Schema"),
+                status,
+                errors,
+            );
         }
     }
     for (_, subresources, path) in places.each("subresources", "spec.subresources") {
         check_scale(&subresources["scale"], &path, errors);
     }
-    for (_, columns, path) in places.each("additionalPrinterColumns", "spec.additionalPrinterColumns") {
+    for (_, columns, path) in
+        places.each("additionalPrinterColumns", "spec.additionalPrinterColumns")
+    {
         check_columns(columns, &path, errors);
     }
     for (version, fields, path) in places.each("selectableFields", "spec.selectableFields") {
@@ -270,7 +315,9 @@ fn check_deprecation(version: &Value, path: &str, errors: &mut Vec<FieldError>) 
 }
 
 fn check_schema(source: &Value, path: &str, status: bool, errors: &mut Vec<FieldError>) {
-    let Some(map) = source.as_object() else { return };
+    let Some(map) = source.as_object() else {
+        return;
+    };
     let before = errors.len();
     if status {
         let kind = text(source, "type");
@@ -280,10 +327,9 @@ fn check_schema(source: &Value, path: &str, status: bool, errors: &mut Vec<Field
                 &source["type"],
                 "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled",
             ));
-        } else if map
-            .iter()
-            .any(|(key, v)| !v.is_null() && !AT_ROOT.contains(&key.as_str()) && key != "x-kubernetes-validations")
-        {
+        } else if map.iter().any(|(key, v)| {
+            !v.is_null() && !AT_ROOT.contains(&key.as_str()) && key != "x-kubernetes-validations"
+        }) {
             errors.push(FieldError::invalid(path, source, AT_ROOT_SHOWN));
         }
     }
@@ -325,13 +371,21 @@ fn check_columns(columns: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let format = text(column, "format");
         if !format.is_empty() && !COLUMN_FORMATS.contains(&format) {
             let formats = format!("must be one of {}", COLUMN_FORMATS.join(","));
-            errors.push(FieldError::invalid(here("format"), &column["format"], &formats));
+            errors.push(FieldError::invalid(
+                here("format"),
+                &column["format"],
+                &formats,
+            ));
         }
         match text(column, "jsonPath") {
             "" => errors.push(FieldError::required(here("JSONPath"), "")),
             given => {
                 if let Some(detail) = cel::simple(given) {
-                    errors.push(FieldError::invalid(here("JSONPath"), &column["jsonPath"], detail));
+                    errors.push(FieldError::invalid(
+                        here("JSONPath"),
+                        &column["jsonPath"],
+                        detail,
+                    ));
                 }
             }
         }
@@ -343,8 +397,16 @@ fn check_scale(scale: &Value, path: &str, errors: &mut Vec<FieldError>) {
         return;
     }
     for (key, prefixes, detail) in [
-        ("specReplicasPath", &[".spec."][..], "should be a json path under .spec"),
-        ("statusReplicasPath", &[".status."][..], "should be a json path under .status"),
+        (
+            "specReplicasPath",
+            &[".spec."][..],
+            "should be a json path under .spec",
+        ),
+        (
+            "statusReplicasPath",
+            &[".status."][..],
+            "should be a json path under .status",
+        ),
         (
             "labelSelectorPath",
             &[".spec.", ".status."][..],
@@ -367,7 +429,9 @@ fn check_scale(scale: &Value, path: &str, errors: &mut Vec<FieldError>) {
 }
 
 fn check_selectable(fields: &Value, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let Ok(root) = Node::parse(schema, path) else { return };
+    let Ok(root) = Node::parse(schema, path) else {
+        return;
+    };
     let mut known = HashSet::new();
     for (i, field) in fields.as_array().into_iter().flatten().enumerate() {
         let here = format!("{path}[{i}].jsonPath");
@@ -391,7 +455,10 @@ fn check_selectable(fields: &Value, schema: &Value, path: &str, errors: &mut Vec
                 "must not point to fields in metadata",
             ));
         }
-        if !matches!(found.kind, Some(Kind::String | Kind::Boolean | Kind::Integer)) {
+        if !matches!(
+            found.kind,
+            Some(Kind::String | Kind::Boolean | Kind::Integer)
+        ) {
             errors.push(FieldError::invalid(
                 here.as_str(),
                 &field["jsonPath"],
@@ -399,7 +466,12 @@ fn check_selectable(fields: &Value, schema: &Value, path: &str, errors: &mut Vec
             ));
         }
         if !known.insert(shown) {
-            errors.push(FieldError::new(FieldErrorKind::Duplicate, here, &field["jsonPath"], ""));
+            errors.push(FieldError::new(
+                FieldErrorKind::Duplicate,
+                here,
+                &field["jsonPath"],
+                "",
+            ));
         }
     }
     if known.len() > SELECTABLE {
@@ -434,7 +506,10 @@ fn check_conversion(spec: &Value, errors: &mut Vec<FieldError>) {
 /// The versions that objects may be stored in.
 fn check_stored(crd: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let versions = list(&crd["spec"], "versions");
-    let first = versions.iter().find(|v| v["storage"] == true).map(|v| v["name"].clone());
+    let first = versions
+        .iter()
+        .find(|v| v["storage"] == true)
+        .map(|v| v["name"].clone());
     let mut stored = match old {
         Some(_) => list(&crd["status"], "storedVersions").to_vec(),
         None => Vec::new(),
@@ -458,7 +533,11 @@ fn check_stored(crd: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) 
         let known = left.iter().position(|s| *s == version["name"]);
         if version["storage"] == true && known.is_none() {
             let detail = format!("must have the storage version {}", text(version, "name"));
-            errors.push(FieldError::invalid("status.storedVersions", &shown, &detail));
+            errors.push(FieldError::invalid(
+                "status.storedVersions",
+                &shown,
+                &detail,
+            ));
         }
         if let Some(i) = known {
             left.remove(i);
@@ -481,7 +560,12 @@ fn check_update(crd: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         .any(|c| c["type"] == "Established" && c["status"] == "True");
     // Scope and kind only matter once objects may exist.
     let fields: &[&str] = if established {
-        &["/spec/scope", "/spec/names/kind", "/spec/group", "/spec/names/plural"]
+        &[
+            "/spec/scope",
+            "/spec/names/kind",
+            "/spec/group",
+            "/spec/names/plural",
+        ]
     } else {
         &["/spec/group", "/spec/names/plural"]
     };
@@ -511,15 +595,20 @@ pub(super) enum Approval {
 
 pub(super) fn approval(crd: &Value) -> Approval {
     let group = text(&crd["spec"], "group");
-    let protected = ["k8s.io", "kubernetes.io"]
-        .iter()
-        .any(|own| group == *own || group.strip_suffix(own).is_some_and(|rest| rest.ends_with('.')));
+    let protected = ["k8s.io", "kubernetes.io"].iter().any(|own| {
+        group == *own
+            || group
+                .strip_suffix(own)
+                .is_some_and(|rest| rest.ends_with('.'))
+    });
     if !protected {
         return Approval::Free;
     }
     match text(&crd["metadata"]["annotations"], APPROVED_BY) {
         "" => Approval::Missing,
-        given if given.starts_with("unapproved") => Approval::Bypassed(format!("not approved: {given:?}")),
+        given if given.starts_with("unapproved") => {
+            Approval::Bypassed(format!("not approved: {given:?}"))
+        }
         given => match given.parse::<http::Uri>() {
             Ok(uri) if uri.scheme().is_some() && uri.host().is_some() => {
                 Approval::Approved(format!("approved in {given}"))
@@ -535,7 +624,9 @@ impl Approval {
         match self {
             Self::Missing => Some(FieldError::required(
                 field,
-                &format!("protected groups must have approval annotation {APPROVED_BY:?}, see {POLICY}"),
+                &format!(
+                    "protected groups must have approval annotation {APPROVED_BY:?}, see {POLICY}"
+                ),
             )),
             Self::Invalid => Some(FieldError::invalid(
                 field,
@@ -557,7 +648,9 @@ impl Approval {
             Self::Missing => Some((
                 "False",
                 "MissingAnnotation",
-                format!("protected groups must have approval annotation {APPROVED_BY:?}, see {POLICY}"),
+                format!(
+                    "protected groups must have approval annotation {APPROVED_BY:?}, see {POLICY}"
+                ),
             )),
             Self::Invalid => Some((
                 "False",

@@ -58,7 +58,11 @@ fn check_object(object: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
     let metadata = object.get("metadata").unwrap_or(&Value::Null);
     if !metadata.is_null() && !metadata.is_object() {
-        errors.push(FieldError::invalid(join(path, "metadata"), metadata, "must be an object"));
+        errors.push(FieldError::invalid(
+            join(path, "metadata"),
+            metadata,
+            "must be an object",
+        ));
     }
     let labels = meta::check_labels(&json!({"metadata": metadata}));
     errors.extend(labels.into_iter().map(|cause| FieldError {

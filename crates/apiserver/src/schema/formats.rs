@@ -27,7 +27,9 @@ pub(super) fn valid(format: &str, text: &str) -> bool {
                 || text.split_once(':').is_some_and(|(scheme, rest)| {
                     !rest.is_empty()
                         && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-                        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+                        && scheme
+                            .bytes()
+                            .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
                         && !rest.contains(|c: char| c.is_ascii_control() || c == ' ')
                 })
         }
@@ -96,7 +98,9 @@ fn email(text: &str) -> bool {
         None => text,
     };
     address.rsplit_once('@').is_some_and(|(user, host)| {
-        let plain = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c == '@');
+        let plain = |part: &str| {
+            !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c == '@')
+        };
         plain(user) && plain(host) && host.split('.').all(|label| !label.is_empty())
     })
 }
@@ -110,7 +114,11 @@ fn isbn10(text: &str) -> bool {
     let sum: Option<u32> = figures
         .iter()
         .enumerate()
-        .map(|(i, c)| value((i, c)).zip(u32::try_from(i + 1).ok()).map(|(v, n)| v * n))
+        .map(|(i, c)| {
+            value((i, c))
+                .zip(u32::try_from(i + 1).ok())
+                .map(|(v, n)| v * n)
+        })
         .sum();
     figures.len() == 10 && sum.is_some_and(|sum| sum.is_multiple_of(11))
 }
@@ -122,7 +130,11 @@ fn isbn13(text: &str) -> bool {
         .map(|c| c.to_digit(10))
         .collect();
     figures.is_some_and(|figures| {
-        let sum: u32 = figures.iter().enumerate().map(|(i, f)| if i % 2 == 0 { *f } else { 3 * f }).sum();
+        let sum: u32 = figures
+            .iter()
+            .enumerate()
+            .map(|(i, f)| if i % 2 == 0 { *f } else { 3 * f })
+            .sum();
         figures.len() == 13 && sum.is_multiple_of(10)
     })
 }
@@ -184,9 +196,40 @@ fn hostname(text: &str) -> bool {
 /// Go durations such as `1h30m`, `-1.5s`, `0`, and figures with words such as `1 day`.
 fn duration(text: &str) -> bool {
     const UNITS: [&str; 34] = [
-        "nanoseconds", "nanosecond", "nanos", "nano", "ns", "microseconds", "microsecond", "micros", "micro", "us", "µs",
-        "milliseconds", "millisecond", "millis", "milli", "ms", "seconds", "second", "secs", "sec", "s", "minutes", "minute",
-        "mins", "min", "m", "hours", "hour", "hrs", "hr", "h", "days", "day", "d",
+        "nanoseconds",
+        "nanosecond",
+        "nanos",
+        "nano",
+        "ns",
+        "microseconds",
+        "microsecond",
+        "micros",
+        "micro",
+        "us",
+        "µs",
+        "milliseconds",
+        "millisecond",
+        "millis",
+        "milli",
+        "ms",
+        "seconds",
+        "second",
+        "secs",
+        "sec",
+        "s",
+        "minutes",
+        "minute",
+        "mins",
+        "min",
+        "m",
+        "hours",
+        "hour",
+        "hrs",
+        "hr",
+        "h",
+        "days",
+        "day",
+        "d",
     ];
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     if rest == "0" {
@@ -203,7 +246,9 @@ fn duration(text: &str) -> bool {
             return false;
         }
         rest = rest[figures..].trim_start();
-        let unit = rest.find(|c: char| !c.is_alphabetic()).unwrap_or(rest.len());
+        let unit = rest
+            .find(|c: char| !c.is_alphabetic())
+            .unwrap_or(rest.len());
         let word = &rest[..unit];
         if !UNITS.contains(&word) && !matches!(word, "w" | "week" | "weeks") {
             return false;

@@ -5,7 +5,12 @@ use serde_json::{Map, Value, json};
 use super::FieldError;
 use super::node::join;
 
-pub(super) fn check(map: &Map<String, Value>, kind: &str, path: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn check(
+    map: &Map<String, Value>,
+    kind: &str,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     check_map_type(map, kind, path, errors);
     check_list_type(map, kind, path, errors);
 }
@@ -19,9 +24,15 @@ fn of_type(kind: &str, path: &str, detail: &str) -> FieldError {
 }
 
 fn check_map_type(map: &Map<String, Value>, kind: &str, path: &str, errors: &mut Vec<FieldError>) {
-    let Some(given) = map.get("x-kubernetes-map-type") else { return };
+    let Some(given) = map.get("x-kubernetes-map-type") else {
+        return;
+    };
     if kind != "object" {
-        errors.push(of_type(kind, path, "must be object if x-kubernetes-map-type is specified"));
+        errors.push(of_type(
+            kind,
+            path,
+            "must be object if x-kubernetes-map-type is specified",
+        ));
     }
     if !matches!(given.as_str(), Some("atomic" | "granular")) {
         errors.push(FieldError::not_supported(
@@ -43,7 +54,11 @@ fn check_list_type(map: &Map<String, Value>, kind: &str, path: &str, errors: &mu
         .and_then(Value::as_array)
         .unwrap_or(&empty);
     if given.is_some() && kind != "array" {
-        errors.push(of_type(kind, path, "must be array if x-kubernetes-list-type is specified"));
+        errors.push(of_type(
+            kind,
+            path,
+            "must be array if x-kubernetes-list-type is specified",
+        ));
     } else if list_type == "set" {
         check_set_items(items, &join(path, "items"), errors);
     }
@@ -80,10 +95,18 @@ fn check_set_items(items: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let list_type = &items["x-kubernetes-list-type"];
     match items["type"].as_str() {
         Some("array") if !list_type.is_null() && list_type != "atomic" => {
-            errors.push(FieldError::invalid(join(path, "x-kubernetes-list-type"), list_type, detail));
+            errors.push(FieldError::invalid(
+                join(path, "x-kubernetes-list-type"),
+                list_type,
+                detail,
+            ));
         }
         Some("object") if items["x-kubernetes-map-type"] != "atomic" => {
-            errors.push(FieldError::invalid(join(path, "x-kubernetes-map-type"), list_type, detail));
+            errors.push(FieldError::invalid(
+                join(path, "x-kubernetes-map-type"),
+                list_type,
+                detail,
+            ));
         }
         _ => {}
     }

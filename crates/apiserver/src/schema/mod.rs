@@ -273,6 +273,8 @@ impl Schema {
 mod tests;
 
 #[cfg(test)]
+mod differential_tests;
+#[cfg(test)]
 mod object_reference_tests;
 #[cfg(test)]
 mod reference_tests;

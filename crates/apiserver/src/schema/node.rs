@@ -207,7 +207,11 @@ impl Node {
             Additional::Schema(schema) => Some(schema.as_ref()),
             _ => None,
         };
-        let parts = node.properties.values().chain(node.items.as_deref()).chain(inner);
+        let parts = node
+            .properties
+            .values()
+            .chain(node.items.as_deref())
+            .chain(inner);
         let (rules, deep) = parts.fold((false, false), |(rules, deep), part| {
             (rules || part.has_rules, deep || part.has_deep_rules)
         });

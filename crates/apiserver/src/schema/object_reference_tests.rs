@@ -17,7 +17,11 @@ fn play(suite: &Value, differences: &mut Vec<String>) {
         }
         let create = step.get("create");
         count += u32::from(create.is_some());
-        let name = if create.is_some() { json!(format!("o{count}")) } else { stored["metadata"]["name"].clone() };
+        let name = if create.is_some() {
+            json!(format!("o{count}"))
+        } else {
+            stored["metadata"]["name"].clone()
+        };
         let mut object = json!({"apiVersion": "cel.example.com/v1", "kind": "A", "metadata": {"name": name},
             "spec": create.or(step.get("update")).unwrap()});
         schema.prune(&mut object);
@@ -29,11 +33,18 @@ fn play(suite: &Value, differences: &mut Vec<String>) {
             .map(|e| [e.kind.reason().to_owned(), e.field, e.message])
             .collect();
         causes.sort();
-        let expected: Vec<[String; 3]> = serde_json::from_value(step.get("causes").cloned().unwrap_or(json!([]))).unwrap();
-        let warnings: Vec<String> = serde_json::from_value(step.get("warnings").cloned().unwrap_or(json!([]))).unwrap();
+        let expected: Vec<[String; 3]> =
+            serde_json::from_value(step.get("causes").cloned().unwrap_or(json!([]))).unwrap();
+        let warnings: Vec<String> =
+            serde_json::from_value(step.get("warnings").cloned().unwrap_or(json!([]))).unwrap();
         let warnings: Vec<String> = warnings
             .iter()
-            .map(|header| header.trim_start_matches("299 - ").trim_matches('"').replace("\\\"", "\""))
+            .map(|header| {
+                header
+                    .trim_start_matches("299 - ")
+                    .trim_matches('"')
+                    .replace("\\\"", "\"")
+            })
             .collect();
         // A body that cannot be decoded is refused before its schema is asked.
         if step["code"] == 400 {
@@ -61,5 +72,10 @@ fn objects_are_judged_as_upstream_judges_them() {
     for suite in suites {
         play(suite, &mut differences);
     }
-    assert!(differences.is_empty(), "{} differ:\n{}", differences.len(), differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{} differ:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
 }

@@ -55,22 +55,30 @@ impl<'a> Counterpart<'a> {
 
 /// The field of `old` that a field of the new object comes from; only fields that the schema knows can be found again.
 pub(super) fn child<'a>(node: &Node, old: &'a Value, name: &str) -> Option<&'a Value> {
-    let known = node.properties.contains_key(name) || matches!(node.additional, Additional::Schema(_));
+    let known =
+        node.properties.contains_key(name) || matches!(node.additional, Additional::Schema(_));
     known.then(|| old.get(name)).flatten()
 }
 
 /// The item of the list `old` that has the keys of `item`.
 pub(super) fn same_key<'a>(node: &Node, old: &'a Value, item: &Value) -> Option<&'a Value> {
-    let ListType::Map(keys) = &node.list else { return None };
+    let ListType::Map(keys) = &node.list else {
+        return None;
+    };
     let properties = node.items.as_ref().map(|items| &items.properties);
     let key_of = |value: &'a Value, key: &str| -> Option<&'a Value> { value.get(key) };
-    let default_of = |key: &str| properties.and_then(|p| p.get(key)).and_then(|schema| schema.default.as_ref());
+    let default_of = |key: &str| {
+        properties
+            .and_then(|p| p.get(key))
+            .and_then(|schema| schema.default.as_ref())
+    };
     old.as_array()?.iter().find(|before| {
         before.is_object()
             && item.is_object()
-            && keys
-                .iter()
-                .all(|key| key_of(before, key).or(default_of(key)) == item.get(key.as_ref()).or(default_of(key)))
+            && keys.iter().all(|key| {
+                key_of(before, key).or(default_of(key))
+                    == item.get(key.as_ref()).or(default_of(key))
+            })
     })
 }
 
@@ -80,9 +88,9 @@ pub(super) fn unchanged(node: &Node, value: &Value, old: &Value) -> bool {
         (Value::Array(new), Value::Array(before)) => {
             new.len() == before.len()
                 && match (&node.list, &node.items) {
-                    (ListType::Map(_), Some(items)) => new
-                        .iter()
-                        .all(|item| same_key(node, old, item).is_some_and(|b| unchanged(items, item, b))),
+                    (ListType::Map(_), Some(items)) => new.iter().all(|item| {
+                        same_key(node, old, item).is_some_and(|b| unchanged(items, item, b))
+                    }),
                     _ => new == before,
                 }
         }
@@ -94,7 +102,9 @@ pub(super) fn unchanged(node: &Node, value: &Value, old: &Value) -> bool {
                         (None, Additional::Schema(schema)) => schema,
                         _ => return false,
                     };
-                    before.get(name).is_some_and(|b| unchanged(schema, inner, b))
+                    before
+                        .get(name)
+                        .is_some_and(|b| unchanged(schema, inner, b))
                 })
         }
         _ => value == old,

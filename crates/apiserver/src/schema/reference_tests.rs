@@ -31,8 +31,10 @@ fn definitions_are_judged_as_upstream_judges_them() {
     assert!(cases.len() > 300);
     for case in cases {
         let with_rule = |properties: &str, rule: &Value| {
-            definition(&json!({"type": "object", "properties": recorded[properties],
-                "x-kubernetes-validations": [{"rule": rule}]}))
+            definition(
+                &json!({"type": "object", "properties": recorded[properties],
+                "x-kubernetes-validations": [{"rule": rule}]}),
+            )
         };
         let mut crd = match (&case["rule"], &case["bounded"]) {
             (Value::Null, Value::Null) => case["definition"].clone(),
@@ -46,10 +48,19 @@ fn definitions_are_judged_as_upstream_judges_them() {
             .collect();
         found.sort();
         let expected: Vec<[String; 3]> = serde_json::from_value(case["causes"].clone()).unwrap();
-        let equal = expected.len() == found.len() && expected.iter().zip(&found).all(|(a, b)| same(a, b));
+        let equal =
+            expected.len() == found.len() && expected.iter().zip(&found).all(|(a, b)| same(a, b));
         if !equal {
-            differences.push(format!("{}\n   upstream: {expected:#?}\n   here: {found:#?}", case["name"]));
+            differences.push(format!(
+                "{}\n   upstream: {expected:#?}\n   here: {found:#?}",
+                case["name"]
+            ));
         }
     }
-    assert!(differences.is_empty(), "{} differ:\n{}", differences.len(), differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{} differ:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
 }

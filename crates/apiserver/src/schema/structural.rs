@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::node;
-use super::{FieldError, lists};
 use super::node::{Kind, join};
+use super::{FieldError, lists};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Level {
@@ -267,8 +267,8 @@ fn check_values(
             continue;
         };
         for (i, inner) in list.iter().enumerate() {
-            let type_allowed =
-                flag(structure, "x-kubernetes-int-or-string") && (junctor == "anyOf" && is_int_or_string(list));
+            let type_allowed = flag(structure, "x-kubernetes-int-or-string")
+                && (junctor == "anyOf" && is_int_or_string(list));
             check_nested(
                 inner,
                 Some(structure),
@@ -286,7 +286,9 @@ fn check_values(
 
 /// `anyOf: [{type: integer}, {type: string}]`, in this order.
 fn is_int_or_string(list: &[Value]) -> bool {
-    list.iter().map(|s| s["type"].as_str()).eq([Some("integer"), Some("string")])
+    list.iter()
+        .map(|s| s["type"].as_str())
+        .eq([Some("integer"), Some("string")])
 }
 
 /// A schema under a junctor: it may hold value rules only.

@@ -356,7 +356,9 @@ fn check_object(
             .and_then(|old| ratchet::child(node, old, name));
         match (node.properties.get(name.as_str()), &node.additional) {
             (Some(child), _) => check(child, value, before, &here, false, errors),
-            (None, Additional::Schema(schema)) => check(schema, value, before, &here, false, errors),
+            (None, Additional::Schema(schema)) => {
+                check(schema, value, before, &here, false, errors)
+            }
             _ => {}
         }
     }

@@ -14,8 +14,14 @@ pub(crate) async fn programs() -> Vec<PathBuf> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/reference/bin/kubectl");
     let named = std::env::var_os("BERTH_KUBECTL").map(PathBuf::from);
     let mut found = Vec::new();
-    for program in [Some("kubectl".into()), Some(named.unwrap_or(built))].into_iter().flatten() {
-        let version = Command::new(&program).args(["version", "--client"]).output().await;
+    for program in [Some("kubectl".into()), Some(named.unwrap_or(built))]
+        .into_iter()
+        .flatten()
+    {
+        let version = Command::new(&program)
+            .args(["version", "--client"])
+            .output()
+            .await;
         if version.is_ok_and(|v| v.status.success()) {
             found.push(program);
         }

@@ -36,7 +36,9 @@ impl Address {
         }
         let (scheme, rest) = before.split_once(':')?;
         let good = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+            && scheme
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
         if !good {
             return None;
         }
@@ -44,7 +46,10 @@ impl Address {
         if let Some(rest) = rest.strip_prefix("//") {
             let end = rest.find('/').unwrap_or(rest.len());
             let authority = &rest[..end];
-            out.host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned();
+            out.host = authority
+                .rsplit_once('@')
+                .map_or(authority, |(_, host)| host)
+                .to_owned();
             out.path = rest[end..].to_owned();
             let port_is_number = out.port().bytes().all(|b| b.is_ascii_digit());
             return port_is_number.then_some(out);
@@ -56,7 +61,10 @@ impl Address {
     fn split(&self) -> (&str, &str) {
         let after_brackets = self.host.rfind(']').map_or(0, |i| i + 1);
         match self.host[after_brackets..].rfind(':') {
-            Some(i) => (&self.host[..after_brackets + i], &self.host[after_brackets + i + 1..]),
+            Some(i) => (
+                &self.host[..after_brackets + i],
+                &self.host[after_brackets + i + 1..],
+            ),
             None => (&self.host, ""),
         }
     }
@@ -80,7 +88,9 @@ impl Address {
         let mut map: HashMap<String, Vec<Cel>> = HashMap::new();
         for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            map.entry(decoded(key)).or_default().push(decoded(value).into());
+            map.entry(decoded(key))
+                .or_default()
+                .push(decoded(value).into());
         }
         let map: HashMap<String, Cel> = map
             .into_iter()
@@ -114,7 +124,9 @@ pub(super) fn call(name: &str, value: &Cel) -> Option<Result<Cel, String>> {
         ("isURL", Cel::String(text)) => Some(Ok(Cel::Bool(Address::parse(text).is_some()))),
         ("url", Cel::String(text)) => Some(match Address::parse(text) {
             Some(address) => Ok(Cel::Opaque(Arc::new(address))),
-            None => Err(format!("URL parse error during conversion from string: parse {text:?}: invalid URI for request")),
+            None => Err(format!(
+                "URL parse error during conversion from string: parse {text:?}: invalid URI for request"
+            )),
         }),
         (name, Cel::Opaque(opaque)) => {
             let address = opaque.downcast_ref::<Address>()?;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-
 use kube_cel::cel::common::ast::SourceInfo;
 use serde_json::{Value, json};
 
@@ -52,7 +51,11 @@ pub(in crate::schema) fn check_rules(root: &Node, path: &str) -> Vec<FieldError>
         return shape;
     }
     stack::with_room(|| check_expressions(root, path)).unwrap_or_else(|| {
-        vec![FieldError::invalid(path, &Value::Null, "validation rules could not be checked")]
+        vec![FieldError::invalid(
+            path,
+            &Value::Null,
+            "validation rules could not be checked",
+        )]
     })
 }
 
@@ -66,7 +69,9 @@ fn check_expressions(root: &Node, path: &str) -> Vec<FieldError> {
     };
     check_node(root, path, context, &mut budget, &mut errors);
     if budget.total > TOTAL_LIMIT {
-        budget.rules.sort_by_key(|(_, cost)| std::cmp::Reverse(*cost));
+        budget
+            .rules
+            .sort_by_key(|(_, cost)| std::cmp::Reverse(*cost));
         for (path, _) in budget.rules.iter().take(4) {
             errors.push(FieldError::forbidden(
                 path.as_str(),
@@ -74,7 +79,10 @@ fn check_expressions(root: &Node, path: &str) -> Vec<FieldError> {
             ));
         }
         let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
-        errors.push(FieldError::forbidden(path, &over(what, budget.total, TOTAL_LIMIT)));
+        errors.push(FieldError::forbidden(
+            path,
+            &over(what, budget.total, TOTAL_LIMIT),
+        ));
     }
     errors
 }
@@ -89,9 +97,17 @@ fn check_shapes(node: &Node, path: &str, errors: &mut Vec<FieldError>) {
         if trimmed.is_empty() {
             errors.push(FieldError::required(at("rule"), "rule is not specified"));
         } else if !rule.message.is_empty() && message.is_empty() {
-            errors.push(FieldError::invalid(at("message"), &text(&rule.message), "must be non-empty if specified"));
+            errors.push(FieldError::invalid(
+                at("message"),
+                &text(&rule.message),
+                "must be non-empty if specified",
+            ));
         } else if lines(message) {
-            errors.push(FieldError::invalid(at("message"), &text(&rule.message), "must not contain line breaks"));
+            errors.push(FieldError::invalid(
+                at("message"),
+                &text(&rule.message),
+                "must not contain line breaks",
+            ));
         } else if lines(trimmed) && message.is_empty() {
             errors.push(FieldError::required(
                 at("message"),
@@ -105,18 +121,34 @@ fn check_shapes(node: &Node, path: &str, errors: &mut Vec<FieldError>) {
             ));
         }
         if let Some(reason) = rule.reason.as_deref().filter(|r| !REASONS.contains(r)) {
-            errors.push(FieldError::not_supported(at("reason"), &text(reason), &REASONS));
+            errors.push(FieldError::not_supported(
+                at("reason"),
+                &text(reason),
+                &REASONS,
+            ));
         }
         if !rule.field_path.is_empty() {
             let given = text(&rule.field_path);
             if rule.field_path.trim().is_empty() {
-                errors.push(FieldError::invalid(at("fieldPath"), &given, "must be non-empty if specified"));
+                errors.push(FieldError::invalid(
+                    at("fieldPath"),
+                    &given,
+                    "must be non-empty if specified",
+                ));
             }
             if lines(&rule.field_path) {
-                errors.push(FieldError::invalid(at("fieldPath"), &given, "must not contain line breaks"));
+                errors.push(FieldError::invalid(
+                    at("fieldPath"),
+                    &given,
+                    "must not contain line breaks",
+                ));
             }
             if resolve(&rule.field_path, node, true).is_err() {
-                errors.push(FieldError::invalid(at("fieldPath"), &given, "must be a valid path"));
+                errors.push(FieldError::invalid(
+                    at("fieldPath"),
+                    &given,
+                    "must be a valid path",
+                ));
             }
         }
     }
@@ -141,19 +173,35 @@ fn inner<'a>(node: &'a Node, path: &str) -> Vec<(&'a Node, String)> {
     all
 }
 
-fn check_node(node: &Node, path: &str, context: Context<'_>, budget: &mut Budget, errors: &mut Vec<FieldError>) {
+fn check_node(
+    node: &Node,
+    path: &str,
+    context: Context<'_>,
+    budget: &mut Budget,
+    errors: &mut Vec<FieldError>,
+) {
     if !node.has_rules {
         return;
     }
     for (i, rule) in node.validations.iter().flatten().enumerate() {
-        check_rule(rule, node, &format!("{path}.x-kubernetes-validations[{i}]"), context, budget, errors);
+        check_rule(
+            rule,
+            node,
+            &format!("{path}.x-kubernetes-validations[{i}]"),
+            context,
+            budget,
+            errors,
+        );
     }
     let occurs = context
         .occurs
         .zip(children(node))
         .map(|(outer, each)| outer.saturating_mul(each));
     for (schema, here) in inner(node, path) {
-        let is_item = node.items.as_deref().is_some_and(|items| std::ptr::eq(items, schema));
+        let is_item = node
+            .items
+            .as_deref()
+            .is_some_and(|items| std::ptr::eq(items, schema));
         let uncorrelated = match &node.list {
             ListType::Map(_) => context.uncorrelated,
             _ if is_item => context.uncorrelated.or(Some(path)),
@@ -178,15 +226,27 @@ fn check_rule(
 ) {
     let optional = rule.optional_old_self == Some(true);
     let here = format!("{path}.rule");
-    let parsed = expression(&rule.rule, node, context.resource, optional, &BOOL, "cel expression must evaluate to a bool");
+    let parsed = expression(
+        &rule.rule,
+        node,
+        context.resource,
+        optional,
+        &BOOL,
+        "cel expression must evaluate to a bool",
+    );
     let (cost, uses_old_self) = match &parsed {
         Ok(good) => (good.cost, good.uses_old_self),
         Err(_) => (0, false),
     };
-    let times = context.occurs.unwrap_or_else(|| cardinality(smallest(node)));
+    let times = context
+        .occurs
+        .unwrap_or_else(|| cardinality(smallest(node)));
     let cost = cost.saturating_mul(times);
     if cost > RULE_LIMIT {
-        errors.push(FieldError::forbidden(here.as_str(), &over("estimated rule cost", cost, RULE_LIMIT)));
+        errors.push(FieldError::forbidden(
+            here.as_str(),
+            &over("estimated rule cost", cost, RULE_LIMIT),
+        ));
     }
     budget.total = budget.total.saturating_add(cost);
     budget.rules.push((here.clone(), cost));
@@ -216,17 +276,25 @@ fn check_rule(
                 budget.rules.push((at, good.cost));
             }
             Err(detail) => {
-                let detail = detail.strip_prefix("compilation").map_or(detail.clone(), |rest| {
-                    format!("messageExpression compilation{rest}")
-                });
+                let detail = detail
+                    .strip_prefix("compilation")
+                    .map_or(detail.clone(), |rest| {
+                        format!("messageExpression compilation{rest}")
+                    });
                 errors.push(shown(at, &detail));
             }
         }
     }
     if uses_old_self {
         if let Some(around) = context.uncorrelated {
-            let detail = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {around}");
-            errors.push(FieldError::invalid(here, &Value::from(rule.rule.as_ref()), &detail));
+            let detail = format!(
+                "oldSelf cannot be used on the uncorrelatable portion of the schema within {around}"
+            );
+            errors.push(FieldError::invalid(
+                here,
+                &Value::from(rule.rule.as_ref()),
+                &detail,
+            ));
         }
     } else if let Some(given) = rule.optional_old_self {
         errors.push(FieldError::invalid(
@@ -307,7 +375,13 @@ fn ids(info: &SourceInfo) -> impl Iterator<Item = (u64, usize)> + '_ {
 fn line_and_column(source: &str, offset: usize) -> (isize, isize) {
     let before: String = source.chars().take(offset).collect();
     let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    let column = before
+        .rsplit('\n')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .count()
+        + 1;
     (
         isize::try_from(line).unwrap_or(isize::MAX),
         isize::try_from(column).unwrap_or(isize::MAX),
@@ -346,4 +420,3 @@ fn over(what: &str, cost: u64, limit: u64) -> String {
     };
     format!("{what} exceeds budget by factor of {shown} {ADVICE}")
 }
-

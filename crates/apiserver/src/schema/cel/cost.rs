@@ -20,7 +20,12 @@ fn traversal(value: &Val<'_>) -> f64 {
     match value {
         Val::Plain(Cel::String(text)) => scaled(text.len() as u64, CHARACTER),
         Val::Plain(Cel::Bytes(bytes)) => scaled(bytes.len() as u64, CHARACTER),
-        value if value.is_list() => value.items().unwrap_or_default().iter().map(traversal).sum(),
+        value if value.is_list() => value
+            .items()
+            .unwrap_or_default()
+            .iter()
+            .map(traversal)
+            .sum(),
         value if value.is_map() => value
             .entries()
             .unwrap_or_default()
@@ -55,12 +60,14 @@ pub(super) fn call(name: &str, target: Option<&Val<'_>>, args: &[Val<'_>]) -> f6
             text(0, 1.0) + args.iter().map(traversal).sum::<f64>() * CHARACTER
         }
         "contains" => text(0, 1.0) * text(1, 1.0),
-        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" | "reverse" | "slice" | "flatten"
-        | "first" | "last" => all.first().map_or(1.0, |v| traversal(v)),
+        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" | "reverse" | "slice"
+        | "flatten" | "first" | "last" => all.first().map_or(1.0, |v| traversal(v)),
         // Not in upstream's count, and slower than one look at each item.
         "distinct" | "sort" | "sortBy" => scaled(size(0) * size(0), CHARACTER).max(1.0),
         "sets.contains" | "sets.intersects" | "sets.equivalent" => {
-            let pairs = size(0).saturating_mul(size(1)).saturating_mul(if name == "sets.equivalent" { 2 } else { 1 });
+            let pairs = size(0)
+                .saturating_mul(size(1))
+                .saturating_mul(if name == "sets.equivalent" { 2 } else { 1 });
             scaled(pairs, 1.0).max(1.0)
         }
         "replace" => {
@@ -69,16 +76,34 @@ pub(super) fn call(name: &str, target: Option<&Val<'_>>, args: &[Val<'_>]) -> f6
             text(0, 2.0) + scaled(found.saturating_mul(size(2)), CHARACTER)
         }
         "split" => text(0, 2.0),
-        "join" => all.first().map_or(1.0, |v| traversal(v)) + scaled(size(0).saturating_mul(size(1)), CHARACTER),
+        "join" => {
+            all.first().map_or(1.0, |v| traversal(v))
+                + scaled(size(0).saturating_mul(size(1)), CHARACTER)
+        }
         "find" | "findAll" => matching(
             usize::try_from(size(0)).unwrap_or(usize::MAX),
             usize::try_from(size(1)).unwrap_or(usize::MAX),
         )
         .max(1.0),
         "validate" => matching(usize::try_from(size(1)).unwrap_or(usize::MAX), 128),
-        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "jsonpatch.escapeKey" | "cidr" | "isIP"
-        | "isCIDR" | "ip" | "quantity" | "isQuantity" | "semver" | "isSemver" | "isURL" | "duration"
-        | "timestamp" | "charAt" => text(0, 1.0),
+        "url"
+        | "lowerAscii"
+        | "upperAscii"
+        | "substring"
+        | "trim"
+        | "jsonpatch.escapeKey"
+        | "cidr"
+        | "isIP"
+        | "isCIDR"
+        | "ip"
+        | "quantity"
+        | "isQuantity"
+        | "semver"
+        | "isSemver"
+        | "isURL"
+        | "duration"
+        | "timestamp"
+        | "charAt" => text(0, 1.0),
         "ip.isCanonical" => text(0, 2.0),
         _ => 1.0,
     }

@@ -15,7 +15,10 @@ pub(super) struct Size {
 }
 
 impl Size {
-    pub(super) const UNKNOWN: Self = Self { min: 0, max: u64::MAX };
+    pub(super) const UNKNOWN: Self = Self {
+        min: 0,
+        max: u64::MAX,
+    };
 
     pub(super) fn exactly(n: u64) -> Self {
         Self { min: n, max: n }

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube_cel::cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
+use kube_cel::cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators,
+};
 use kube_cel::cel::{IdedExpr, Value as Cel};
 use regex::Regex;
 
@@ -111,7 +113,9 @@ impl Run {
                 self.charge(1.0)?;
                 if select.test {
                     return Ok(Val::bool(match &operand {
-                        Val::Optional(inner) => inner.as_ref().is_some_and(|v| v.get(&select.field).is_some()),
+                        Val::Optional(inner) => inner
+                            .as_ref()
+                            .is_some_and(|v| v.get(&select.field).is_some()),
                         other => other.get(&select.field).is_some(),
                     }));
                 }
@@ -180,7 +184,9 @@ impl Run {
             let inner = Scope::Bound(&fold.iter_var, item, &outer);
             let next = match (&accumulated, step(&fold.loop_step)) {
                 (Err(fault), Some(decides)) => {
-                    let Some(arm) = decides.arm else { return Err(fault.clone()) };
+                    let Some(arm) = decides.arm else {
+                        return Err(fault.clone());
+                    };
                     match self.eval(arm, &inner) {
                         Ok(value) if value.as_bool() == Some(decides.at) => Ok(value),
                         Err(Fault::Limit) => return Err(Fault::Limit),
@@ -202,8 +208,12 @@ impl Run {
     fn call<'a>(&mut self, call: &CallExpr, scope: &Scope<'_, 'a>) -> Outcome<'a> {
         let name = call.func_name.as_str();
         match (name, call.args.as_slice()) {
-            (operators::LOGICAL_AND, [left, right]) => return self.junction(left, right, scope, false),
-            (operators::LOGICAL_OR, [left, right]) => return self.junction(left, right, scope, true),
+            (operators::LOGICAL_AND, [left, right]) => {
+                return self.junction(left, right, scope, false);
+            }
+            (operators::LOGICAL_OR, [left, right]) => {
+                return self.junction(left, right, scope, true);
+            }
             (operators::CONDITIONAL, [condition, yes, no]) => {
                 return match self.eval(condition, scope)?.as_bool() {
                     Some(true) => self.eval(yes, scope),
@@ -224,7 +234,9 @@ impl Run {
                     return no_overload();
                 };
                 self.charge(1.0)?;
-                return Ok(Val::Optional(inside(&operand).and_then(|v| v.get(&name)).map(Rc::new)));
+                return Ok(Val::Optional(
+                    inside(&operand).and_then(|v| v.get(&name)).map(Rc::new),
+                ));
             }
             _ => {}
         }
@@ -253,12 +265,22 @@ impl Run {
         self.apply(name, target.as_ref(), &args)
     }
 
-    fn all<'a>(&mut self, exprs: &[IdedExpr], scope: &Scope<'_, 'a>) -> Result<Vec<Val<'a>>, Fault> {
+    fn all<'a>(
+        &mut self,
+        exprs: &[IdedExpr],
+        scope: &Scope<'_, 'a>,
+    ) -> Result<Vec<Val<'a>>, Fault> {
         exprs.iter().map(|expr| self.eval(expr, scope)).collect()
     }
 
     /// `&&` and `||`: a side that decides makes the other's failure irrelevant.
-    fn junction<'a>(&mut self, left: &IdedExpr, right: &IdedExpr, scope: &Scope<'_, 'a>, decides: bool) -> Outcome<'a> {
+    fn junction<'a>(
+        &mut self,
+        left: &IdedExpr,
+        right: &IdedExpr,
+        scope: &Scope<'_, 'a>,
+        decides: bool,
+    ) -> Outcome<'a> {
         let mut fault = None;
         for side in [left, right] {
             match self.eval(side, scope) {
@@ -267,7 +289,9 @@ impl Run {
                 Ok(value) => match value.as_bool() {
                     Some(b) if b == decides => return Ok(Val::bool(decides)),
                     Some(_) => {}
-                    None => fault = fault.or_else(|| Some(Fault::Failed("no such overload".into()))),
+                    None => {
+                        fault = fault.or_else(|| Some(Fault::Failed("no such overload".into())))
+                    }
                 },
             }
         }
@@ -275,12 +299,22 @@ impl Run {
     }
 
     /// The macros that bind a key and a value, which the parser leaves as calls.
-    fn macro_of_two<'a>(&mut self, call: &CallExpr, target: &IdedExpr, scope: &Scope<'_, 'a>) -> Option<Outcome<'a>> {
+    fn macro_of_two<'a>(
+        &mut self,
+        call: &CallExpr,
+        target: &IdedExpr,
+        scope: &Scope<'_, 'a>,
+    ) -> Option<Outcome<'a>> {
         let two = two_variables(call)?;
         Some(self.fold_two(&two, target, scope))
     }
 
-    fn fold_two<'a>(&mut self, two: &TwoVariables<'_>, target: &IdedExpr, scope: &Scope<'_, 'a>) -> Outcome<'a> {
+    fn fold_two<'a>(
+        &mut self,
+        two: &TwoVariables<'_>,
+        target: &IdedExpr,
+        scope: &Scope<'_, 'a>,
+    ) -> Outcome<'a> {
         let range = self.eval(target, scope)?;
         let mut fault = None;
         let (mut hits, mut list, mut map) = (0, Vec::new(), Vec::new());
@@ -306,7 +340,9 @@ impl Run {
                 "existsOne" | "exists_one" => hits += u32::from(result?.as_bool() == Some(true)),
                 "transformList" => list.push(result?),
                 "transformMap" => {
-                    let Val::Plain(key) = key else { return no_overload() };
+                    let Val::Plain(key) = key else {
+                        return no_overload();
+                    };
                     map.push((key, result?));
                 }
                 _ => map.extend(result?.entries().unwrap_or_default()),
@@ -328,9 +364,9 @@ impl Run {
         match (name, args) {
             ("optional.none", []) => Ok(Val::Optional(None)),
             ("optional.of", [value]) => Ok(Val::Optional(Some(Rc::new(value.clone())))),
-            ("optional.ofNonZeroValue", [value]) => {
-                Ok(Val::Optional((!zero(value)).then(|| Rc::new(value.clone()))))
-            }
+            ("optional.ofNonZeroValue", [value]) => Ok(Val::Optional(
+                (!zero(value)).then(|| Rc::new(value.clone())),
+            )),
             _ => self.library(name, None, args),
         }
     }
@@ -344,7 +380,9 @@ impl Run {
     ) -> Option<Outcome<'a>> {
         Some(match (name, args) {
             ("hasValue", []) => Ok(Val::bool(inner.is_some())),
-            ("value", []) => inner.cloned().map_or_else(|| failed("optional.none() dereference"), Ok),
+            ("value", []) => inner
+                .cloned()
+                .map_or_else(|| failed("optional.none() dereference"), Ok),
             ("or", [other]) => match inner {
                 Some(value) => Ok(Val::Optional(Some(Rc::new(value.clone())))),
                 None => self.eval(other, scope),
@@ -391,7 +429,9 @@ impl Run {
             (operators::IN, None, [item, container]) => self.contained(item, container),
             (operators::LOGICAL_NOT, None, [value]) => {
                 self.charge(1.0)?;
-                value.as_bool().map_or_else(no_overload, |b| Ok(Val::bool(!b)))
+                value
+                    .as_bool()
+                    .map_or_else(no_overload, |b| Ok(Val::bool(!b)))
             }
             (operators::ADD, None, [a, b]) if a.is_list() && b.is_list() => self.concatenated(a, b),
             ("size", Some(value), []) | ("size", None, [value]) => {
@@ -400,7 +440,9 @@ impl Run {
                     || value.is_map()
                     || matches!(value, Val::Plain(Cel::String(_) | Cel::Bytes(_)));
                 if sized {
-                    Ok(Val::Plain(Cel::Int(i64::try_from(value.size()).unwrap_or(i64::MAX))))
+                    Ok(Val::Plain(Cel::Int(
+                        i64::try_from(value.size()).unwrap_or(i64::MAX),
+                    )))
                 } else {
                     no_overload()
                 }
@@ -408,7 +450,11 @@ impl Run {
             ("first" | "last", Some(list), []) if list.is_list() => {
                 self.charge(1.0)?;
                 let items = list.items().unwrap_or_default();
-                let found = if name == "first" { items.first() } else { items.last() };
+                let found = if name == "first" {
+                    items.first()
+                } else {
+                    items.last()
+                };
                 Ok(Val::Optional(found.cloned().map(Rc::new)))
             }
             ("type", None, [value]) => {
@@ -424,12 +470,23 @@ impl Run {
                 match text.as_str() {
                     "true" | "True" | "TRUE" | "t" | "1" => Ok(Val::bool(true)),
                     "false" | "False" | "FALSE" | "f" | "0" => Ok(Val::bool(false)),
-                    _ => failed(format!("type conversion error from 'string' to 'bool': {text:?}")),
+                    _ => failed(format!(
+                        "type conversion error from 'string' to 'bool': {text:?}"
+                    )),
                 }
             }
             ("bool", None, [Val::Plain(Cel::Bool(b))]) => Ok(Val::bool(*b)),
-            ("matches", Some(text), [pattern]) | ("matches", None, [text, pattern]) => self.matches(text, pattern),
-            (operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS, None, [a, b]) => {
+            ("matches", Some(text), [pattern]) | ("matches", None, [text, pattern]) => {
+                self.matches(text, pattern)
+            }
+            (
+                operators::LESS
+                | operators::LESS_EQUALS
+                | operators::GREATER
+                | operators::GREATER_EQUALS,
+                None,
+                [a, b],
+            ) => {
                 self.charge(cost::ordering(a, b))?;
                 compare(name, a, b)
             }
@@ -437,7 +494,12 @@ impl Run {
         }
     }
 
-    fn library<'a>(&mut self, name: &str, target: Option<&Val<'a>>, args: &[Val<'a>]) -> Outcome<'a> {
+    fn library<'a>(
+        &mut self,
+        name: &str,
+        target: Option<&Val<'a>>,
+        args: &[Val<'a>],
+    ) -> Outcome<'a> {
         self.charge(cost::call(name, target, args))?;
         if let ([value], None) | ([], Some(value)) = (args, target)
             && let Val::Plain(value) = value
@@ -448,9 +510,15 @@ impl Run {
         let target = target.map(Val::to_library);
         let args: Vec<Cel> = args.iter().map(Val::to_library).collect();
         let result = match (name, target, args.as_slice()) {
-            (operators::ADD | operators::SUBSTRACT | operators::MULTIPLY | operators::DIVIDE | operators::MODULO, None, [a, b]) => {
-                library::call(name, None, vec![a.clone(), b.clone()])
-            }
+            (
+                operators::ADD
+                | operators::SUBSTRACT
+                | operators::MULTIPLY
+                | operators::DIVIDE
+                | operators::MODULO,
+                None,
+                [a, b],
+            ) => library::call(name, None, vec![a.clone(), b.clone()]),
             (_, target, _) => library::call(name, target, args),
         };
         result
@@ -459,7 +527,8 @@ impl Run {
     }
 
     fn matches<'a>(&mut self, text: &Val<'a>, pattern: &Val<'a>) -> Outcome<'a> {
-        let (Val::Plain(Cel::String(text)), Val::Plain(Cel::String(pattern))) = (text, pattern) else {
+        let (Val::Plain(Cel::String(text)), Val::Plain(Cel::String(pattern))) = (text, pattern)
+        else {
             return no_overload();
         };
         self.charge(cost::matching(text.len(), pattern.len()))?;
@@ -470,7 +539,8 @@ impl Run {
             if self.patterns.len() >= 64 {
                 self.patterns.clear();
             }
-            self.patterns.insert(pattern.to_string(), node::compile(pattern).ok());
+            self.patterns
+                .insert(pattern.to_string(), node::compile(pattern).ok());
         }
         match self.patterns.get(pattern.as_str()) {
             Some(Some(regex)) => Ok(Val::bool(regex.is_match(text))),
@@ -482,7 +552,9 @@ impl Run {
         if container.is_map() {
             self.charge(1.0)?;
             return Ok(Val::bool(match item {
-                Val::Plain(Cel::String(name)) if !matches!(container, Val::Map(_)) => container.get(name).is_some(),
+                Val::Plain(Cel::String(name)) if !matches!(container, Val::Map(_)) => {
+                    container.get(name).is_some()
+                }
                 Val::Plain(key) => container
                     .entries()
                     .unwrap_or_default()
@@ -559,14 +631,20 @@ impl Run {
             },
             _ if a.is_list() && b.is_list() => self.equal_lists(a, b, depth),
             _ if a.is_map() && b.is_map() => {
-                let (x, y) = (a.entries().unwrap_or_default(), b.entries().unwrap_or_default());
+                let (x, y) = (
+                    a.entries().unwrap_or_default(),
+                    b.entries().unwrap_or_default(),
+                );
                 if x.len() != y.len() {
                     return Ok(false);
                 }
                 for (key, value) in &x {
                     let other = match key {
                         Cel::String(name) => b.get(name),
-                        key => y.iter().find(|(k, _)| same_scalar(k, key)).map(|(_, v)| v.clone()),
+                        key => y
+                            .iter()
+                            .find(|(k, _)| same_scalar(k, key))
+                            .map(|(_, v)| v.clone()),
                     };
                     let same = match other {
                         Some(other) => self.equal(value, &other, depth + 1)?,
@@ -615,7 +693,9 @@ struct Decides<'e> {
 }
 
 fn step(expr: &IdedExpr) -> Option<Decides<'_>> {
-    let Expr::Call(call) = &expr.expr else { return None };
+    let Expr::Call(call) = &expr.expr else {
+        return None;
+    };
     let at = match call.func_name.as_str() {
         operators::LOGICAL_OR => true,
         operators::LOGICAL_AND => false,
@@ -647,7 +727,8 @@ pub(super) struct TwoVariables<'e> {
 pub(super) fn two_variables(call: &CallExpr) -> Option<TwoVariables<'_>> {
     let (key, value, filter, body) = match (call.func_name.as_str(), call.args.as_slice()) {
         (
-            "all" | "exists" | "existsOne" | "exists_one" | "transformList" | "transformMap" | "transformMapEntry",
+            "all" | "exists" | "existsOne" | "exists_one" | "transformList" | "transformMap"
+            | "transformMapEntry",
             [key, value, body],
         ) => (key, value, None, body),
         ("transformList" | "transformMap" | "transformMapEntry", [key, value, filter, body]) => {
@@ -673,7 +754,10 @@ fn keys_or_items<'a>(range: &Val<'a>) -> Result<Vec<Val<'a>>, Fault> {
         return Ok(items);
     }
     match range.entries() {
-        Some(entries) => Ok(entries.into_iter().map(|(key, _)| Val::Plain(key)).collect()),
+        Some(entries) => Ok(entries
+            .into_iter()
+            .map(|(key, _)| Val::Plain(key))
+            .collect()),
         None => no_overload(),
     }
 }
@@ -682,11 +766,19 @@ fn pairs<'a>(range: &Val<'a>) -> Result<Vec<(Val<'a>, Val<'a>)>, Fault> {
     if let Some(items) = range.items() {
         let numbered = items.into_iter().enumerate();
         return Ok(numbered
-            .map(|(i, v)| (Val::Plain(Cel::Int(i64::try_from(i).unwrap_or(i64::MAX))), v))
+            .map(|(i, v)| {
+                (
+                    Val::Plain(Cel::Int(i64::try_from(i).unwrap_or(i64::MAX))),
+                    v,
+                )
+            })
             .collect());
     }
     match range.entries() {
-        Some(entries) => Ok(entries.into_iter().map(|(key, v)| (Val::Plain(key), v)).collect()),
+        Some(entries) => Ok(entries
+            .into_iter()
+            .map(|(key, v)| (Val::Plain(key), v))
+            .collect()),
         None => no_overload(),
     }
 }
@@ -733,14 +825,20 @@ fn field<'a>(operand: &Val<'a>, name: &str) -> Outcome<'a> {
         Val::Optional(inner) => Ok(Val::Optional(
             inner.as_ref().and_then(|v| v.get(name)).map(Rc::new),
         )),
-        other if other.is_map() => other.get(name).map_or_else(|| failed(format!("no such key: {name}")), Ok),
+        other if other.is_map() => other
+            .get(name)
+            .map_or_else(|| failed(format!("no such key: {name}")), Ok),
         _ => no_overload(),
     }
 }
 
 fn index<'a>(container: Option<&Val<'a>>, key: &Val<'a>) -> Result<Option<Val<'a>>, Fault> {
-    let Some(container) = container else { return Ok(None) };
-    let Val::Plain(key) = key else { return no_overload() };
+    let Some(container) = container else {
+        return Ok(None);
+    };
+    let Val::Plain(key) = key else {
+        return no_overload();
+    };
     if container.is_map() {
         return Ok(match key {
             Cel::String(name) => container.get(name),
@@ -752,9 +850,14 @@ fn index<'a>(container: Option<&Val<'a>>, key: &Val<'a>) -> Result<Option<Val<'a
                 .map(|(_, v)| v),
         });
     }
-    let Some(place) = whole(key) else { return no_overload() };
+    let Some(place) = whole(key) else {
+        return no_overload();
+    };
     match container {
-        Val::List(list) => Ok(usize::try_from(place).ok().and_then(|i| list.get(i)).cloned()),
+        Val::List(list) => Ok(usize::try_from(place)
+            .ok()
+            .and_then(|i| list.get(i))
+            .cloned()),
         Val::Data(serde_json::Value::Array(list), schema, _) => Ok(usize::try_from(place)
             .ok()
             .and_then(|i| list.get(i))
@@ -775,8 +878,12 @@ fn whole(key: &Cel) -> Option<i64> {
 }
 
 fn compare<'a>(operator: &str, a: &Val<'a>, b: &Val<'a>) -> Outcome<'a> {
-    let (Val::Plain(x), Val::Plain(y)) = (a, b) else { return no_overload() };
-    let Some(order) = order(x, y) else { return no_overload() };
+    let (Val::Plain(x), Val::Plain(y)) = (a, b) else {
+        return no_overload();
+    };
+    let Some(order) = order(x, y) else {
+        return no_overload();
+    };
     Ok(Val::bool(match operator {
         operators::LESS => order.is_lt(),
         operators::LESS_EQUALS => order.is_le(),
@@ -826,7 +933,9 @@ pub(super) fn mentions(expr: &IdedExpr, variable: &str) -> bool {
     match &expr.expr {
         Expr::Ident(name) => name == variable,
         Expr::Select(select) => mentions(&select.operand, variable),
-        Expr::Call(call) => call.target.as_ref().is_some_and(|t| mentions(t, variable)) || any(&call.args),
+        Expr::Call(call) => {
+            call.target.as_ref().is_some_and(|t| mentions(t, variable)) || any(&call.args)
+        }
         Expr::List(list) => any(&list.elements),
         Expr::Map(map) => map.entries.iter().any(|entry| match &entry.expr {
             EntryExpr::MapEntry(e) => mentions(&e.key, variable) || mentions(&e.value, variable),
@@ -836,9 +945,15 @@ pub(super) fn mentions(expr: &IdedExpr, variable: &str) -> bool {
             EntryExpr::MapEntry(e) => mentions(&e.key, variable) || mentions(&e.value, variable),
             EntryExpr::StructField(f) => mentions(&f.value, variable),
         }),
-        Expr::Comprehension(c) => [&c.iter_range, &c.accu_init, &c.loop_cond, &c.loop_step, &c.result]
-            .iter()
-            .any(|e| mentions(e, variable)),
+        Expr::Comprehension(c) => [
+            &c.iter_range,
+            &c.accu_init,
+            &c.loop_cond,
+            &c.loop_step,
+            &c.result,
+        ]
+        .iter()
+        .any(|e| mentions(e, variable)),
         Expr::Literal(_) | Expr::Unspecified => false,
     }
 }

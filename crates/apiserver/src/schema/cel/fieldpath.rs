@@ -6,7 +6,11 @@ use crate::schema::node::{Additional, Node};
 ///
 /// # Errors
 /// What is wrong with the path, in upstream's words.
-pub(in crate::schema) fn resolve<'a>(path: &str, node: &'a Node, brackets: bool) -> Result<(String, &'a Node), String> {
+pub(in crate::schema) fn resolve<'a>(
+    path: &str,
+    node: &'a Node,
+    brackets: bool,
+) -> Result<(String, &'a Node), String> {
     let mut shown = String::new();
     let mut here = node;
     let mut rest = path;
@@ -27,7 +31,10 @@ pub(in crate::schema) fn resolve<'a>(path: &str, node: &'a Node, brackets: bool)
             }
             (after[..end].to_owned(), &after[end..])
         } else {
-            let end = rest.find(['.', '[', ']']).filter(|end| *end > 0).unwrap_or(rest.len());
+            let end = rest
+                .find(['.', '[', ']'])
+                .filter(|end| *end > 0)
+                .unwrap_or(rest.len());
             return Err(format!("expected [ or . but got: {}", &rest[..end]));
         };
         rest = after;
@@ -74,7 +81,9 @@ fn quoted(text: &str) -> Result<(String, &str), String> {
                 Some((_, 't')) => name.push('\t'),
                 Some((_, 'r')) => name.push('\r'),
                 Some((_, c @ ('\'' | '\\'))) => name.push(c),
-                Some((_, c)) => return Err(format!("invalid string literal: invalid escape char \\{c}")),
+                Some((_, c)) => {
+                    return Err(format!("invalid string literal: invalid escape char \\{c}"));
+                }
                 None => break,
             },
             '\'' => {

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use kube_cel::cel::IdedExpr;
-use kube_cel::cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
+use kube_cel::cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators,
+};
 
 use super::cost::{CHARACTER, PATTERN};
 use super::estimate::{Size, largest, scaled};
@@ -118,7 +120,11 @@ impl<'a> Inference<'a> {
             ..Known::new(ty.clone(), 1)
         };
         let older = Known {
-            ty: if optional { Type::Optional(Rc::new(ty)) } else { ty },
+            ty: if optional {
+                Type::Optional(Rc::new(ty))
+            } else {
+                ty
+            },
             ..own.clone()
         };
         Some(Self {
@@ -184,7 +190,9 @@ impl<'a> Inference<'a> {
                 let (mut key, mut value) = (None, None);
                 let mut sizes: Option<(Size, Size)> = None;
                 for entry in &map.entries {
-                    let EntryExpr::MapEntry(entry) = &entry.expr else { continue };
+                    let EntryExpr::MapEntry(entry) = &entry.expr else {
+                        continue;
+                    };
                     let (k, mut v) = (self.infer(&entry.key), self.infer(&entry.value));
                     if let (true, Type::Optional(inner)) = (entry.optional, &v.ty) {
                         v.ty = inner.as_ref().clone();
@@ -216,8 +224,10 @@ impl<'a> Inference<'a> {
             None => ty,
             Some(known) => {
                 if !known.takes(&ty, &mut HashMap::new()) {
-                    self.errors
-                        .push((element.id, format!("expected type '{known}' but found '{ty}'")));
+                    self.errors.push((
+                        element.id,
+                        format!("expected type '{known}' but found '{ty}'"),
+                    ));
                 }
                 known
             }
@@ -238,7 +248,10 @@ impl<'a> Inference<'a> {
             Type::Map(_, value) => Known::new(value.as_ref().clone(), cost.saturating_add(1)),
             Type::Dyn => Known::new(Type::Dyn, cost),
             other => {
-                return self.error(expr, format!("type '{other}' does not support field selection"));
+                return self.error(
+                    expr,
+                    format!("type '{other}' does not support field selection"),
+                );
             }
         };
         out.place = Some(operand.place.map_or(Place::Lost, |place| place.field(name)));
@@ -292,8 +305,10 @@ impl<'a> Inference<'a> {
         if matches!(name, operators::LOGICAL_AND | operators::LOGICAL_OR) {
             for (arg, known) in call.args.iter().zip(&args) {
                 if !BOOL.takes(&known.ty, &mut HashMap::new()) {
-                    self.errors
-                        .push((arg.id, format!("expected type 'bool' but found '{}'", known.ty)));
+                    self.errors.push((
+                        arg.id,
+                        format!("expected type 'bool' but found '{}'", known.ty),
+                    ));
                 }
             }
             let cost = args.iter().fold(0u64, |sum, a| sum.saturating_add(a.cost));
@@ -329,12 +344,20 @@ impl<'a> Inference<'a> {
             }
         }
         let Some(first) = results.first().cloned() else {
-            let list = |args: &[Known<'a>]| args.iter().map(|a| a.ty.to_string()).collect::<Vec<_>>().join(", ");
+            let list = |args: &[Known<'a>]| {
+                args.iter()
+                    .map(|a| a.ty.to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
             let given = match target {
                 Some(target) => format!("{}.({})", target.ty, list(args)),
                 None => format!("({})", list(args)),
             };
-            return self.error(expr, format!("found no matching overload for '{name}' applied to '{given}'"));
+            return self.error(
+                expr,
+                format!("found no matching overload for '{name}' applied to '{given}'"),
+            );
         };
         self.check_literals(name, call);
         let one_type = results.iter().all(|r| r.to_string() == first.to_string());
@@ -345,7 +368,9 @@ impl<'a> Inference<'a> {
     /// Literals that can only fail.
     fn check_literals(&mut self, name: &str, call: &CallExpr) {
         let Some(arg) = call.args.last() else { return };
-        let Expr::Literal(LiteralValue::String(text)) = &arg.expr else { return };
+        let Expr::Literal(LiteralValue::String(text)) = &arg.expr else {
+            return;
+        };
         let text = text.inner();
         let wrong = match name {
             "matches" => node::compile(text).is_err(),
@@ -353,7 +378,8 @@ impl<'a> Inference<'a> {
             _ => false,
         };
         if wrong {
-            self.errors.push((arg.id, format!("invalid {name} argument")));
+            self.errors
+                .push((arg.id, format!("invalid {name} argument")));
         }
     }
 
@@ -362,7 +388,8 @@ impl<'a> Inference<'a> {
             return self.error(expr, undeclared(&call.func_name));
         };
         let target = self.infer(target);
-        let (Expr::Ident(variable), Type::Optional(inner)) = (&variable.expr, target.ty.clone()) else {
+        let (Expr::Ident(variable), Type::Optional(inner)) = (&variable.expr, target.ty.clone())
+        else {
             return self.error(expr, undeclared(&call.func_name));
         };
         let bound = Known {
@@ -415,12 +442,17 @@ impl<'a> Inference<'a> {
         let range = self.infer(&fold.iter_range);
         let start = self.infer(&fold.accu_init);
         let (key, value, list) = self.ranged(&range, &fold.iter_range);
-        let item = if list || matches!(range.ty, Type::Dyn) { value } else { key };
+        let item = if list || matches!(range.ty, Type::Dyn) {
+            value
+        } else {
+            key
+        };
         let accumulator = Known {
             place: None,
             ..start.clone()
         };
-        self.variables.push((fold.accu_var.clone(), accumulator.clone()));
+        self.variables
+            .push((fold.accu_var.clone(), accumulator.clone()));
         self.variables.push((fold.iter_var.clone(), item));
         let condition = self.infer(&fold.loop_cond);
         let step = self.infer(&fold.loop_step);
@@ -435,9 +467,14 @@ impl<'a> Inference<'a> {
 
         let count = range.size();
         let each = condition.cost.saturating_add(step.cost);
-        let cost = [range.cost, start.cost, result.cost, count.max.saturating_mul(each)]
-            .into_iter()
-            .fold(0u64, u64::saturating_add);
+        let cost = [
+            range.cost,
+            start.cost,
+            result.cost,
+            count.max.saturating_mul(each),
+        ]
+        .into_iter()
+        .fold(0u64, u64::saturating_add);
         let mut out = Known::new(result.ty, cost);
         if matches!(fold.accu_init.expr, Expr::List(_) | Expr::Map(_)) {
             out.size = Some(count);
@@ -470,7 +507,10 @@ impl<'a> Inference<'a> {
             .cost
             .saturating_add(filter.as_ref().map_or(0, |(_, f)| f.cost))
             .saturating_add(if wants_bool { 3 } else { 13 });
-        let cost = range.cost.saturating_add(count.max.saturating_mul(each)).saturating_add(1);
+        let cost = range
+            .cost
+            .saturating_add(count.max.saturating_mul(each))
+            .saturating_add(1);
         let ty = match two.name {
             "transformList" => Type::List(Rc::new(body.ty.clone())),
             "transformMap" => Type::Map(Rc::new(key_type), Rc::new(body.ty.clone())),
@@ -534,20 +574,38 @@ fn estimated<'a>(
         }
         operators::EQUALS | operators::NOT_EQUALS => {
             let opaque = |known: &Known<'_>| matches!(known.ty, Type::Named(name) if name.contains('.') && !name.starts_with("google"));
-            if args.iter().all(opaque) { 1 } else { scaled(size(0).max.min(size(1).max), CHARACTER) }
+            if args.iter().all(opaque) {
+                1
+            } else {
+                scaled(size(0).max.min(size(1).max), CHARACTER)
+            }
         }
-        operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS => {
+        operators::LESS
+        | operators::LESS_EQUALS
+        | operators::GREATER
+        | operators::GREATER_EQUALS => {
             if args.iter().any(is_text) {
                 scaled(size(0).max.min(size(1).max), CHARACTER)
             } else {
                 1
             }
         }
-        operators::ADD if args.iter().any(|a| is_text(a) || matches!(a.ty, Type::List(_))) => {
+        operators::ADD
+            if args
+                .iter()
+                .any(|a| is_text(a) || matches!(a.ty, Type::List(_))) =>
+        {
             let total = size(0).plus(size(1));
             result = Some(total);
-            entries = args[0].entries.zip(args[1].entries).map(|(a, b)| (a.0.union(b.0), a.1.union(b.1)));
-            if args.iter().any(is_text) { scaled(total.max, CHARACTER) } else { 1 }
+            entries = args[0]
+                .entries
+                .zip(args[1].entries)
+                .map(|(a, b)| (a.0.union(b.0), a.1.union(b.1)));
+            if args.iter().any(is_text) {
+                scaled(total.max, CHARACTER)
+            } else {
+                1
+            }
         }
         operators::IN if matches!(args[1].ty, Type::List(_)) => size(1).max,
         operators::INDEX | operators::OPT_INDEX => {
@@ -562,7 +620,11 @@ fn estimated<'a>(
             1
         }
         "matches" => {
-            let (text, pattern) = if target.is_some() { (of_target, size(0)) } else { (size(0), size(1)) };
+            let (text, pattern) = if target.is_some() {
+                (of_target, size(0))
+            } else {
+                (size(0), size(1))
+            };
             let one = text.plus(Size::exactly(1));
             once(one).saturating_mul(scaled(pattern.max, PATTERN))
         }
@@ -570,27 +632,46 @@ fn estimated<'a>(
         "startsWith" | "endsWith" => once(size(0)),
         "format" => once(of_target),
         "bytes" if is_text(&args[0]) => {
-            result = Some(Size { min: size(0).min, max: size(0).max.saturating_mul(4) });
+            result = Some(Size {
+                min: size(0).min,
+                max: size(0).max.saturating_mul(4),
+            });
             once(size(0))
         }
         "string" if matches!(args[0].ty, Type::Named("bytes")) => {
-            result = Some(Size { min: size(0).min / 4, max: size(0).max });
+            result = Some(Size {
+                min: size(0).min / 4,
+                max: size(0).max,
+            });
             once(size(0))
         }
         "strings.quote" => {
             let given = size(0);
-            result = Some(Size { min: given.min + 2, max: given.max.saturating_mul(2).saturating_add(2) });
+            result = Some(Size {
+                min: given.min + 2,
+                max: given.max.saturating_mul(2).saturating_add(2),
+            });
             once(given)
         }
-        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => match target.map(|t| (&t.ty, t)) {
-            Some((Type::List(item), known)) => {
-                let texts = matches!(item.as_ref(), Type::Named("string" | "bytes"));
-                let one = known.place.map_or(root, Place::item).size().unwrap_or(Size::UNKNOWN);
-                let each = if texts { 1u64.saturating_add(once(one)) } else { 1 };
-                of_target.max.saturating_mul(each)
+        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => {
+            match target.map(|t| (&t.ty, t)) {
+                Some((Type::List(item), known)) => {
+                    let texts = matches!(item.as_ref(), Type::Named("string" | "bytes"));
+                    let one = known
+                        .place
+                        .map_or(root, Place::item)
+                        .size()
+                        .unwrap_or(Size::UNKNOWN);
+                    let each = if texts {
+                        1u64.saturating_add(once(one))
+                    } else {
+                        1
+                    };
+                    of_target.max.saturating_mul(each)
+                }
+                _ => once(of_target),
             }
-            _ => once(of_target),
-        },
+        }
         "url" | "jsonpatch.escapeKey" => {
             result = Some(size(0));
             once(size(0))
@@ -613,11 +694,17 @@ fn estimated<'a>(
             scaled(of_target.max, 2.0 * CHARACTER)
         }
         "split" => {
-            result = Some(Size { min: 0, max: of_target.max });
+            result = Some(Size {
+                min: 0,
+                max: of_target.max,
+            });
             scaled(of_target.max, 2.0 * CHARACTER)
         }
         "join" => {
-            let item = target.and_then(|t| t.place).map_or(root, Place::item).size();
+            let item = target
+                .and_then(|t| t.place)
+                .map_or(root, Place::item)
+                .size();
             let between = if args.is_empty() { 0 } else { size(0).max };
             let each = item.unwrap_or(Size::UNKNOWN).max.saturating_add(between);
             let total = of_target.max.saturating_mul(each);
@@ -625,16 +712,23 @@ fn estimated<'a>(
             scaled(total, 2.0 * CHARACTER)
         }
         "find" | "findAll" => {
-            result = Some(Size { min: 0, max: of_target.max });
+            result = Some(Size {
+                min: 0,
+                max: of_target.max,
+            });
             once(of_target.plus(Size::exactly(1))).saturating_mul(scaled(size(0).max, PATTERN))
         }
-        "sets.contains" | "sets.intersects" => size(0).max.saturating_mul(size(1).max).saturating_add(1),
+        "sets.contains" | "sets.intersects" => {
+            size(0).max.saturating_mul(size(1).max).saturating_add(1)
+        }
         "sets.equivalent" => size(0)
             .max
             .saturating_mul(size(1).max)
             .saturating_mul(2)
             .saturating_add(1),
-        "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => once(size(0)),
+        "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => {
+            once(size(0))
+        }
         "ip" if target.is_none() => once(size(0)),
         "ip.isCanonical" => scaled(size(0).max, 2.0 * CHARACTER),
         "validate" => scaled(once(size(0)), 128.0 * PATTERN),

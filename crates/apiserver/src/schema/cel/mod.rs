@@ -81,7 +81,8 @@ impl Rule {
 
     fn parse(source: &Value, node: &Node) -> Self {
         let text = |key: &str| source.get(key).and_then(Value::as_str).unwrap_or_default();
-        let shown = resolve(text("fieldPath"), node, true).map_or_else(|_| String::new(), |(path, _)| path);
+        let shown =
+            resolve(text("fieldPath"), node, true).map_or_else(|_| String::new(), |(path, _)| path);
         Self {
             rule: text("rule").into(),
             message: text("message").into(),
@@ -143,7 +144,10 @@ impl Program {
             ));
         }
         let uses_old_self = eval::mentions(&expr, "oldSelf");
-        Ok(Self { expr, uses_old_self })
+        Ok(Self {
+            expr,
+            uses_old_self,
+        })
     }
 }
 
@@ -179,7 +183,6 @@ fn located(source: &str, line: isize, column: isize, message: &str) -> String {
     let dots = ".".repeat(usize::try_from(column - 1).unwrap_or(0));
     format!("ERROR: <input>:{line}:{column}: {message}\n | {shown}\n | {dots}^")
 }
-
 
 #[cfg(test)]
 mod tests;

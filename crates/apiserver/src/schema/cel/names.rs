@@ -2,8 +2,26 @@
 
 /// Words that cannot be identifiers.
 const RESERVED: [&str; 20] = [
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function",
-    "if", "import", "let", "loop", "package", "namespace", "return", "var", "void",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
 ];
 /// The parts of a name that are written otherwise.
 const PARTS: [(&str, &str); 4] = [
@@ -41,7 +59,9 @@ pub(super) fn escape(name: &str) -> Option<String> {
 
 /// The property that an identifier names.
 pub(super) fn unescape(identifier: &str) -> String {
-    if let Some(word) = identifier.strip_prefix("__").and_then(|s| s.strip_suffix("__"))
+    if let Some(word) = identifier
+        .strip_prefix("__")
+        .and_then(|s| s.strip_suffix("__"))
         && reserved(word)
     {
         return word.to_owned();
@@ -49,7 +69,8 @@ pub(super) fn unescape(identifier: &str) -> String {
     let mut out = String::with_capacity(identifier.len());
     let mut rest = identifier;
     while let Some(first) = rest.chars().next() {
-        if let Some((escaped, plain)) = PARTS.iter().find(|(escaped, _)| rest.starts_with(escaped)) {
+        if let Some((escaped, plain)) = PARTS.iter().find(|(escaped, _)| rest.starts_with(escaped))
+        {
             out.push_str(plain);
             rest = &rest[escaped.len()..];
         } else {

@@ -24,7 +24,10 @@ pub(super) fn with_room<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
 
 /// Whether an expression may nest so deep that it needs room: it cannot nest deeper than it has signs.
 pub(super) fn needs_room(source: &str) -> bool {
-    source.bytes().filter(|b| !b.is_ascii_alphanumeric() && !b" _'\",\n".contains(b)).count()
+    source
+        .bytes()
+        .filter(|b| !b.is_ascii_alphanumeric() && !b" _'\",\n".contains(b))
+        .count()
         + source.matches(" in ").count()
         > ORDINARY
 }
@@ -63,9 +66,15 @@ pub(super) fn depth(expr: &IdedExpr) -> usize {
                 }
             }
             Expr::Comprehension(fold) => {
-                [&fold.iter_range, &fold.accu_init, &fold.loop_cond, &fold.loop_step, &fold.result]
-                    .into_iter()
-                    .for_each(push);
+                [
+                    &fold.iter_range,
+                    &fold.accu_init,
+                    &fold.loop_cond,
+                    &fold.loop_step,
+                    &fold.result,
+                ]
+                .into_iter()
+                .for_each(push);
             }
             Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
         }

@@ -18,9 +18,14 @@ fn evaluate(source: &str, object: &Value, schema: &Value) -> Result<String, Faul
         let scope = Scope::Empty;
         let scope = Scope::Bound("self", Val::of(object, &node, true), &scope);
         let mut run = Run::new();
-        run.eval(&program.expr, &scope).map(|value| format!("{value:?}"))
+        run.eval(&program.expr, &scope)
+            .map(|value| format!("{value:?}"))
     };
-    if stack::needs_room(source) { stack::with_room(answer).unwrap() } else { answer() }
+    if stack::needs_room(source) {
+        stack::with_room(answer).unwrap()
+    } else {
+        answer()
+    }
 }
 
 #[test]
@@ -29,7 +34,9 @@ fn costly_rules_reach_their_limit_soon() {
         "s": {"type": "string"}, "l": {"type": "array", "items": {"type": "string"}},
         "n": {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}}});
     let words: Vec<String> = (0..50_000).map(|i| format!("word {i}")).collect();
-    let figures: Vec<Vec<u32>> = (0..2000).map(|i| (0..100).map(|j| i * j).collect()).collect();
+    let figures: Vec<Vec<u32>> = (0..2000)
+        .map(|i| (0..100).map(|j| i * j).collect())
+        .collect();
     let object = json!({"s": "a".repeat(1_000_000), "l": words, "n": figures});
     let doubled = |depth: usize| {
         let mut text = "self.s".to_owned();
@@ -61,8 +68,17 @@ fn costly_rules_reach_their_limit_soon() {
         let start = Instant::now();
         let outcome = evaluate(&rule, &object, &schema);
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(20), "{} took {took:?}", &rule[..60.min(rule.len())]);
-        assert_eq!(outcome, Err(Fault::Limit), "{}", &rule[..60.min(rule.len())]);
+        assert!(
+            took < Duration::from_secs(20),
+            "{} took {took:?}",
+            &rule[..60.min(rule.len())]
+        );
+        assert_eq!(
+            outcome,
+            Err(Fault::Limit),
+            "{}",
+            &rule[..60.min(rule.len())]
+        );
     }
 }
 
@@ -70,13 +86,30 @@ fn costly_rules_reach_their_limit_soon() {
 fn an_error_that_is_not_asked_for_is_none() {
     let schema = json!({"type": "object", "properties": {"l": {"type": "array", "items": {"type": "integer"}}}});
     let object = json!({"l": [0, 2]});
-    let good = ["self.l.exists(x, 2 / x == 1)", "!self.l.all(x, 2 / x == 2)", "true || 1 / 0 == 1", "!(1 / 0 == 1 && false)"];
+    let good = [
+        "self.l.exists(x, 2 / x == 1)",
+        "!self.l.all(x, 2 / x == 2)",
+        "true || 1 / 0 == 1",
+        "!(1 / 0 == 1 && false)",
+    ];
     for rule in good {
-        assert_eq!(evaluate(rule, &object, &schema), Ok("Plain(Bool(true))".into()), "{rule}");
+        assert_eq!(
+            evaluate(rule, &object, &schema),
+            Ok("Plain(Bool(true))".into()),
+            "{rule}"
+        );
     }
-    let bad = ["self.l.exists(x, 2 / x == 9)", "self.l.all(x, 2 / x == 1)", "false || 1 / 0 == 1"];
+    let bad = [
+        "self.l.exists(x, 2 / x == 9)",
+        "self.l.all(x, 2 / x == 1)",
+        "false || 1 / 0 == 1",
+    ];
     for rule in bad {
-        assert_eq!(evaluate(rule, &object, &schema), Err(Fault::Failed("division by zero".into())), "{rule}");
+        assert_eq!(
+            evaluate(rule, &object, &schema),
+            Err(Fault::Failed("division by zero".into())),
+            "{rule}"
+        );
     }
 }
 

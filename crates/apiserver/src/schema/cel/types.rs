@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::rc::Rc;
 
-use super::val::property;
 use super::names;
+use super::val::property;
 use crate::schema::node::{Additional, Kind, Node};
 
 /// What is known of a value before there is one.
@@ -75,7 +75,11 @@ impl<'a> Type<'a> {
     }
 
     /// The type of a field of an object; the field is named as rules name it.
-    pub(super) fn field(node: &'a Node, resource: bool, identifier: &str) -> Option<(Self, &'a Node)> {
+    pub(super) fn field(
+        node: &'a Node,
+        resource: bool,
+        identifier: &str,
+    ) -> Option<(Self, &'a Node)> {
         let plain = names::unescape(identifier);
         let schema = property(node, resource, identifier)
             .filter(|_| names::escape(identifier).is_some())
@@ -87,7 +91,12 @@ impl<'a> Type<'a> {
         match self {
             Self::Named(name) => matches!(
                 *name,
-                "bool" | "int" | "uint" | "double" | "google.protobuf.Duration" | "google.protobuf.Timestamp"
+                "bool"
+                    | "int"
+                    | "uint"
+                    | "double"
+                    | "google.protobuf.Duration"
+                    | "google.protobuf.Timestamp"
             ),
             Self::Optional(inner) => inner.is_scalar(),
             _ => false,
@@ -103,7 +112,8 @@ impl<'a> Type<'a> {
                     true
                 }
                 Some(known) => {
-                    if matches!(known, Self::Named("null")) && !matches!(other, Self::Named("null")) {
+                    if matches!(known, Self::Named("null")) && !matches!(other, Self::Named("null"))
+                    {
                         bound.insert(*name, other.clone());
                     }
                     known.takes(other, bound) || other.takes(&known, bound)
@@ -111,10 +121,14 @@ impl<'a> Type<'a> {
             },
             (Self::Dyn, _) | (_, Self::Dyn) | (Self::Type, Self::Type) => true,
             (Self::Named(a), Self::Named(b)) => {
-                a == b || (*b == "null" && !matches!(*a, "bool" | "int" | "uint" | "double" | "string" | "bytes"))
+                a == b
+                    || (*b == "null"
+                        && !matches!(*a, "bool" | "int" | "uint" | "double" | "string" | "bytes"))
             }
             (Self::Object(..) | Self::Optional(_), Self::Named("null")) => true,
-            (Self::List(a), Self::List(b)) | (Self::Optional(a), Self::Optional(b)) => a.takes(b, bound),
+            (Self::List(a), Self::List(b)) | (Self::Optional(a), Self::Optional(b)) => {
+                a.takes(b, bound)
+            }
             (Self::Map(a, b), Self::Map(c, d)) => a.takes(c, bound) && b.takes(d, bound),
             (Self::Object(a, _), Self::Object(b, _)) => std::ptr::eq(*a, *b),
             _ => false,
@@ -126,7 +140,9 @@ impl<'a> Type<'a> {
         match self {
             Self::Var(name) => bound.get(name).cloned().unwrap_or(Self::Dyn),
             Self::List(item) => Self::List(Rc::new(item.filled(bound))),
-            Self::Map(key, value) => Self::Map(Rc::new(key.filled(bound)), Rc::new(value.filled(bound))),
+            Self::Map(key, value) => {
+                Self::Map(Rc::new(key.filled(bound)), Rc::new(value.filled(bound)))
+            }
             Self::Optional(inner) => Self::Optional(Rc::new(inner.filled(bound))),
             other => other.clone(),
         }
@@ -187,16 +203,25 @@ fn parse_type(text: &str) -> (Type<'static>, &str) {
     match word {
         "list" => {
             let (item, after) = inner(rest);
-            (Type::List(item), tail(after.strip_prefix(')').unwrap_or(&after)))
+            (
+                Type::List(item),
+                tail(after.strip_prefix(')').unwrap_or(&after)),
+            )
         }
         "optional" => {
             let (item, after) = inner(rest);
-            (Type::Optional(item), tail(after.strip_prefix(')').unwrap_or(&after)))
+            (
+                Type::Optional(item),
+                tail(after.strip_prefix(')').unwrap_or(&after)),
+            )
         }
         "map" => {
             let (key, after) = inner(rest);
             let (value, after) = parse_type(tail(after.strip_prefix(", ").unwrap_or(&after)));
-            (Type::Map(key, Rc::new(value)), after.strip_prefix(')').unwrap_or(after))
+            (
+                Type::Map(key, Rc::new(value)),
+                after.strip_prefix(')').unwrap_or(after),
+            )
         }
         "type" => (Type::Type, rest),
         "dyn" => (Type::Dyn, rest),
@@ -253,11 +278,20 @@ const SIGNATURES: &[(&str, &str)] = &[
         "(int, int) int; (uint, uint) uint; (double, double) double; (timestamp, timestamp) duration; \
          (timestamp, duration) timestamp; (duration, duration) duration",
     ),
-    ("_*_ _/_", "(int, int) int; (uint, uint) uint; (double, double) double"),
+    (
+        "_*_ _/_",
+        "(int, int) int; (uint, uint) uint; (double, double) double",
+    ),
     ("_%_", "(int, int) int; (uint, uint) uint"),
     ("-_", "(int) int; (double) double"),
-    ("_[_]", "(list(A), int) A; (map(A, B), A) B; (optional(list(A)), int) optional(A); (optional(map(A, B)), A) optional(B)"),
-    ("_[?_]", "(list(A), int) optional(A); (map(A, B), A) optional(B); (optional(list(A)), int) optional(A); (optional(map(A, B)), A) optional(B)"),
+    (
+        "_[_]",
+        "(list(A), int) A; (map(A, B), A) B; (optional(list(A)), int) optional(A); (optional(map(A, B)), A) optional(B)",
+    ),
+    (
+        "_[?_]",
+        "(list(A), int) optional(A); (map(A, B), A) optional(B); (optional(list(A)), int) optional(A); (optional(map(A, B)), A) optional(B)",
+    ),
     ("@in", "(A, list(A)) bool; (A, map(A, B)) bool"),
     (
         "size",
@@ -265,9 +299,18 @@ const SIGNATURES: &[(&str, &str)] = &[
     ),
     ("type", "(A) type"),
     ("dyn", "(A) dyn"),
-    ("int", "(int) int; (uint) int; (double) int; (string) int; (timestamp) int; (duration) int"),
-    ("uint", "(uint) uint; (int) uint; (double) uint; (string) uint"),
-    ("double", "(double) double; (int) double; (uint) double; (string) double"),
+    (
+        "int",
+        "(int) int; (uint) int; (double) int; (string) int; (timestamp) int; (duration) int",
+    ),
+    (
+        "uint",
+        "(uint) uint; (int) uint; (double) uint; (string) uint",
+    ),
+    (
+        "double",
+        "(double) double; (int) double; (uint) double; (string) double",
+    ),
     ("bool", "(bool) bool; (string) bool"),
     (
         "string",
@@ -275,51 +318,99 @@ const SIGNATURES: &[(&str, &str)] = &[
          (duration) string; (ip) string; (cidr) string",
     ),
     ("bytes", "(bytes) bytes; (string) bytes"),
-    ("timestamp", "(timestamp) timestamp; (string) timestamp; (int) timestamp"),
-    ("duration", "(duration) duration; (string) duration; (int) duration"),
+    (
+        "timestamp",
+        "(timestamp) timestamp; (string) timestamp; (int) timestamp",
+    ),
+    (
+        "duration",
+        "(duration) duration; (string) duration; (int) duration",
+    ),
     ("contains startsWith endsWith", "string.(string) bool"),
     ("matches", "string.(string) bool; (string, string) bool"),
-    ("getFullYear getMonth getDayOfYear getDayOfMonth getDate getDayOfWeek", "timestamp.() int; timestamp.(string) int"),
-    ("getHours getMinutes getSeconds getMilliseconds", "timestamp.() int; timestamp.(string) int; duration.() int"),
+    (
+        "getFullYear getMonth getDayOfYear getDayOfMonth getDate getDayOfWeek",
+        "timestamp.() int; timestamp.(string) int",
+    ),
+    (
+        "getHours getMinutes getSeconds getMilliseconds",
+        "timestamp.() int; timestamp.(string) int; duration.() int",
+    ),
     ("charAt", "string.(int) string"),
-    ("indexOf lastIndexOf", "string.(string) int; string.(string, int) int; list(A).(A) int"),
+    (
+        "indexOf lastIndexOf",
+        "string.(string) int; string.(string, int) int; list(A).(A) int",
+    ),
     ("lowerAscii upperAscii trim", "string.() string"),
-    ("replace", "string.(string, string) string; string.(string, string, int) string"),
-    ("split", "string.(string) list(string); string.(string, int) list(string)"),
+    (
+        "replace",
+        "string.(string, string) string; string.(string, string, int) string",
+    ),
+    (
+        "split",
+        "string.(string) list(string); string.(string, int) list(string)",
+    ),
     ("substring", "string.(int) string; string.(int, int) string"),
-    ("join", "list(string).() string; list(string).(string) string"),
+    (
+        "join",
+        "list(string).() string; list(string).(string) string",
+    ),
     ("format", "string.(list(dyn)) string"),
     ("strings.quote", "(string) string"),
     ("first last", "list(A).() optional(A)"),
     ("find", "string.(string) string"),
-    ("findAll", "string.(string) list(string); string.(string, int) list(string)"),
+    (
+        "findAll",
+        "string.(string) list(string); string.(string, int) list(string)",
+    ),
     (
         "isSorted",
         "list(int).() bool; list(uint).() bool; list(double).() bool; list(bool).() bool; list(duration).() bool; \
          list(timestamp).() bool; list(string).() bool; list(bytes).() bool",
     ),
-    ("sum", "list(int).() int; list(uint).() uint; list(double).() double; list(duration).() duration"),
+    (
+        "sum",
+        "list(int).() int; list(uint).() uint; list(double).() double; list(duration).() duration",
+    ),
     (
         "min max",
         "list(int).() int; list(uint).() uint; list(double).() double; list(bool).() bool; list(duration).() duration; \
          list(timestamp).() timestamp; list(string).() string; list(bytes).() bytes",
     ),
-    ("sets.contains sets.equivalent sets.intersects", "(list(A), list(A)) bool"),
+    (
+        "sets.contains sets.equivalent sets.intersects",
+        "(list(A), list(A)) bool",
+    ),
     ("url", "(string) url"),
-    ("isURL isQuantity isIP isCIDR ip.isCanonical", "(string) bool"),
-    ("getScheme getHost getHostname getPort getEscapedPath", "url.() string"),
+    (
+        "isURL isQuantity isIP isCIDR ip.isCanonical",
+        "(string) bool",
+    ),
+    (
+        "getScheme getHost getHostname getPort getEscapedPath",
+        "url.() string",
+    ),
     ("getQuery", "url.() map(string, list(string))"),
     ("quantity", "(string) quantity"),
     ("sign", "quantity.() int"),
-    ("isGreaterThan isLessThan", "quantity.(quantity) bool; semver.(semver) bool"),
+    (
+        "isGreaterThan isLessThan",
+        "quantity.(quantity) bool; semver.(semver) bool",
+    ),
     ("compareTo", "quantity.(quantity) int; semver.(semver) int"),
     ("asApproximateFloat", "quantity.() double"),
     ("asInteger", "quantity.() int"),
     ("isInteger", "quantity.() bool"),
-    ("add sub", "quantity.(quantity) quantity; quantity.(int) quantity"),
+    (
+        "add sub",
+        "quantity.(quantity) quantity; quantity.(int) quantity",
+    ),
     ("ip", "(string) ip; cidr.() ip"),
     ("family", "ip.() int"),
-    ("isUnspecified isLoopback isLinkLocalMulticast isLinkLocalUnicast isGlobalUnicast", "ip.() bool"),
+    (
+        "isUnspecified isLoopback isLinkLocalMulticast isLinkLocalUnicast isGlobalUnicast",
+        "ip.() bool",
+    ),
     ("cidr", "(string) cidr"),
     ("containsIP", "cidr.(string) bool; cidr.(ip) bool"),
     ("containsCIDR", "cidr.(string) bool; cidr.(cidr) bool"),

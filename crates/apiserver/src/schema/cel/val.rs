@@ -68,7 +68,9 @@ impl<'a> Val<'a> {
             Value::Number(n) => match (n.as_i64(), n.as_f64()) {
                 (Some(i), _) if node.kind != Some(Kind::Number) => Cel::Int(i),
                 #[expect(clippy::cast_possible_truncation, reason = "a whole number")]
-                (_, Some(f)) if node.kind == Some(Kind::Integer) && f.fract() == 0.0 => Cel::Int(f as i64),
+                (_, Some(f)) if node.kind == Some(Kind::Integer) && f.fract() == 0.0 => {
+                    Cel::Int(f as i64)
+                }
                 (_, f) => Cel::Float(f.unwrap_or(f64::NAN)),
             },
         })
@@ -88,7 +90,9 @@ impl<'a> Val<'a> {
     /// A result of the library.
     pub(super) fn from_library(value: Cel) -> Self {
         match value {
-            Cel::List(list) => Self::List(Rc::new(list.iter().cloned().map(Self::from_library).collect())),
+            Cel::List(list) => Self::List(Rc::new(
+                list.iter().cloned().map(Self::from_library).collect(),
+            )),
             Cel::Map(map) => {
                 let mut entries: Vec<_> = map
                     .map
@@ -116,10 +120,16 @@ impl<'a> Val<'a> {
             Self::Plain(value) => value.clone(),
             Self::Type(name) => Cel::String(Arc::new(name.to_string())),
             Self::Optional(None) => Cel::Opaque(Arc::new(OptionalValue::none())),
-            Self::Optional(Some(value)) => Cel::Opaque(Arc::new(OptionalValue::of(value.to_library()))),
-            Self::List(_) | Self::Data(Value::Array(_), ..) => {
-                Cel::List(Arc::new(self.items().unwrap_or_default().iter().map(Val::to_library).collect()))
+            Self::Optional(Some(value)) => {
+                Cel::Opaque(Arc::new(OptionalValue::of(value.to_library())))
             }
+            Self::List(_) | Self::Data(Value::Array(_), ..) => Cel::List(Arc::new(
+                self.items()
+                    .unwrap_or_default()
+                    .iter()
+                    .map(Val::to_library)
+                    .collect(),
+            )),
             Self::Map(_) | Self::Data(..) => {
                 let mut map = HashMap::new();
                 for (key, value) in self.entries().unwrap_or_default() {
@@ -138,7 +148,11 @@ impl<'a> Val<'a> {
             Self::List(list) => Some(list.to_vec()),
             Self::Data(Value::Array(list), node, _) => {
                 let items = node.items.as_deref().unwrap_or(&TEXT);
-                Some(list.iter().map(|v| Val::of(v, items, items.embedded)).collect())
+                Some(
+                    list.iter()
+                        .map(|v| Val::of(v, items, items.embedded))
+                        .collect(),
+                )
             }
             _ => None,
         }
@@ -155,7 +169,10 @@ impl<'a> Val<'a> {
                             Additional::Schema(schema) => (name.clone(), schema.as_ref()),
                             _ => (names::escape(name)?, property(node, *resource, name)?),
                         };
-                        Some((Cel::String(Arc::new(key)), Val::of(value, schema, schema.embedded)))
+                        Some((
+                            Cel::String(Arc::new(key)),
+                            Val::of(value, schema, schema.embedded),
+                        ))
                     })
                     .collect(),
             ),
@@ -255,7 +272,9 @@ fn formatted(text: &str, node: &Node) -> Cel {
             .map_or_else(|_| plain(), |bytes| Cel::Bytes(Arc::new(bytes))),
         Some("duration") => super::library::parse("duration", text).unwrap_or_else(plain),
         Some("date-time") => super::library::parse("timestamp", text).unwrap_or_else(plain),
-        Some("date") => super::library::parse("timestamp", &format!("{text}T00:00:00Z")).unwrap_or_else(plain),
+        Some("date") => {
+            super::library::parse("timestamp", &format!("{text}T00:00:00Z")).unwrap_or_else(plain)
+        }
         _ => plain(),
     }
 }

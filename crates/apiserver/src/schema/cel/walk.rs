@@ -35,7 +35,13 @@ struct Walk {
 struct Exhausted;
 
 /// The rules of a whole object; `path` is empty but for defaults.
-pub(in crate::schema) fn walk_root(node: &Node, resource: bool, object: &Value, old: Option<&Value>, path: &str) -> Found {
+pub(in crate::schema) fn walk_root(
+    node: &Node,
+    resource: bool,
+    object: &Value,
+    old: Option<&Value>,
+    path: &str,
+) -> Found {
     if !node.has_rules {
         return Found::default();
     }
@@ -52,7 +58,11 @@ pub(in crate::schema) fn walk_root(node: &Node, resource: bool, object: &Value, 
     if node.has_deep_rules {
         // Without a thread nothing is known of the object, so it is refused.
         return stack::with_room(ask).unwrap_or_else(|| Found {
-            errors: vec![FieldError::invalid(ROOT, &Value::Null, "validation rules could not be run")],
+            errors: vec![FieldError::invalid(
+                ROOT,
+                &Value::Null,
+                "validation rules could not be run",
+            )],
             warnings: Vec::new(),
         });
     }
@@ -78,7 +88,9 @@ impl Walk {
             Value::Object(map) => {
                 for (name, inner) in map {
                     let (schema, here) = match (&node.additional, property(node, resource, name)) {
-                        (Additional::Schema(schema), _) => (schema.as_ref(), format!("{path}[{name}]")),
+                        (Additional::Schema(schema), _) => {
+                            (schema.as_ref(), format!("{path}[{name}]"))
+                        }
                         (_, Some(schema)) => (schema, crate::schema::node::join(path, name)),
                         _ => continue,
                     };
@@ -122,7 +134,9 @@ impl Walk {
         let own = Val::of(value, node, resource);
         let before = old.map(|old| Val::of(old, node, resource));
         for rule in rules {
-            let Some(program) = rule.program() else { continue };
+            let Some(program) = rule.program() else {
+                continue;
+            };
             let optional = rule.optional_old_self == Some(true);
             if program.uses_old_self && before.is_none() && !optional {
                 continue;
@@ -149,7 +163,11 @@ impl Walk {
                     self.error(path, &kind, &detail);
                 }
                 Ok(Err(Fault::Failed(message))) => {
-                    self.error(path, &kind, &format!("{message} evaluating rule: {}", rule.title()));
+                    self.error(
+                        path,
+                        &kind,
+                        &format!("{message} evaluating rule: {}", rule.title()),
+                    );
                 }
                 Ok(Ok(answer)) if answer.as_bool() == Some(true) => {}
                 Ok(Ok(_)) => {
@@ -237,7 +255,9 @@ impl Walk {
         let error = match rule.reason.as_deref() {
             Some("FieldValueForbidden") => FieldError::forbidden(here, &message),
             Some("FieldValueRequired") => FieldError::required(here, &message),
-            Some("FieldValueDuplicate") => FieldError::new(FieldErrorKind::Duplicate, here, kind, ""),
+            Some("FieldValueDuplicate") => {
+                FieldError::new(FieldErrorKind::Duplicate, here, kind, "")
+            }
             _ => FieldError::invalid(here, kind, &message),
         };
         self.add(error, tolerated);
