@@ -597,9 +597,8 @@ impl Admission for Guard {
         }
         let mut object = request.object.cloned().unwrap_or_default();
         if object["spec"]["size"] == 13 {
-            return Err(AdmissionDenied {
-                causes: vec![Cause::invalid("spec.size", 13, "brings bad luck")],
-            });
+            let cause = Cause::invalid("spec.size", 13, "brings bad luck");
+            return Err(AdmissionDenied::Invalid(vec![cause]));
         }
         object["metadata"]["name"] = json!("hijacked");
         object["metadata"]["annotations"] = json!({"seen": request.name});

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::InProcess;
-use crate::up::{absolute, lock, stop_on_signals};
+use crate::up::{absolute, access, lock, stop_on_signals};
 
 /// Arguments of `berth apiserver`.
 #[derive(Debug, Args)]
@@ -40,6 +40,7 @@ pub(crate) async fn run(args: ApiserverArgs) -> anyhow::Result<()> {
         server_names: Vec::new(),
         admission: Arc::new(InProcess),
         crds: berth_api::crds(),
+        access: access(),
     })
     .await
     .context("the API server does not start")?;

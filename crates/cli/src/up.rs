@@ -175,11 +175,7 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         server_names: args.server_names,
         admission: Arc::new(InProcess),
         crds: berth_api::crds(),
-        access: Access {
-            roles: berth_api::roles::roles(),
-            bindings: berth_api::roles::bindings(),
-            ..Access::default()
-        },
+        access: access(),
     })
     .await
     .context("the API server does not start")?;
@@ -235,6 +231,15 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         }
     }
     result
+}
+
+/// Who may do what with virtual machines, besides the API server's own roles.
+pub(crate) fn access() -> Access {
+    Access {
+        roles: berth_api::roles::roles(),
+        bindings: berth_api::roles::bindings(),
+        ..Access::default()
+    }
 }
 
 /// Ends the virtual machines and removes what `up` made on this machine.

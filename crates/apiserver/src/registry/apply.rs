@@ -53,6 +53,10 @@ impl Core {
                 .await
                 .map(|object| (StatusCode::OK, object))
             } else {
+                // Who may patch may not therefore create.
+                let mut create = call.info.clone();
+                create.verb = "create".into();
+                self.permit(&call.user, &create)?;
                 let object = managers::apply(scope, &writer, &json!({}), &config, force)?;
                 self.create_object(call, scope, object)
                     .await

@@ -141,7 +141,7 @@ impl Core {
         }
         keep_identity(&mut new, &identity);
         self.confirm_rights(call, scope, &new, Some(&old))?;
-        let mut causes = check(scope, &new, Some(&old));
+        let mut causes = check(scope, &new, Some(&old), &mut call.warnings);
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {

@@ -5,7 +5,7 @@ use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::{AdmissionDenied, AdmissionRequest, Operation};
 use crate::error::{ApiError, Target};
 use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
@@ -122,7 +122,7 @@ impl Core {
         keep_identity(&mut object, &identity);
         self.confirm_rights(call, scope, &object, None)?;
         let mut causes = scope.policy.check_name(&name);
-        causes.extend(check(scope, &object, None));
+        causes.extend(check(scope, &object, None, &mut call.warnings));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {
                 target: scope.kind_target(&name),
@@ -231,20 +231,34 @@ impl Core {
                 old_object: old,
                 dry_run,
             })
-            .map_err(|denied| ApiError::Invalid {
-                target: scope.kind_target(name),
-                causes: denied.causes,
+            .map_err(|denied| match denied {
+                AdmissionDenied::Invalid(causes) => ApiError::Invalid {
+                    target: scope.kind_target(name),
+                    causes,
+                },
+                AdmissionDenied::Forbidden(why) => ApiError::Forbidden {
+                    target: scope.target(name),
+                    why,
+                    cause: None,
+                },
             })?;
         call.warnings.extend(admitted.warnings);
         Ok(admitted.object.or(object).unwrap_or_default())
     }
 }
 
-/// What is wrong with an object as it is about to be stored.
-pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<crate::Cause> {
+/// What is wrong with an object as it is about to be stored; what an update may leave as wrong as it was is a warning.
+pub(crate) fn check(
+    scope: &Scope,
+    object: &Value,
+    old: Option<&Value>,
+    warnings: &mut Vec<String>,
+) -> Vec<crate::Cause> {
     let mut causes = scope.check(object, old);
     if let Some(schema) = &scope.version().schema {
-        causes.extend(schema.validate(object).into_iter().map(crate::Cause::from));
+        let found = schema.check(object, old);
+        causes.extend(found.errors.into_iter().map(crate::Cause::from));
+        warnings.extend(found.warnings);
     }
     causes
 }

@@ -70,6 +70,7 @@ pub(super) fn builtin() -> impl Iterator<Item = ResourceDef> {
             crd: false,
             subresources: Vec::new(),
             alias: None,
+            since: 0,
         })
 }
 

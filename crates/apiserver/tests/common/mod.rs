@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod kubectl;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
