@@ -4,6 +4,7 @@
 //! the cause behind the complaint. Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 
 mod admission;
+mod apiserver;
 mod client;
 mod completion;
 mod console;
@@ -60,6 +61,9 @@ enum Command {
     Version(version::VersionArgs),
     /// Print the completion script of a shell.
     Completion(completion::CompletionArgs),
+    /// The API server alone, without controllers and node.
+    #[command(hide = true)]
+    Apiserver(apiserver::ApiserverArgs),
     /// The process of one virtual machine, inside its pod.
     #[command(hide = true)]
     Launcher(berth_launcher::Args),
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Command::Launcher(args) => return berth_launcher::run(args),
         Command::PodInit(_) => unreachable!("handled above"),
         Command::Up(args) => block_on(2, up::up(args)),
+        Command::Apiserver(args) => block_on(2, apiserver::run(args)),
         Command::Down(args) => block_on(1, up::down(args)),
         Command::Console(args) => block_on(1, console::run(args)),
         Command::Image(args) => block_on(2, image::run(args)),

@@ -143,7 +143,7 @@ impl PlaceArgs {
     }
 }
 
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("directory {}", path.display()))
 }
 
@@ -258,7 +258,7 @@ pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
 }
 
 /// One berth a state directory.
-fn lock(state_dir: &Path) -> anyhow::Result<File> {
+pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -285,7 +285,7 @@ fn lock(state_dir: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+pub(crate) fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let stop = stop.clone();
