@@ -45,7 +45,10 @@ impl Need {
                 .into_iter()
                 .find(|program| !program.exists())
                 .map(|program| {
-                    format!("{} is missing (make reference builds it)", program.display())
+                    format!(
+                        "{} is missing (make reference builds it)",
+                        program.display()
+                    )
                 }),
         }
     }
