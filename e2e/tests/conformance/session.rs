@@ -364,9 +364,10 @@ impl Answer {
             .warnings
             .iter()
             .map(|w| {
-                w.strip_prefix("299 - ")
-                    .unwrap_or(w)
-                    .trim_matches('"')
+                let quoted = w.strip_prefix("299 - \"").unwrap_or(w);
+                quoted
+                    .strip_suffix('"')
+                    .unwrap_or(quoted)
                     .replace("\\\"", "\"")
             })
             .collect();

@@ -149,14 +149,14 @@ fn alphanumeric(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit()
 }
 
-fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(|b| alphanumeric(*b))
         && bytes.last().is_some_and(|b| alphanumeric(*b))
         && bytes.iter().all(|b| alphanumeric(*b) || *b == b'-')
 }
 
-const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or \
+pub(crate) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or \
     '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
     '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
@@ -175,64 +175,17 @@ pub(crate) fn check_name(name: &str, strict: bool) -> Vec<Cause> {
         causes.push(Cause::invalid(
             "metadata.name",
             format!("{name:?}"),
-            format!("must be no more than {limit} bytes"),
+            format!("must be no more than {limit} characters"),
         ));
     }
-    if !fine {
+    if strict && name.contains('.') {
+        causes.push(Cause::invalid(
+            "metadata.name",
+            format!("{name:?}"),
+            "must not contain dots",
+        ));
+    } else if !fine {
         causes.push(Cause::invalid("metadata.name", format!("{name:?}"), why));
-    }
-    causes
-}
-
-/// What is wrong with the labels and the size of the annotations.
-pub(crate) fn check_labels(object: &Value) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    for (key, value) in object
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
-        if !is_qualified(key) {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                format!("{key:?}"),
-                "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
-                 alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
-                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
-            ));
-        }
-        let value = value.as_str().unwrap_or_default();
-        if value.len() > 63 {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                format!("{value:?}"),
-                "must be no more than 63 bytes",
-            ));
-        } else if !value.is_empty() && !is_word(value) {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                format!("{value:?}"),
-                "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and \
-                 must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
-                 used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
-            ));
-        }
-    }
-    let annotations = object
-        .pointer("/metadata/annotations")
-        .and_then(Value::as_object);
-    let size: usize = annotations
-        .into_iter()
-        .flatten()
-        .map(|(k, v)| k.len() + v.as_str().map_or(0, str::len))
-        .sum();
-    if size > 256 * 1024 {
-        causes.push(Cause {
-            reason: "FieldValueTooLong".into(),
-            field: "metadata.annotations".into(),
-            message: "Too long: may not be more than 262144 bytes".into(),
-        });
     }
     causes
 }
@@ -274,17 +227,6 @@ mod tests {
         let made = generate_name(&"x".repeat(80));
         assert_eq!(made.len(), 63);
         assert!(check_name(&made, true).is_empty());
-    }
-
-    #[test]
-    fn labels() {
-        assert!(
-            check_labels(&json!({"metadata": {"labels": {"a.b/c": "", "x": "Y_1"}}})).is_empty()
-        );
-        assert_eq!(
-            check_labels(&json!({"metadata": {"labels": {"a/b/c": "-"}}})).len(),
-            2
-        );
     }
 
     #[test]

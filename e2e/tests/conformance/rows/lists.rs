@@ -96,7 +96,6 @@ pub(super) fn rows() -> Vec<Row> {
                 for selector in [
                     "a%3Db%3Dc",
                     "a%20in%20b",
-                    "a%20in%20()",
                     "%3Db",
                     "a,,b",
                     "a%20in%20(b",

