@@ -401,7 +401,8 @@ static TIME: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z|\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} [\d:]{8} [+-]\d{4}").ok()
 });
 /// In what kubectl prints.
-static AGE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(?m)\b(\d+m)?\d+s\b").ok());
+static AGE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?m)\b(\d+m)?\d+s\b|Resource Version: +\d+").ok());
 
 fn normalise(value: &mut Value, seen: &Seen, url: &str) {
     match value {

@@ -142,17 +142,26 @@ pub(crate) fn decode(kind: &str, media: &str, body: &[u8]) -> Result<Value, ApiE
         }
     }
     let value = parse(media, body)?;
-    let found = match &value {
-        Value::Object(_) | Value::Null => return Ok(value),
-        Value::Array(_) => "array",
-        Value::String(_) => "string",
-        Value::Number(_) => "number",
-        Value::Bool(_) => "bool",
-    };
+    if value.is_object() || value.is_null() {
+        return Ok(value);
+    }
+    let found = go_type(&value);
     Err(wrong(&format!(
         "json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \
          \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
     )))
+}
+
+/// What Go's decoder calls a JSON value.
+pub(crate) fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Object(_) => "object",
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Number(_) => "number",
+        Value::Bool(_) => "bool",
+        Value::Null => "null",
+    }
 }
 
 /// The start of a body, for messages: text of an object, bytes of anything else.

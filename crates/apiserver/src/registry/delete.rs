@@ -47,6 +47,8 @@ impl Core {
         {
             Deleted::Marked(object) => Ok(show(call, scope, StatusCode::OK, &object)),
             Deleted::Gone(object) if scope.policy == Policy::Pod => {
+                // The answer shows the pod as it went.
+                let object = mark(scope, &object, 0).unwrap_or(object);
                 Ok(show(call, scope, StatusCode::OK, &object))
             }
             Deleted::Gone(object) => {

@@ -5,6 +5,7 @@ use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, Cause};
+use crate::registry::content;
 
 /// The text at a path of object keys; empty if there is none.
 pub(crate) fn text<'a>(object: &'a Value, path: &[&str]) -> &'a str {
@@ -92,54 +93,56 @@ pub(crate) fn generate_name(base: &str) -> String {
     base + &end
 }
 
-/// Refuses metadata that is not of the shape that the rest of this crate relies on.
-pub(crate) fn check_shape(object: &Value) -> Result<(), ApiError> {
-    let bad = |field: &str, want: &str| {
+/// Refuses metadata that is not of the shape that the rest of this crate relies on, in the words of Go's decoder.
+/// `custom` resources are decoded apart from their metadata.
+pub(crate) fn check_shape(
+    object: &Value,
+    kind: &str,
+    version: &str,
+    custom: bool,
+) -> Result<(), ApiError> {
+    let bad = |value: &Value, field: &str, want: &str| {
         Err(ApiError::BadRequest(format!(
-            "metadata.{field} must be {want}"
+            "{kind} in version {version:?} cannot be handled as a {kind}: json: cannot unmarshal {} into Go struct \
+             field {field} of type {want}",
+            content::go_type(value)
         )))
+    };
+    let within = |field: &str| {
+        if custom {
+            format!("ObjectMeta.{field}")
+        } else {
+            format!("ObjectMeta.metadata.{field}")
+        }
     };
     let metadata = match object.get("metadata") {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Object(metadata)) => metadata,
-        Some(_) => return Err(ApiError::BadRequest("metadata must be an object".into())),
+        Some(other) => return bad(other, &format!("{kind}.metadata"), "v1.ObjectMeta"),
     };
+    let not_text = |value: &&Value| !value.is_string() && !value.is_null();
     for (field, value) in metadata {
-        match field.as_str() {
-            "labels" | "annotations" => {
-                let fine = value.is_null()
-                    || value
-                        .as_object()
-                        .is_some_and(|map| map.values().all(Value::is_string));
-                if !fine {
-                    return bad(field, "a map of strings to strings");
-                }
+        let (wrong, want) = match (field.as_str(), value) {
+            (_, Value::Null) => continue,
+            ("labels" | "annotations", Value::Object(map)) => {
+                (map.values().find(not_text), "string")
             }
-            "finalizers" => {
-                let fine = value.is_null()
-                    || value
-                        .as_array()
-                        .is_some_and(|list| list.iter().all(Value::is_string));
-                if !fine {
-                    return bad(field, "a list of strings");
-                }
+            ("labels" | "annotations", _) => (Some(value), "map[string]string"),
+            ("finalizers", Value::Array(list)) => (list.iter().find(not_text), "string"),
+            ("finalizers", _) => (Some(value), "[]string"),
+            ("ownerReferences", Value::Array(list)) => {
+                (list.iter().find(|o| !o.is_object()), "v1.OwnerReference")
             }
-            "ownerReferences" => {
-                let fine = value.is_null()
-                    || value
-                        .as_array()
-                        .is_some_and(|list| list.iter().all(Value::is_object));
-                if !fine {
-                    return bad(field, "a list of objects");
-                }
-            }
-            "name" | "generateName" | "namespace" | "uid" | "resourceVersion"
-            | "creationTimestamp" | "deletionTimestamp"
-                if !value.is_null() && !value.is_string() =>
-            {
-                return bad(field, "a string");
-            }
-            _ => {}
+            ("ownerReferences", _) => (Some(value), "[]v1.OwnerReference"),
+            (
+                "name" | "generateName" | "namespace" | "uid" | "resourceVersion"
+                | "creationTimestamp" | "deletionTimestamp",
+                _,
+            ) if !value.is_string() => (Some(value), "string"),
+            _ => continue,
+        };
+        if let Some(wrong) = wrong {
+            return bad(wrong, &within(field), want);
         }
     }
     Ok(())

@@ -175,10 +175,8 @@ impl Core {
             call.info.name.is_empty(),
             sub.as_str(),
         ) {
-            // As upstream, one custom resource cannot be watched by its path: that is a get.
-            ("GET" | "HEAD", nameless, "")
-                if call.query.flag("watch") && (nameless || !def.crd) =>
-            {
+            // The path of one object knows no watch; a field selector for its name does.
+            ("GET" | "HEAD", true, "") if call.query.flag("watch") => {
                 crate::watch::start(self, &call, &scope)
             }
             ("GET" | "HEAD", true, "") => self.list(&call, &scope),

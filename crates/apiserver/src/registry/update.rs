@@ -93,7 +93,7 @@ impl Core {
 
         let mut new = produce(&old)?;
         check_kind(scope, &mut new)?;
-        meta::check_shape(&new)?;
+        meta::check_shape(&new, &scope.def.kind, &scope.version().name, scope.def.crd)?;
         home(call, scope, &mut new)?;
         if meta::name(&new) != name {
             if meta::name(&new).is_empty() {

@@ -41,7 +41,12 @@ impl Core {
         mut object: Value,
     ) -> Result<Value, ApiError> {
         check_kind(scope, &mut object)?;
-        meta::check_shape(&object)?;
+        meta::check_shape(
+            &object,
+            &scope.def.kind,
+            &scope.version().name,
+            scope.def.crd,
+        )?;
         let namespace = home(call, scope, &mut object)?;
         if !meta::resource_version(&object).is_empty() {
             return Err(ApiError::Unexplained(

@@ -97,7 +97,7 @@ pub(super) fn rows() -> Vec<Row> {
                 );
                 t.apply(
                     &by(&at(MAPS, "m"), "one"),
-                    &json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "1"}}),
+                    &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "1"}}),
                 )
                 .await?
                 .is(201, &json!({"metadata": {"name": "m"}}))?;
@@ -277,7 +277,7 @@ pub(super) fn rows() -> Vec<Row> {
             t.merge(&format!("{}?force=true", at(MAPS, "m")), &json!({}))
                 .await?
                 .is(422, &json!({}))?;
-            t.apply(&format!("{}&dryRun=All", by(&at(WIDGETS, "dry"), "one")), &json!({"apiVersion": "conformance.example.com/v1", "kind": "Widget", "spec": {"size": 1}})).await?.is(201, &json!({}))?;
+            t.apply(&format!("{}&dryRun=All", by(&at(WIDGETS, "dry"), "one")), &json!({"apiVersion": "conformance.example.com/v1", "kind": "Widget", "metadata": {"name": "dry"}, "spec": {"size": 1}})).await?.is(201, &json!({}))?;
             t.get(&at(WIDGETS, "dry")).await?.is(404, &json!({}))?;
             Ok(())
         }),

