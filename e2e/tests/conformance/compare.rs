@@ -4,9 +4,9 @@ use serde_json::Value;
 
 /// A difference that is meant.
 pub(crate) struct Difference {
-    /// Name of the row; a `*` at the end stands for any rest.
+    /// Name of the row; `*` stands for anything.
     pub(crate) row: &'static str,
-    /// Where in the transcript, as [`differing`] says it; a `*` at the end stands for any rest.
+    /// Where in the transcript, as [`differing`] says it; `*` stands for anything.
     pub(crate) place: &'static str,
     /// Why it stays.
     pub(crate) why: &'static str,
@@ -18,11 +18,17 @@ impl Difference {
     }
 }
 
+/// Whether a text is as a pattern says, in which `*` stands for anything.
 fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => text.starts_with(start),
-        None => pattern == text,
-    }
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(tail) = text.strip_prefix(start) else {
+        return false;
+    };
+    (0..=tail.len())
+        .filter(|at| tail.is_char_boundary(*at))
+        .any(|at| matches(rest, &tail[at..]))
 }
 
 /// One place where the two saw different things.

@@ -190,7 +190,12 @@ fn judge(results: &[(Side, BTreeMap<usize, Ran>)]) -> (String, Vec<String>) {
                 (unmeant, _) => format!("{unmeant} DIFFER"),
             });
         }
-        table += &format!("{:<66} {}\n", row.name, verdicts.join(", "));
+        table += &format!(
+            "{:<70} {}\n    expected by {}\n",
+            row.name,
+            verdicts.join(", "),
+            row.source
+        );
     }
     if results.len() == 2 && std::env::var_os("BERTH_CONFORMANCE").is_none() {
         for (difference, used) in DIFFERENCES.iter().zip(used) {

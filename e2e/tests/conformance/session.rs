@@ -78,7 +78,8 @@ impl Session {
     }
 
     /// Adds something that the row found out by itself.
-    pub(crate) fn observe(&self, what: &str, value: Value) {
+    pub(crate) fn observe(&self, what: &str, value: impl Into<Value>) {
+        let value: Value = value.into();
         let mut seen = self.seen.borrow_mut();
         seen.transcript
             .push(json!({"observed": what, "value": value}));
@@ -240,7 +241,6 @@ impl Session {
             code: parts.status.as_u16(),
             body,
             warnings,
-            headers: parts.headers,
             seen: self.seen.clone(),
         })
     }
@@ -317,7 +317,6 @@ pub(crate) struct Answer {
     pub(crate) code: u16,
     pub(crate) body: Value,
     pub(crate) warnings: Vec<String>,
-    pub(crate) headers: http::HeaderMap,
     seen: Rc<RefCell<Seen>>,
 }
 

@@ -352,7 +352,13 @@ pub(super) fn rows() -> Vec<Row> {
                         }
                     }
                     t.observe(&path, body);
-                    t.call("GET", &path, &[("accept", "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io,application/json")], "").await?;
+                    let kind = if path.ends_with("/a") {
+                        "PartialObjectMetadata"
+                    } else {
+                        "PartialObjectMetadataList"
+                    };
+                    let accept = format!("application/json;as={kind};v=v1;g=meta.k8s.io");
+                    t.call("GET", &path, &[("accept", &accept)], "").await?;
                 }
                 t.call(
                     "GET",

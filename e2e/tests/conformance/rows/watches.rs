@@ -235,10 +235,10 @@ pub(super) fn rows() -> Vec<Row> {
                             .map(|m| m.starts_with("too old resource version: 1 ("))
                     ]),
                 );
-                t.expect(
-                    status["code"] == 410 && status["reason"] == "Expired",
-                    &format!("{} {status}", answer.code),
-                );
+                let expired = status["code"] == 410 && status["reason"] == "Expired";
+                // Or the revision is still there, which berth may decide otherwise than etcd.
+                let served = answer.code == 200 && status.is_null();
+                t.expect(expired || served, &format!("{} {status}", answer.code));
                 Ok(())
             },
         ),
