@@ -203,19 +203,6 @@ pub(crate) fn is_word(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
-/// A label key: a word, or a DNS subdomain, a slash and a word.
-pub(crate) fn is_qualified(key: &str) -> bool {
-    match key.split_once('/') {
-        None => key.len() <= 63 && is_word(key),
-        Some((prefix, word)) => {
-            prefix.len() <= 253
-                && prefix.split('.').all(is_label)
-                && word.len() <= 63
-                && is_word(word)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ pub(crate) mod catalog;
 pub(crate) mod content;
 pub(crate) mod defaults;
 pub(crate) mod delete;
+pub(crate) mod label_selector;
 pub(crate) mod meta;
 pub(crate) mod metadata;
 pub(crate) mod pods;
