@@ -172,7 +172,11 @@ impl Run {
         let mut accumulated = self.eval(&fold.accu_init, scope);
         for item in items {
             self.charge(0.0)?;
-            let outer = Scope::Bound(&fold.accu_var, accumulated.clone().or_else(absorb)?, scope);
+            let outer = Scope::Bound(
+                &fold.accu_var,
+                accumulated.clone().or_else(|fault| absorb(&fault))?,
+                scope,
+            );
             let goes_on = match &accumulated {
                 // A step that failed is kept until one decides, as `||` and `&&` have it.
                 Err(_) => true,
@@ -290,7 +294,7 @@ impl Run {
                     Some(b) if b == decides => return Ok(Val::bool(decides)),
                     Some(_) => {}
                     None => {
-                        fault = fault.or_else(|| Some(Fault::Failed("no such overload".into())))
+                        fault = fault.or_else(|| Some(Fault::Failed("no such overload".into())));
                     }
                 },
             }
@@ -708,7 +712,7 @@ fn step(expr: &IdedExpr) -> Option<Decides<'_>> {
 }
 
 /// While an error is carried along, the accumulator has no value of its own.
-fn absorb<'a>(fault: Fault) -> Outcome<'a> {
+fn absorb<'a>(fault: &Fault) -> Outcome<'a> {
     match fault {
         Fault::Limit => Err(Fault::Limit),
         Fault::Failed(_) => Ok(Val::Plain(Cel::Null)),

@@ -151,14 +151,14 @@ impl<'a> Inference<'a> {
                     },
                     None if type_name(name).is_some() => Known {
                         place: Some(self.root),
-                        ..Known::new(Type::Type, 1)
+                        ..Known::new(Type::OfTypes, 1)
                     },
                     None => self.error(expr, undeclared(name)),
                 }
             }
             Expr::Select(select) => {
                 let operand = self.infer(&select.operand);
-                let mut out = self.select(expr, operand, &select.field);
+                let mut out = self.select(expr, &operand, &select.field);
                 if select.test {
                     out = Known::new(BOOL, out.cost.saturating_sub(1));
                 }
@@ -234,7 +234,7 @@ impl<'a> Inference<'a> {
         }
     }
 
-    fn select(&mut self, expr: &IdedExpr, operand: Known<'a>, name: &str) -> Known<'a> {
+    fn select(&mut self, expr: &IdedExpr, operand: &Known<'a>, name: &str) -> Known<'a> {
         let cost = operand.cost;
         let (ty, optional) = match &operand.ty {
             Type::Optional(inner) => (inner.as_ref().clone(), true),
@@ -270,7 +270,7 @@ impl<'a> Inference<'a> {
             let Expr::Literal(LiteralValue::String(field)) = &field.expr else {
                 return self.error(expr, "unsupported optional field selection");
             };
-            let mut out = self.select(expr, operand, field.inner());
+            let mut out = self.select(expr, &operand, field.inner());
             if !matches!(out.ty, Type::Optional(_)) {
                 out.ty = Type::Optional(Rc::new(out.ty));
             }
@@ -583,12 +583,10 @@ fn estimated<'a>(
         operators::LESS
         | operators::LESS_EQUALS
         | operators::GREATER
-        | operators::GREATER_EQUALS => {
-            if args.iter().any(is_text) {
-                scaled(size(0).max.min(size(1).max), CHARACTER)
-            } else {
-                1
-            }
+        | operators::GREATER_EQUALS
+            if args.iter().any(is_text) =>
+        {
+            scaled(size(0).max.min(size(1).max), CHARACTER)
         }
         operators::ADD
             if args
