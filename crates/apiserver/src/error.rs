@@ -172,6 +172,17 @@ pub enum ApiError {
     /// The resourceVersion is no longer (or not) in the history.
     #[error("{0}")]
     Expired(String),
+    /// The revision of a paged list is no longer in the history; the token goes on in the present.
+    #[error(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
+         the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \
+         Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+         deleted between the time the first chunk was returned and now may show up in the list."
+    )]
+    ExpiredContinue {
+        /// For the remainder.
+        token: String,
+    },
     /// The body is over the limit, in bytes.
     #[error("Request entity too large: limit is {0}")]
     TooLarge(usize),
@@ -217,7 +228,7 @@ impl ApiError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Expired(_) => StatusCode::GONE,
+            Self::Expired(_) | Self::ExpiredContinue { .. } => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NameNotGenerated(_) | Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -237,7 +248,7 @@ impl ApiError {
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
-            Self::Expired(_) => "Expired",
+            Self::Expired(_) | Self::ExpiredContinue { .. } => "Expired",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::NameNotGenerated(_) => "ServerTimeout",
             Self::FutureRevision { .. } => "Timeout",
@@ -301,6 +312,9 @@ impl ApiError {
             "reason": self.reason(),
             "code": self.code().as_u16(),
         });
+        if let Self::ExpiredContinue { token } = self {
+            status["metadata"]["continue"] = json!(token);
+        }
         if let (Some(details), Some(status)) = (self.details(), status.as_object_mut()) {
             status.insert("details".into(), details);
         }

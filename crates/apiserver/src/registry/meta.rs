@@ -54,7 +54,18 @@ pub(crate) fn entry<'a>(object: &'a mut Value, key: &str) -> &'a mut Map<String,
     if !object.is_object() {
         *object = json!({});
     }
-    let value = &mut object[key];
+    entry_of(
+        object.as_object_mut().expect("made an object just above"),
+        key,
+    )
+}
+
+/// The map under a key of a map; made if it is missing or not a map.
+pub(crate) fn entry_of<'a>(
+    map: &'a mut Map<String, Value>,
+    key: &str,
+) -> &'a mut Map<String, Value> {
+    let value = map.entry(key).or_insert(Value::Null);
     if !value.is_object() {
         *value = json!({});
     }

@@ -9,12 +9,17 @@ pub(crate) mod catalog;
 pub(crate) mod content;
 pub(crate) mod defaults;
 pub(crate) mod delete;
+pub(crate) mod delete_options;
+pub(crate) mod history;
+pub(crate) mod list_options;
 pub(crate) mod meta;
+pub(crate) mod namespaces;
 pub(crate) mod policy;
 pub(crate) mod protobuf;
 pub(crate) mod query;
 pub(crate) mod read;
 pub(crate) mod reaper;
+pub(crate) mod scale;
 pub(crate) mod selector;
 pub(crate) mod update;
 pub(crate) mod write;
@@ -53,6 +58,7 @@ pub(crate) struct Core {
     pub(crate) gate: tokio::sync::RwLock<()>,
     /// Serialises changes of definitions with the reload of the catalog that follows each.
     pub(crate) reload: tokio::sync::Mutex<()>,
+    pub(crate) quotas: crate::quota::Quotas,
     /// Host and port for clients that ask plain `/api`.
     address: String,
 }
@@ -73,6 +79,7 @@ impl Core {
             catalog: Catalog::default(),
             gate: tokio::sync::RwLock::default(),
             reload: tokio::sync::Mutex::default(),
+            quotas: crate::quota::Quotas::default(),
             address,
         });
         core.reload_catalog()
@@ -88,7 +95,9 @@ impl Core {
                 .await
                 .map_err(|e| (format!("definition {name}"), e))?;
         }
-        tokio::spawn(reaper::run(core.clone(), stop));
+        tokio::spawn(reaper::run(core.clone(), stop.clone()));
+        tokio::spawn(crate::gc::run(core.clone(), stop.clone()));
+        tokio::spawn(crate::quota::run(core.clone(), stop));
         Ok(core)
     }
 
@@ -175,7 +184,7 @@ impl Core {
             ("GET" | "HEAD", _, "") if call.query.flag("watch") => {
                 crate::watch::start(self, &call, &scope)
             }
-            ("GET" | "HEAD", true, "") => self.list(&call, &scope),
+            ("GET" | "HEAD", true, "") => self.list(&call, &scope).await,
             ("GET" | "HEAD", false, "") => self.get(&call, &scope),
             ("GET" | "HEAD", false, "status") if scope.version().status => self.get(&call, &scope),
             ("POST", true, "") if def.namespaced && !in_namespace => {
@@ -192,6 +201,12 @@ impl Core {
             }
             ("DELETE", false, "") => self.delete(&mut call, &scope, body).await,
             ("DELETE", true, "") => self.delete_collection(&mut call, &scope, body).await,
+            ("GET" | "HEAD" | "PUT" | "PATCH", false, "scale") if scope.version().scale => {
+                self.scale(&mut call, &scope, &parts.method, body).await
+            }
+            ("PUT", false, "finalize") if scope.policy == policy::Policy::Namespace => {
+                self.finalize(&mut call, &scope, body).await
+            }
             ("POST", false, "binding") if scope.policy == policy::Policy::Pod => {
                 self.bind(&mut call, &scope, body).await
             }

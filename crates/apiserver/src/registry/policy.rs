@@ -40,6 +40,8 @@ pub(crate) enum Policy {
     Node,
     /// Claims and volumes start as pending.
     Storage,
+    /// Limits what its namespace may hold.
+    Quota,
 }
 
 impl Policy {
@@ -49,6 +51,7 @@ impl Policy {
             ("", "pods") => Self::Pod,
             ("", "nodes") => Self::Node,
             ("", "configmaps" | "secrets") => Self::Freezable,
+            ("", "resourcequotas") => Self::Quota,
             ("", "persistentvolumes" | "persistentvolumeclaims") => Self::Storage,
             ("coordination.k8s.io", "leases") => Self::Lease,
             ("apiextensions.k8s.io", "customresourcedefinitions") => Self::Definition,
@@ -68,7 +71,7 @@ impl Policy {
             Self::Pod => Some(json!({"phase": "Pending", "qosClass": "Burstable"})),
             Self::Storage => Some(json!({"phase": "Pending"})),
             Self::Node => given,
-            Self::Plain | Self::Definition | Self::Lease | Self::Freezable => None,
+            Self::Plain | Self::Definition | Self::Lease | Self::Freezable | Self::Quota => None,
         }
     }
 }
@@ -135,6 +138,7 @@ impl Scope {
                 None => {}
             },
             Policy::Freezable => causes.extend(old.and_then(|old| check_frozen(object, old))),
+            Policy::Quota => causes.extend(crate::quota::validate(object)),
             _ => {}
         }
         causes

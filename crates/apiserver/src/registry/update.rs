@@ -157,6 +157,7 @@ impl Core {
         if definition && !meta::is_deleting(&new) {
             self.settle_definition(&mut new)?;
         }
+        let _permit = self.quotas.admit(self, scope, &new, Some(old)).await?;
         if call.query.dry_run()? {
             return Ok(Attempt::Done(new));
         }

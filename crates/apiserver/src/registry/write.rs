@@ -130,6 +130,7 @@ impl Core {
         } else {
             None
         };
+        let _permit = self.quotas.admit(self, scope, &object, None).await?;
         let key = Key::new(&scope.resource, namespace, &name);
         if call.query.dry_run()? {
             return match self.store.get(&key).map_err(|e| store_error(&e))? {

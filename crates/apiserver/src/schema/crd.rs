@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{FieldError, FieldErrorKind, Schema, structural};
-use crate::resources::{Column, ResourceDef, VersionDef};
+use crate::resources::{Column, ResourceDef, ScalePaths, VersionDef};
 use crate::table::jsonpath::JsonPath;
 
 /// Fills in what upstream fills in: singular and list names, conversion strategy.
@@ -405,6 +405,11 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
             }),
             status: version["subresources"]["status"].is_object(),
             scale: version["subresources"]["scale"].is_object(),
+            scale_paths: scale_paths(&version["subresources"]["scale"]),
+            selectable_fields: list(version, "selectableFields")
+                .iter()
+                .map(|field| text(field, "jsonPath").to_owned())
+                .collect(),
             columns: list(version, "additionalPrinterColumns")
                 .iter()
                 .map(column)
@@ -445,6 +450,14 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
         subresources: Vec::new(),
         alias: None,
     })
+}
+
+fn scale_paths(scale: &Value) -> ScalePaths {
+    ScalePaths {
+        spec: text(scale, "specReplicasPath").to_owned(),
+        status: text(scale, "statusReplicasPath").to_owned(),
+        selector: text(scale, "labelSelectorPath").to_owned(),
+    }
 }
 
 fn column(source: &Value) -> Column {
