@@ -174,6 +174,15 @@ const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alpha
     start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
     '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 
+/// What is wrong with a DNS label.
+pub(crate) fn label_fault(text: &str) -> Option<&'static str> {
+    if text.len() > 63 {
+        Some("must be no more than 63 bytes")
+    } else {
+        (!is_label(text)).then_some(LABEL)
+    }
+}
+
 /// What is wrong with an object's name: a DNS label (`strict`) or subdomain.
 pub(crate) fn check_name(name: &str, strict: bool) -> Vec<Cause> {
     let mut causes = Vec::new();

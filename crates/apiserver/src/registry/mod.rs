@@ -7,6 +7,7 @@
 pub(crate) mod binding;
 pub(crate) mod catalog;
 pub(crate) mod content;
+pub(crate) mod decode;
 pub(crate) mod defaults;
 pub(crate) mod delete;
 pub(crate) mod delete_options;
@@ -19,6 +20,7 @@ pub(crate) mod protobuf;
 pub(crate) mod query;
 pub(crate) mod read;
 pub(crate) mod reaper;
+pub(crate) mod rules;
 pub(crate) mod scale;
 pub(crate) mod selector;
 pub(crate) mod update;

@@ -118,6 +118,8 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) view: View,
     pub(crate) warnings: Vec<String>,
+    /// Paths of fields that occur more than once in the body.
+    pub(crate) duplicates: Vec<String>,
     /// Ends watches of a connection whose server is stopping.
     pub(crate) end: Option<CancellationToken>,
 }
@@ -143,6 +145,7 @@ impl Call {
             headers,
             view,
             warnings: Vec::new(),
+            duplicates: Vec::new(),
             end,
         })
     }
@@ -156,6 +159,7 @@ impl Call {
             headers: HeaderMap::new(),
             view: View::Plain,
             warnings: Vec::new(),
+            duplicates: Vec::new(),
             end: None,
         }
     }

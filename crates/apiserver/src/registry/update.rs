@@ -12,7 +12,7 @@ use crate::registry::policy::Policy;
 use crate::registry::query::Call;
 use crate::registry::read::show;
 use crate::registry::write::{check, check_kind, home, keep_identity, modified};
-use crate::registry::{Core, content, meta, store_error};
+use crate::registry::{Core, content, decode, meta, store_error};
 use crate::store::{Expect, StoreError, Stored, Write};
 
 /// How often a patch is applied anew when other writes come between.
@@ -35,14 +35,18 @@ impl Core {
         scope: &Scope,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
-        let new = content::parse(
-            &content::media_type(&call.headers),
-            &content::read(body).await?,
-        )?;
-        let object = self
-            .update_object(call, scope, &|_| Ok(new.clone()))
-            .await?;
-        Ok(show(call, scope, StatusCode::OK, &object))
+        let new = decode::object(call, &content::read(body).await?)?;
+        match self.update_object(call, scope, &|_| Ok(new.clone())).await {
+            Err(ApiError::NotFound(_)) if scope.created_by_update(call) => {
+                let mut new = new;
+                if meta::name(&new).is_empty() {
+                    meta::metadata(&mut new).insert("name".into(), json!(call.info.name));
+                }
+                let object = self.create_object(call, scope, new).await?;
+                Ok(show(call, scope, StatusCode::CREATED, &object))
+            }
+            other => Ok(show(call, scope, StatusCode::OK, &other?)),
+        }
     }
 
     pub(crate) async fn patch(
@@ -51,6 +55,7 @@ impl Core {
         scope: &Scope,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
+        decode::check_options(call)?;
         let media = content::media_type(&call.headers);
         let patch = Patch::parse(&media, &content::read(body).await?, scope.def.crd)?;
         let object = self
@@ -92,6 +97,7 @@ impl Core {
 
         let mut new = produce(&old)?;
         check_kind(scope, &mut new)?;
+        decode::typed(scope, &new)?;
         meta::check_shape(&new)?;
         home(call, scope, &mut new)?;
         if meta::name(&new) != name {
@@ -107,6 +113,7 @@ impl Core {
         self.clean(call, scope, &mut new)?;
         let mut identity = old["metadata"].as_object().cloned().unwrap_or_default();
         new = merge_halves(call, scope, &old, new);
+        scope.prepare_update(&mut new, &old);
         keep_identity(&mut new, &identity);
         if scope.policy == Policy::Definition {
             crate::schema::crd::default(&mut new);
