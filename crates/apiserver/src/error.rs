@@ -123,7 +123,7 @@ pub enum ApiError {
     #[error("{} {:?} already exists", .0.qualified(), .0.name)]
     AlreadyExists(Target),
     /// The server could not make up a free name.
-    #[error("the server was not able to generate a unique name for the object")]
+    #[error("{} {:?} already exists, the server was not able to generate a unique name for the object", .0.qualified(), .0.name)]
     NameNotGenerated(Target),
     /// Lost against another write, or a precondition does not hold.
     #[error("Operation cannot be fulfilled on {} {:?}: {why}", .target.qualified(), .target.name)]
@@ -220,7 +220,9 @@ impl ApiError {
     pub fn code(&self) -> StatusCode {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::AlreadyExists(_) | Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::AlreadyExists(_) | Self::NameNotGenerated(_) | Self::Conflict { .. } => {
+                StatusCode::CONFLICT
+            }
             Self::Invalid { .. } | Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -230,7 +232,7 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Expired(_) | Self::ExpiredContinue { .. } => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::NameNotGenerated(_) | Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -239,7 +241,7 @@ impl ApiError {
     fn reason(&self) -> &'static str {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => "NotFound",
-            Self::AlreadyExists(_) => "AlreadyExists",
+            Self::AlreadyExists(_) | Self::NameNotGenerated(_) => "AlreadyExists",
             Self::Conflict { .. } => "Conflict",
             Self::Invalid { .. } | Self::Unprocessable(_) => "Invalid",
             Self::BadRequest(_) => "BadRequest",
@@ -250,7 +252,6 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
             Self::Expired(_) | Self::ExpiredContinue { .. } => "Expired",
             Self::TooLarge(_) => "RequestEntityTooLarge",
-            Self::NameNotGenerated(_) => "ServerTimeout",
             Self::FutureRevision { .. } => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Internal(_) => "InternalError",

@@ -158,7 +158,7 @@ async fn scale() {
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(
         refused["message"],
-        "Scale.autoscaling \"s\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0"
+        "Set.example.com \"s\" is invalid: .spec.replicas: Invalid value: -1: should be a non-negative integer"
     );
     let (code, done) = call_as(
         &client,

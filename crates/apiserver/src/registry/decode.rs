@@ -84,20 +84,23 @@ pub(crate) fn unknown(call: &mut Call, scope: &Scope, object: &Value) -> Result<
     Ok(())
 }
 
-/// Refuses a built-in object that no typed client could read again.
+/// Refuses an object that no typed client could read again. Of custom resources only the metadata is typed here; the rest
+/// is their schema's business.
 pub(crate) fn typed(scope: &Scope, object: &Value) -> Result<(), ApiError> {
     let def = &scope.def;
-    if def.crd {
-        return Ok(());
-    }
     let refused = |why: String| {
         let (kind, version) = (&def.kind, &scope.version().name);
         Err(ApiError::BadRequest(format!(
             "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
         )))
     };
-    if let Some(why) = metadata_fault(&object["metadata"]) {
+    // Custom resources have their metadata decoded by itself.
+    let prefix = if def.crd { "" } else { "metadata." };
+    if let Some(why) = metadata_fault(&object["metadata"], prefix) {
         return refused(why);
+    }
+    if def.crd {
+        return Ok(());
     }
     if let Some(error) = builtin::type_errors(&def.group, &def.kind, object).first() {
         return refused(unmarshal(&def.group, &def.kind, object, error));
@@ -178,10 +181,10 @@ fn found(value: &Value) -> &'static str {
 }
 
 /// A field of the metadata that is of the wrong type. The schemas of kinds leave the metadata out.
-fn metadata_fault(metadata: &Value) -> Option<String> {
+fn metadata_fault(metadata: &Value, prefix: &str) -> Option<String> {
     let wrong = |field: &str, value: &Value, wanted: &str| {
         Some(format!(
-            "json: cannot unmarshal {} into Go struct field ObjectMeta.metadata.{field} of type {wanted}",
+            "json: cannot unmarshal {} into Go struct field ObjectMeta.{prefix}{field} of type {wanted}",
             found(value)
         ))
     };
@@ -325,7 +328,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                metadata_fault(&metadata),
+                metadata_fault(&metadata, "metadata."),
                 Some(format!("json: cannot unmarshal {words}"))
             );
         }

@@ -5,7 +5,7 @@ use axum::body::Body;
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::error::{ApiError, Cause, Target};
+use crate::error::{ApiError, Cause};
 use crate::patch::Patch;
 use crate::registry::catalog::Scope;
 use crate::registry::query::Call;
@@ -108,18 +108,15 @@ fn resize(scope: &Scope, name: &str, old: &Value, scale: &Value) -> Result<Value
             ))
         })?,
     };
+    let path = &scope.version().scale_paths.spec;
     if replicas < 0 {
+        let cause = Cause::invalid(path, replicas, "should be a non-negative integer");
         return Err(ApiError::Invalid {
-            target: Target::new("autoscaling", "Scale", name),
-            causes: vec![Cause::invalid(
-                "spec.replicas",
-                replicas,
-                "must be greater than or equal to 0",
-            )],
+            target: scope.kind_target(name),
+            causes: vec![cause],
         });
     }
     let mut new = old.clone();
-    let path = &scope.version().scale_paths.spec;
     let mut parts = path.split('.').filter(|part| !part.is_empty()).peekable();
     let mut at = &mut new;
     while let Some(part) = parts.next() {

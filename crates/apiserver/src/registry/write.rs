@@ -62,7 +62,7 @@ impl Core {
                 other => return other,
             }
         }
-        Err(ApiError::AlreadyExists(target))
+        Err(ApiError::NameNotGenerated(target))
     }
 
     async fn create_named(
