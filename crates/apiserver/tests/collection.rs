@@ -377,3 +377,89 @@ async fn a_second_word_on_the_dependents_counts() {
     assert_eq!(done["status"], "Success");
     gone(&client, &format!("{MAPS}/owner")).await;
 }
+
+/// The middle of the chain goes in the foreground, too, although what it owns waits already.
+#[tokio::test]
+async fn a_chain_that_waits_below_goes_on_above() {
+    let server = Server::start().await;
+    let client = server.client();
+    let top = ok(&client, "POST", MAPS, &config_map("top")).await;
+    let middle = ok(
+        &client,
+        "POST",
+        MAPS,
+        &owned(config_map("middle"), &[(&top, true)]),
+    )
+    .await;
+    let bottom = ok(
+        &client,
+        "POST",
+        MAPS,
+        &owned(config_map("bottom"), &[(&middle, true)]),
+    )
+    .await;
+    let mut held = owned(config_map("held"), &[(&bottom, true)]);
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    ok(&client, "POST", MAPS, &held).await;
+    ok(
+        &client,
+        "DELETE",
+        &format!("{MAPS}/bottom?propagationPolicy=Foreground"),
+        &Value::Null,
+    )
+    .await;
+    ok(
+        &client,
+        "DELETE",
+        &format!("{MAPS}/top?propagationPolicy=Foreground"),
+        &Value::Null,
+    )
+    .await;
+    until(
+        &client,
+        &format!("{MAPS}/middle"),
+        "the middle is marked",
+        |object| {
+            object.is_some_and(|o| o["metadata"]["finalizers"] == json!(["foregroundDeletion"]))
+        },
+    )
+    .await;
+    let patch = json!({"metadata": {"finalizers": null}}).to_string();
+    common::call_as(
+        &client,
+        "PATCH",
+        &format!("{MAPS}/held"),
+        "application/merge-patch+json",
+        patch,
+    )
+    .await;
+    for name in ["held", "bottom", "middle", "top"] {
+        gone(&client, &format!("{MAPS}/{name}")).await;
+    }
+}
+
+/// Many at once: every one goes, none is asked for twice in vain.
+#[tokio::test]
+async fn a_large_family() {
+    let server = Server::start().await;
+    let client = server.client();
+    let owner = ok(&client, "POST", MAPS, &config_map("owner")).await;
+    let made = (0..300).map(|n| {
+        let (client, child) = (
+            client.clone(),
+            owned(config_map(&format!("child-{n}")), &[(&owner, true)]),
+        );
+        async move { ok(&client, "POST", MAPS, &child).await }
+    });
+    futures::future::join_all(made).await;
+    ok(
+        &client,
+        "DELETE",
+        &format!("{MAPS}/owner?propagationPolicy=Foreground"),
+        &Value::Null,
+    )
+    .await;
+    gone(&client, &format!("{MAPS}/owner")).await;
+    let left = ok(&client, "GET", MAPS, &Value::Null).await;
+    assert_eq!(left["items"], json!([]));
+}

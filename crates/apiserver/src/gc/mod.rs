@@ -239,12 +239,11 @@ async fn judge(
         return Ok(outcome);
     }
     let finalizers = meta::finalizers(&object);
+    let mut revision = meta::resource_version(&object).to_owned();
     let propagation = if !verdict.waiting.is_empty() && !dependents.is_empty() {
         // A ring of objects that wait for each other would wait for ever.
         if dependents.iter().any(|dependent| dependent.waits) {
-            unblock(core, &scope, work).await?;
-            outcome.next.push(work.clone());
-            return Ok(outcome);
+            revision = unblock(core, &scope, work).await?;
         }
         Propagation::Foreground
     } else if finalizers.contains(&ORPHAN) {
@@ -254,11 +253,7 @@ async fn judge(
     } else {
         Propagation::Background
     };
-    let options = DeleteOptions::of(
-        &work.uid,
-        Some(meta::resource_version(&object)),
-        propagation,
-    );
+    let options = DeleteOptions::of(&work.uid, Some(&revision), propagation);
     let Key {
         namespace, name, ..
     } = &work.key;
@@ -432,6 +427,7 @@ async fn release(core: &Core, scope: &Scope, work: &Work, finalizer: &str) -> Re
         }
     })
     .await
+    .map(drop)
 }
 
 /// Removes the references to these owners.
@@ -454,17 +450,19 @@ async fn forget_owners(
         }
     })
     .await
+    .map(drop)
 }
 
-/// No owner waits for this object any more.
-async fn unblock(core: &Core, scope: &Scope, work: &Work) -> Result<(), ApiError> {
-    change(core, scope, work, &|object| {
+/// No owner waits for this object any more; returns its revision then.
+async fn unblock(core: &Core, scope: &Scope, work: &Work) -> Result<String, ApiError> {
+    let object = change(core, scope, work, &|object| {
         let owners = object["metadata"]["ownerReferences"].as_array_mut();
         for owner in owners.into_iter().flatten() {
             owner["blockOwnerDeletion"] = json!(false);
         }
     })
-    .await
+    .await?;
+    Ok(meta::resource_version(&object).to_owned())
 }
 
 /// Changes the metadata of the object with this uid, not of another one of the same name.
@@ -473,7 +471,7 @@ async fn change(
     scope: &Scope,
     work: &Work,
     edit: &(dyn Fn(&mut Value) + Sync),
-) -> Result<(), ApiError> {
+) -> Result<Value, ApiError> {
     let mut call = Call::internal(USER);
     call.info.namespace.clone_from(&work.key.namespace);
     call.info.name.clone_from(&work.key.name);
@@ -486,7 +484,6 @@ async fn change(
         Ok(new)
     })
     .await
-    .map(drop)
 }
 
 /// Says that an owner cannot be one.
