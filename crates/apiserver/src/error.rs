@@ -387,6 +387,14 @@ mod tests {
             r#"Pod "a" is invalid: [spec.x: Required value, spec.y: Invalid value: 1: no]"#
         );
         assert_eq!(invalid.status()["details"]["causes"][0]["field"], "spec.x");
+        let generated = ApiError::NameNotGenerated(Target::new("", "pods", "a-x"));
+        assert_eq!(
+            (generated.to_string().as_str(), generated.code().as_u16()),
+            (
+                r#"pods "a-x" already exists, the server was not able to generate a unique name for the object"#,
+                409
+            )
+        );
         let forbidden = ApiError::Forbidden {
             target: Target::new("", "pods", ""),
             why: "no".into(),

@@ -12,6 +12,7 @@ pub(crate) mod defaults;
 pub(crate) mod delete;
 pub(crate) mod delete_options;
 pub(crate) mod history;
+pub(crate) mod label_syntax;
 pub(crate) mod list_options;
 pub(crate) mod meta;
 pub(crate) mod namespaces;
