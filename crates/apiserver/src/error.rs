@@ -138,7 +138,7 @@ pub enum ApiError {
     #[error("object is being deleted: {} {:?} already exists", .0.qualified(), .0.name)]
     BeingDeleted(Target),
     /// The server could not make up a free name.
-    #[error("the server was not able to generate a unique name for the object")]
+    #[error("{} {:?} already exists, the server was not able to generate a unique name for the object", .0.qualified(), .0.name)]
     NameNotGenerated(Target),
     /// Lost against another write, or a precondition does not hold.
     #[error("Operation cannot be fulfilled on {} {:?}: {why}", .target.qualified(), .target.name)]
@@ -203,6 +203,17 @@ pub enum ApiError {
     /// The resourceVersion is no longer (or not) in the history.
     #[error("{0}")]
     Expired(String),
+    /// The revision of a paged list is no longer in the history; the token goes on in the present.
+    #[error(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
+         the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \
+         Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+         deleted between the time the first chunk was returned and now may show up in the list."
+    )]
+    ExpiredContinue {
+        /// For the remainder.
+        token: String,
+    },
     /// The body is over the limit, in bytes.
     #[error("Request entity too large: limit is {0}")]
     TooLarge(usize),
@@ -245,11 +256,10 @@ impl ApiError {
         match self {
             Self::NoSuchPath | Self::PageNotFound | Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::AlreadyExists(_)
+            | Self::NameNotGenerated(_)
             | Self::BeingDeleted(_)
             | Self::Conflict { .. }
-            | Self::ApplyConflict { .. } => {
-                StatusCode::CONFLICT
-            }
+            | Self::ApplyConflict { .. } => StatusCode::CONFLICT,
             Self::Invalid { .. } | Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -257,9 +267,9 @@ impl ApiError {
             Self::MethodNotAllowed | Self::NotSupported { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Expired(_) => StatusCode::GONE,
+            Self::Expired(_) | Self::ExpiredContinue { .. } => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::NameNotGenerated(_) | Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unexplained(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -268,7 +278,9 @@ impl ApiError {
     fn reason(&self) -> &'static str {
         match self {
             Self::NoSuchPath | Self::PageNotFound | Self::NotFound(_) => "NotFound",
-            Self::AlreadyExists(_) | Self::BeingDeleted(_) => "AlreadyExists",
+            Self::AlreadyExists(_) | Self::NameNotGenerated(_) | Self::BeingDeleted(_) => {
+                "AlreadyExists"
+            }
             Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Invalid { .. } | Self::Unprocessable(_) => "Invalid",
             Self::BadRequest(_) => "BadRequest",
@@ -277,9 +289,8 @@ impl ApiError {
             Self::MethodNotAllowed | Self::NotSupported { .. } => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
-            Self::Expired(_) => "Expired",
+            Self::Expired(_) | Self::ExpiredContinue { .. } => "Expired",
             Self::TooLarge(_) => "RequestEntityTooLarge",
-            Self::NameNotGenerated(_) => "ServerTimeout",
             Self::FutureRevision { .. } => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Unexplained(_) => "",
@@ -343,6 +354,9 @@ impl ApiError {
         });
         if !self.reason().is_empty() {
             status["reason"] = json!(self.reason());
+        }
+        if let Self::ExpiredContinue { token } = self {
+            status["metadata"]["continue"] = json!(token);
         }
         if let (Some(details), Some(status)) = (self.details(), status.as_object_mut()) {
             status.insert("details".into(), details);
@@ -418,6 +432,14 @@ mod tests {
             r#"Pod "a" is invalid: [spec.x: Required value, spec.y: Invalid value: 1: no]"#
         );
         assert_eq!(invalid.status()["details"]["causes"][0]["field"], "spec.x");
+        let generated = ApiError::NameNotGenerated(Target::new("", "pods", "a-x"));
+        assert_eq!(
+            (generated.to_string().as_str(), generated.code().as_u16()),
+            (
+                r#"pods "a-x" already exists, the server was not able to generate a unique name for the object"#,
+                409
+            )
+        );
         let forbidden = ApiError::Forbidden {
             target: Target::new("", "pods", ""),
             why: "no".into(),

@@ -9,6 +9,7 @@
 //! - `watch`: event streams, replayed from a bounded ring; too old a start is `410 Gone`.
 //! - `patch`: JSON patch, JSON merge patch, strategic merge patch.
 //! - [`auth`]: who is asking (client certificates, tokens of service accounts) and whether that is allowed (RBAC).
+//! - `gc`: objects whose owners are gone. `quota`: what a namespace may hold.
 //! - [`schema`], [`table`], [`discovery`], [`openapi`], [`resources`]: what is served and how it describes itself.
 //! - [`server`]: opening, the HTTPS accept loop, the in-process client.
 //!
@@ -18,8 +19,10 @@ pub mod admission;
 pub mod auth;
 pub mod discovery;
 pub mod error;
+pub(crate) mod gc;
 pub mod openapi;
 pub(crate) mod patch;
+pub(crate) mod quota;
 pub(crate) mod registry;
 pub mod resources;
 pub mod schema;

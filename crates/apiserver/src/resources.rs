@@ -58,10 +58,25 @@ pub struct VersionDef {
     pub status: bool,
     /// Whether the `scale` subresource is on.
     pub scale: bool,
+    /// Where the `scale` subresource finds its numbers.
+    pub scale_paths: ScalePaths,
+    /// JSON paths (`.spec.color`) that field selectors may name besides name and namespace.
+    pub selectable_fields: Vec<String>,
     /// Columns of the server-side Table besides NAME; empty means NAME and AGE (custom resources) or the built-in printer.
     pub columns: Vec<Column>,
     /// Structural schema; `None` for built-in kinds and for versions without one.
     pub schema: Option<Arc<Schema>>,
+}
+
+/// JSON paths of the `scale` subresource; empty where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScalePaths {
+    /// Replicas that are wanted, e.g. `.spec.replicas`.
+    pub spec: String,
+    /// Replicas that are there, e.g. `.status.replicas`.
+    pub status: String,
+    /// Label selector of the replicas, as text.
+    pub selector: String,
 }
 
 /// A column of a CRD's `additionalPrinterColumns`.
@@ -172,6 +187,15 @@ pub fn builtin() -> Vec<ResourceDef> {
         (
             "",
             "v1",
+            "ResourceQuota",
+            "resourcequotas",
+            &["quota"],
+            true,
+            true,
+        ),
+        (
+            "",
+            "v1",
             "ServiceAccount",
             "serviceaccounts",
             &["sa"],
@@ -250,6 +274,8 @@ pub fn builtin() -> Vec<ResourceDef> {
                     deprecation_warning: None,
                     status,
                     scale: false,
+                    scale_paths: ScalePaths::default(),
+                    selectable_fields: Vec::new(),
                     columns: Vec::new(),
                     schema: None,
                 }],
@@ -292,6 +318,13 @@ fn subresources(kind: &str) -> Vec<Subresource> {
             },
         ],
         "ServiceAccount" => vec![access::TOKEN],
+        "Namespace" => vec![Subresource {
+            name: "finalize",
+            group: "",
+            version: "v1",
+            kind: "Namespace",
+            verbs: &["update"],
+        }],
         _ => Vec::new(),
     }
 }

@@ -239,3 +239,83 @@ async fn watching() {
     assert!(next().await.starts_with("second"));
     child.kill().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cascades_and_quotas() {
+    let Some(k) = Kubectl::start().await else {
+        return;
+    };
+    let owner = async |name: &str| {
+        k.ok(&["create", "configmap", name]).await;
+        let uid = k
+            .ok(&["get", "configmap", name, "-o", "jsonpath={.metadata.uid}"])
+            .await;
+        let child = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("{name}-child"),
+            "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid, "blockOwnerDeletion": true}]}})
+        .to_string();
+        k.ok_with(&["create", "-f", "-"], &child).await;
+    };
+    let modern = k
+        .fails(&["delete", "configmap", "none", "--cascade=foreground"], "")
+        .await
+        .contains("not found");
+    if modern {
+        owner("front").await;
+        k.ok(&[
+            "delete",
+            "configmap",
+            "front",
+            "--cascade=foreground",
+            "--wait",
+        ])
+        .await;
+        // Foreground: when kubectl comes back the dependents are gone.
+        assert!(
+            k.fails(&["get", "configmap", "front-child"], "")
+                .await
+                .contains("not found")
+        );
+        owner("left").await;
+        k.ok(&["delete", "configmap", "left", "--cascade=orphan", "--wait"])
+            .await;
+        let refs = k
+            .ok(&[
+                "get",
+                "configmap",
+                "left-child",
+                "-o",
+                "jsonpath={.metadata.ownerReferences}",
+            ])
+            .await;
+        assert_eq!(refs, "");
+    }
+    owner("back").await;
+    k.ok(&["delete", "configmap", "back"]).await;
+    k.ok(&[
+        "wait",
+        "--for=delete",
+        "configmap/back-child",
+        "--timeout=20s",
+    ])
+    .await;
+
+    k.ok(&["create", "quota", "few", "--hard=count/configmaps=2,pods=1"])
+        .await;
+    k.ok(&["create", "configmap", "a"]).await;
+    let error = k.fails(&["create", "configmap", "a1"], "").await
+        + &k.fails(&["create", "configmap", "a2"], "").await;
+    assert!(error.contains("exceeded quota: few, requested: count/configmaps=1, used: count/configmaps=2, limited: count/configmaps=2"), "{error}");
+    let shown = k.ok(&["describe", "quota", "few"]).await;
+    let row: Vec<&str> = shown
+        .lines()
+        .find(|line| line.starts_with("count/configmaps"))
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!(row, ["count/configmaps", "2", "2"], "{shown}");
+    assert!(
+        k.ok(&["get", "quota"])
+            .await
+            .contains("count/configmaps: 2/2")
+    );
+}

@@ -87,6 +87,7 @@ impl Machine {
             server_names: Vec::new(),
             admission: Arc::new(AdmitAll),
             crds: Vec::new(),
+            access: berth_apiserver::Access::default(),
         };
         let api = ApiServer::open(options).await.unwrap();
         // Tests are built beside the examples.

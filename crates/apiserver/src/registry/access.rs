@@ -290,7 +290,8 @@ fn narrowed(info: &RequestInfo, uri: &Uri) -> RequestInfo {
     if info.is_resource && info.name.is_empty() && info.verb != "create" {
         let resource = format!("{}/{}", info.group, info.resource);
         let name = Query::parse(uri).ok().and_then(|query| {
-            let selector = Selector::parse("", query.get("fieldSelector"), &resource).ok()?;
+            let selector =
+                Selector::parse_for("", query.get("fieldSelector"), &resource, None).ok()?;
             selector.required_name().map(str::to_owned)
         });
         info.name = name.unwrap_or_default();

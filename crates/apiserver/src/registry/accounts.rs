@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::tokens::{Claims, LEGACY_ISSUER, Legacy};
 use crate::error::ApiError;
 use crate::registry::catalog::Scope;
-use crate::registry::delete::DeleteOptions;
+use crate::registry::delete_options::DeleteOptions;
 use crate::registry::policy::NAMESPACES;
 use crate::registry::query::Call;
 use crate::registry::{Core, meta, store_error};

@@ -14,7 +14,7 @@ use crate::auth::rbac::index::CLUSTER_ROLES;
 use crate::auth::rbac::{self, Rule, rule};
 use crate::error::ApiError;
 use crate::registry::catalog::Scope;
-use crate::registry::delete::DeleteOptions;
+use crate::registry::delete_options::DeleteOptions;
 use crate::registry::query::Call;
 use crate::registry::{Core, meta, store_error};
 use crate::store::Query;

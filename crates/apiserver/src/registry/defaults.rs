@@ -89,6 +89,14 @@ fn pod(spec: &mut Map<String, Value>) {
             );
             missing(container, "terminationMessagePolicy", json!("File"));
             missing(container, "resources", json!({}));
+            // Who says only a limit asks for as much.
+            let resources = meta::entry_of(container, "resources");
+            if let Some(Value::Object(limits)) = resources.get("limits").cloned() {
+                let requests = meta::entry_of(resources, "requests");
+                for (name, limit) in limits {
+                    missing(requests, &name, limit);
+                }
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::admission::Operation;
 use crate::error::ApiError;
 use crate::registry::catalog::Scope;
+use crate::registry::delete_options::DeleteOptions;
 use crate::registry::policy::Policy;
 use crate::registry::query::Call;
 use crate::registry::read::{show, without_kind};
@@ -15,14 +16,6 @@ use crate::registry::{Core, content, meta, store_error, success};
 use crate::store::{Expect, StoreError, Write};
 
 const TRIES: usize = 20;
-
-/// The part of DeleteOptions that means something here. Propagation is left to the owners' controllers.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct DeleteOptions {
-    grace: Option<i64>,
-    uid: Option<String>,
-    resource_version: Option<String>,
-}
 
 /// What became of the object.
 pub(crate) enum Deleted {
@@ -45,7 +38,14 @@ impl Core {
             .delete_object(call, scope, &namespace, &name, &options)
             .await?
         {
-            Deleted::Marked(object) => Ok(show(call, scope, StatusCode::OK, &object)),
+            Deleted::Marked(object) => {
+                // Whoever asked that the dependents go, too, is told that this is not over.
+                let code = match options.orphan {
+                    Some(false) => StatusCode::ACCEPTED,
+                    _ => StatusCode::OK,
+                };
+                Ok(show(call, scope, code, &object))
+            }
             Deleted::Gone(object) if scope.policy == Policy::Pod => {
                 // The answer shows the pod as it went.
                 let object = mark(scope, &object, 0).unwrap_or(object);
@@ -71,7 +71,7 @@ impl Core {
             return Err(ApiError::MethodNotAllowed);
         }
         let options = DeleteOptions::read(call, body).await?;
-        let (items, list_meta) = self.list_objects(call, scope)?;
+        let (items, list_meta) = self.list_objects(call, scope).await?;
         let mut deleted = Vec::with_capacity(items.len());
         for item in items {
             match self
@@ -140,9 +140,17 @@ impl Core {
             )?;
 
             let grace = scope.grace(&old, options.grace);
-            let new = if grace > 0 || scope.held(&old) {
-                match mark(scope, &old, grace) {
+            let finalizers = options.finalizers(scope, &old);
+            let mut base = old.clone();
+            if let Some(finalizers) = &finalizers {
+                let list = (!finalizers.is_empty()).then(|| json!(finalizers));
+                meta::put(meta::metadata(&mut base), "finalizers", list);
+            }
+            let new = if grace > 0 || scope.held(&base) {
+                match mark(scope, &base, grace) {
                     Some(new) => Some(new),
+                    // Already marked, but what shall become of the dependents has changed.
+                    None if finalizers.is_some() => Some(base),
                     None => return Ok(Deleted::Marked(old)),
                 }
             } else {
@@ -228,58 +236,4 @@ fn mark(scope: &Scope, old: &Value, grace: i64) -> Option<Value> {
         _ => {}
     }
     Some(new)
-}
-
-impl DeleteOptions {
-    /// From the body, and from the query where the body says nothing.
-    async fn read(call: &mut Call, body: Body) -> Result<Self, ApiError> {
-        let bytes = content::read(body).await?;
-        let options = if bytes.is_empty() {
-            Value::Null
-        } else {
-            content::parse(&content::media_type(&call.headers), &bytes)?
-        };
-        let dry_run = options["dryRun"]
-            .as_array()
-            .is_some_and(|list| !list.is_empty());
-        if dry_run {
-            call.query.set_dry_run();
-        }
-        let grace = match options["gracePeriodSeconds"].as_i64() {
-            Some(grace) => Some(grace),
-            None => call
-                .query
-                .number("gracePeriodSeconds")?
-                .and_then(|n| i64::try_from(n).ok()),
-        };
-        let precondition =
-            |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
-        Ok(Self {
-            grace,
-            uid: precondition("uid"),
-            resource_version: precondition("resourceVersion"),
-        })
-    }
-
-    fn check(&self, scope: &Scope, name: &str, old: &Value) -> Result<(), ApiError> {
-        let failed = |what: &str, given: &str, own: &str| ApiError::Conflict {
-            target: scope.target(name),
-            why: format!(
-                "Precondition failed: {what} in precondition: {given}, {what} in object meta: {own}"
-            ),
-        };
-        let uid = meta::text(old, &["metadata", "uid"]);
-        if let Some(given) = self.uid.as_deref().filter(|given| *given != uid) {
-            return Err(failed("UID", given, uid));
-        }
-        let revision = meta::resource_version(old);
-        match self
-            .resource_version
-            .as_deref()
-            .filter(|given| *given != revision)
-        {
-            Some(given) => Err(failed("ResourceVersion", given, revision)),
-            None => Ok(()),
-        }
-    }
 }

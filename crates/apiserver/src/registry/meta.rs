@@ -55,7 +55,18 @@ pub(crate) fn entry<'a>(object: &'a mut Value, key: &str) -> &'a mut Map<String,
     if !object.is_object() {
         *object = json!({});
     }
-    let value = &mut object[key];
+    entry_of(
+        object.as_object_mut().expect("made an object just above"),
+        key,
+    )
+}
+
+/// The map under a key of a map; made if it is missing or not a map.
+pub(crate) fn entry_of<'a>(
+    map: &'a mut Map<String, Value>,
+    key: &str,
+) -> &'a mut Map<String, Value> {
+    let value = map.entry(key).or_insert(Value::Null);
     if !value.is_object() {
         *value = json!({});
     }
@@ -165,6 +176,15 @@ pub(crate) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist 
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
     start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
     '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+
+/// What is wrong with a DNS label.
+pub(crate) fn label_fault(text: &str) -> Option<&'static str> {
+    if text.len() > 63 {
+        Some("must be no more than 63 bytes")
+    } else {
+        (!is_label(text)).then_some(LABEL)
+    }
+}
 
 /// What is wrong with an object's name: a DNS label (`strict`) or subdomain.
 pub(crate) fn check_name(name: &str, strict: bool) -> Vec<Cause> {

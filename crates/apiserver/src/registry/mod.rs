@@ -11,12 +11,17 @@ pub(crate) mod binding;
 pub(crate) mod bootstrap;
 pub(crate) mod catalog;
 pub(crate) mod content;
+pub(crate) mod decode;
 pub(crate) mod defaults;
 pub(crate) mod delete;
+pub(crate) mod delete_options;
+pub(crate) mod history;
 pub(crate) mod label_selector;
+pub(crate) mod list_options;
 pub(crate) mod managers;
 pub(crate) mod meta;
 pub(crate) mod metadata;
+pub(crate) mod namespaces;
 pub(crate) mod pods;
 pub(crate) mod policy;
 pub(crate) mod protobuf;
@@ -26,6 +31,8 @@ pub(crate) mod read;
 pub(crate) mod reaper;
 pub(crate) mod reviews;
 pub(crate) mod rights;
+pub(crate) mod rules;
+pub(crate) mod scale;
 pub(crate) mod selector;
 pub(crate) mod tokens;
 pub(crate) mod update;
@@ -71,6 +78,7 @@ pub(crate) struct Core {
     pub(crate) gate: tokio::sync::RwLock<()>,
     /// Serialises changes of definitions with the reload of the catalog that follows each.
     pub(crate) reload: tokio::sync::Mutex<()>,
+    pub(crate) quotas: crate::quota::Quotas,
     /// Host and port for clients that ask plain `/api`.
     address: String,
 }
@@ -103,6 +111,7 @@ impl Core {
             catalog: Catalog::default(),
             gate: tokio::sync::RwLock::default(),
             reload: tokio::sync::Mutex::default(),
+            quotas: crate::quota::Quotas::default(),
             address,
         });
         core.reload_catalog()
@@ -124,7 +133,9 @@ impl Core {
             .map_err(|e| ("service accounts".to_owned(), e))?;
         tokio::spawn(reaper::run(core.clone(), stop.clone()));
         tokio::spawn(bootstrap::run(core.clone(), stop.clone()));
-        tokio::spawn(accounts::run(core.clone(), stop));
+        tokio::spawn(accounts::run(core.clone(), stop.clone()));
+        tokio::spawn(crate::gc::run(core.clone(), stop.clone()));
+        tokio::spawn(crate::quota::run(core.clone(), stop));
         Ok(core)
     }
 
@@ -220,7 +231,7 @@ impl Core {
             ("GET" | "HEAD", true, "") if call.query.flag("watch") => {
                 crate::watch::start(self, &call, &scope)
             }
-            ("GET" | "HEAD", true, "") => self.list(&call, &scope),
+            ("GET" | "HEAD", true, "") => self.list(&call, &scope).await,
             ("GET" | "HEAD", false, "") => self.get(&call, &scope),
             ("GET" | "HEAD", false, "status") if scope.version().status => self.get(&call, &scope),
             ("POST", true, "") if def.namespaced && !in_namespace => Err(if def.crd {
@@ -244,6 +255,12 @@ impl Core {
             }
             ("DELETE", false, "") => self.delete(&mut call, &scope, body).await,
             ("DELETE", true, "") => self.delete_collection(&mut call, &scope, body).await,
+            ("GET" | "HEAD" | "PUT" | "PATCH", false, "scale") if scope.version().scale => {
+                self.scale(&mut call, &scope, &parts.method, body).await
+            }
+            ("PUT", false, "finalize") if scope.policy == policy::Policy::Namespace => {
+                self.finalize(&mut call, &scope, body).await
+            }
             ("POST", false, "binding") if scope.policy == policy::Policy::Pod => {
                 self.bind(&mut call, &scope, body).await
             }

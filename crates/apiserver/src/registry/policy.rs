@@ -34,14 +34,14 @@ pub(crate) enum Policy {
     Definition,
     /// A lock: an update must say what it replaces.
     Lease,
-    /// Config maps and secrets can be frozen.
-    Freezable,
     /// Its status may be given at creation (nodes register themselves with it).
     Node,
     /// Claims and volumes start as pending.
     Storage,
     /// Roles and bindings: nobody grants what they do not have.
     Access,
+    /// Limits what its namespace may hold.
+    Quota,
 }
 
 impl Policy {
@@ -50,7 +50,7 @@ impl Policy {
             ("", "namespaces") => Self::Namespace,
             ("", "pods") => Self::Pod,
             ("", "nodes") => Self::Node,
-            ("", "configmaps" | "secrets") => Self::Freezable,
+            ("", "resourcequotas") => Self::Quota,
             ("", "persistentvolumes" | "persistentvolumeclaims") => Self::Storage,
             ("coordination.k8s.io", "leases") => Self::Lease,
             ("apiextensions.k8s.io", "customresourcedefinitions") => Self::Definition,
@@ -74,7 +74,7 @@ impl Policy {
             Self::Pod => Some(json!({"phase": "Pending"})),
             Self::Storage => Some(json!({"phase": "Pending"})),
             Self::Node => given,
-            Self::Plain | Self::Definition | Self::Lease | Self::Freezable | Self::Access => None,
+            Self::Plain | Self::Definition | Self::Lease | Self::Access | Self::Quota => None,
         }
     }
 }
@@ -123,9 +123,26 @@ impl Scope {
         }
     }
 
+    /// Last touches to a changed object, before admission.
+    pub(crate) fn prepare_update(&self, object: &mut Value, old: &Value) {
+        if self.policy == Policy::Namespace {
+            // They are changed by way of `finalize` only.
+            let finalizers = old["spec"].get("finalizers").cloned();
+            meta::put(meta::entry(object, "spec"), "finalizers", finalizers);
+        }
+    }
+
+    /// Whether a `PUT` of an object that is not there creates it.
+    pub(crate) fn created_by_update(&self, call: &Call) -> bool {
+        call.info.subresource.is_empty()
+            && matches!(self.def.plural.as_str(), "events" | "leases")
+            && !self.def.crd
+    }
+
     /// What is wrong with the object besides its schema; `old` is the stored one on update.
     pub(crate) fn check(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = metadata::check(object, self.def.group.is_empty());
+        causes.extend(crate::registry::rules::check(self, object, old));
         match self.policy {
             Policy::Definition => {
                 causes.extend(crd::validate(object, old).into_iter().map(Cause::from));
@@ -141,14 +158,11 @@ impl Scope {
                 }
                 None => {}
             },
-            Policy::Freezable => {
-                causes.extend(old.and_then(|old| check_frozen(object, old)));
-                causes.extend(check_token_secret(object));
-            }
             Policy::Access => {
                 use crate::auth::rbac::validate;
                 causes.extend(validate::check(&self.def.kind, object, old));
             }
+            Policy::Quota => causes.extend(crate::quota::validate(object)),
             _ => {}
         }
         causes
@@ -204,28 +218,6 @@ impl From<FieldError> for Cause {
             message: error.message,
         }
     }
-}
-
-fn check_frozen(object: &Value, old: &Value) -> Option<Cause> {
-    if old["immutable"] != json!(true) {
-        return None;
-    }
-    let changed = |field: &&str| object.get(*field) != old.get(*field);
-    let field = ["immutable", "data", "binaryData"]
-        .into_iter()
-        .find(changed)?;
-    Some(Cause::forbidden(
-        field,
-        "field is immutable when `immutable` is set",
-    ))
-}
-
-/// A secret for a token says whose.
-fn check_token_secret(object: &Value) -> Option<Cause> {
-    use crate::registry::accounts::{ACCOUNT_NAME, TOKEN_TYPE};
-    let nameless = meta::text(object, &["type"]) == TOKEN_TYPE
-        && meta::text(object, &["metadata", "annotations", ACCOUNT_NAME]).is_empty();
-    nameless.then(|| Cause::required(format!("metadata.annotations[{ACCOUNT_NAME}]"), ""))
 }
 
 /// Only a few fields of a pod's spec can change.

@@ -34,6 +34,8 @@ enum Kind {
     Messages(Fields),
     TextMap,
     BytesMap,
+    /// Texts to quantities, which are messages of one text.
+    QuantityMap,
 }
 
 const OWNER: Fields = &[
@@ -96,6 +98,36 @@ const NAMESPACE: Fields = &[
     (2, "spec", Kind::Message(&[(1, "finalizers", Kind::Texts)])),
     (3, "status", Kind::Message(&[(1, "phase", Kind::Text)])),
 ];
+const REQUIREMENT: Fields = &[
+    (1, "scopeName", Kind::Text),
+    (2, "operator", Kind::Text),
+    (3, "values", Kind::Texts),
+];
+const RESOURCE_QUOTA: Fields = &[
+    (1, "metadata", Kind::Message(METADATA)),
+    (
+        2,
+        "spec",
+        Kind::Message(&[
+            (1, "hard", Kind::QuantityMap),
+            (2, "scopes", Kind::Texts),
+            (
+                3,
+                "scopeSelector",
+                Kind::Message(&[(1, "matchExpressions", Kind::Messages(REQUIREMENT))]),
+            ),
+        ]),
+    ),
+    (
+        3,
+        "status",
+        Kind::Message(&[
+            (1, "hard", Kind::QuantityMap),
+            (2, "used", Kind::QuantityMap),
+        ]),
+    ),
+];
+const QUANTITY: Fields = &[(1, "string", Kind::Text)];
 const DELETE_OPTIONS: Fields = &[
     (1, "gracePeriodSeconds", Kind::Int),
     (
@@ -127,6 +159,7 @@ pub(crate) fn parse(body: &[u8]) -> Result<Value, ApiError> {
         ("v1", "Secret") => SECRET,
         ("v1", "ServiceAccount") => SERVICE_ACCOUNT,
         ("v1", "Namespace") => NAMESPACE,
+        ("v1", "ResourceQuota") => RESOURCE_QUOTA,
         (_, "DeleteOptions") => DELETE_OPTIONS,
         (version, kind) => access::fields(version, kind).ok_or_else(|| {
             ApiError::UnsupportedMediaType("application/json, application/yaml".into())
@@ -226,6 +259,19 @@ fn message(mut input: &[u8], fields: Fields, depth: usize) -> Option<Value> {
                     .or_insert_with(|| json!({}))
                     .as_object_mut()?
                     .insert(key, value);
+            }
+            (Kind::QuantityMap, Wire::Bytes(bytes)) => {
+                let fields = &[
+                    (1, "key", Kind::Text),
+                    (2, "value", Kind::Message(QUANTITY)),
+                ];
+                let entry = message(bytes, fields, depth)?;
+                let key = entry["key"].as_str().unwrap_or_default().to_owned();
+                let text = entry["value"]["string"].as_str().unwrap_or("0");
+                out.entry(name)
+                    .or_insert_with(|| json!({}))
+                    .as_object_mut()?
+                    .insert(key, json!(text));
             }
             _ => return None,
         }

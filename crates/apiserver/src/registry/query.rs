@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{RequestInfo, UserInfo};
 use crate::error::ApiError;
+use crate::registry::catalog::Scope;
 use crate::registry::content::View;
 use crate::registry::selector::Selector;
 use crate::table::IncludeObject;
@@ -41,6 +42,20 @@ impl Query {
         })
     }
 
+    /// Most items of a page; none without a limit.
+    pub(crate) fn limit(&self) -> Result<Option<usize>, ApiError> {
+        let text = self.get("limit");
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let limit: i64 = text.parse().map_err(|_| {
+            ApiError::BadRequest(format!(
+                "strconv.ParseInt: parsing {text:?}: invalid syntax"
+            ))
+        })?;
+        Ok(usize::try_from(limit).ok().filter(|limit| *limit > 0))
+    }
+
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         match self.get(name) {
             "" => Ok(None),
@@ -52,9 +67,23 @@ impl Query {
         }
     }
 
+    /// Whether a parameter is given, with any value.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key == name)
+    }
+
+    /// All values of a parameter.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        let given = self.0.iter().filter(|(key, _)| key == name);
+        given.map(|(_, value)| value.as_str()).collect()
+    }
+
     /// DeleteOptions can say it in the body.
-    pub(crate) fn set_dry_run(&mut self) {
-        self.0.push(("dryRun".into(), "All".into()));
+    pub(crate) fn set_dry_run(&mut self, dry: bool) {
+        self.0.retain(|(key, _)| key != "dryRun");
+        if dry {
+            self.0.push(("dryRun".into(), "All".into()));
+        }
     }
 
     /// Whether nothing shall be stored.
@@ -94,6 +123,8 @@ pub(crate) struct Call {
     pub(crate) warnings: Vec<String>,
     /// The object comes from an apply and carries its `managedFields`.
     pub(crate) applied: bool,
+    /// Paths of fields that occur more than once in the body.
+    pub(crate) duplicates: Vec<String>,
     /// Ends watches of a connection whose server is stopping.
     pub(crate) end: Option<CancellationToken>,
 }
@@ -123,6 +154,7 @@ impl Call {
             view,
             warnings: Vec::new(),
             applied: false,
+            duplicates: Vec::new(),
             end,
         })
     }
@@ -137,6 +169,7 @@ impl Call {
             view: View::Plain,
             warnings: Vec::new(),
             applied: false,
+            duplicates: Vec::new(),
             end: None,
         }
     }
@@ -153,12 +186,13 @@ impl Call {
     }
 
     /// The selectors of the query and the name of the path.
-    pub(crate) fn selector(&self) -> Result<Selector, ApiError> {
+    pub(crate) fn selector(&self, scope: &Scope) -> Result<Selector, ApiError> {
         let resource = format!("{}/{}", self.info.group, self.info.resource);
-        let selector = Selector::parse(
+        let selector = Selector::parse_for(
             self.query.get("labelSelector"),
             self.query.get("fieldSelector"),
             &resource,
+            scope.def.crd.then_some(&scope.version().selectable_fields),
         )?;
         Ok(if self.info.name.is_empty() {
             selector

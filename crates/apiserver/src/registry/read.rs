@@ -1,29 +1,19 @@
 //! Get and list, and how objects are shown.
 
 use axum::body::Body;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Response, StatusCode};
 use k8s_openapi::jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::registry::catalog::Scope;
 use crate::registry::content::{self, View};
+use crate::registry::history::PastError;
+use crate::registry::list_options::{self, Continue};
 use crate::registry::query::Call;
 use crate::registry::{Core, meta, store_error};
 use crate::store::{Key, Query, Stored};
 use crate::table;
-
-/// Where a paged list goes on. Pages are read from the present, but all carry the first page's revision: a watch from
-/// there repeats whatever happened between the pages, so a client that lists and then watches misses nothing.
-#[derive(Debug, Serialize, Deserialize)]
-struct Continue {
-    rv: u64,
-    ns: String,
-    name: String,
-}
 
 /// How many records are read from the store at a time when a selector may drop most of them.
 const CHUNK: usize = 500;
@@ -42,14 +32,18 @@ impl Core {
     }
 
     pub(crate) fn get(&self, call: &Call, scope: &Scope) -> Result<Response<Body>, ApiError> {
-        self.check_revision(call)?;
+        self.check_reached(list_options::revision(call)?)?;
         let stored = self.read(scope, &call.info.namespace_of(scope), &call.info.name)?;
         let object = scope.present(&stored)?;
         Ok(show(call, scope, StatusCode::OK, &object))
     }
 
-    pub(crate) fn list(&self, call: &Call, scope: &Scope) -> Result<Response<Body>, ApiError> {
-        let (items, list_meta) = self.list_objects(call, scope)?;
+    pub(crate) async fn list(
+        &self,
+        call: &Call,
+        scope: &Scope,
+    ) -> Result<Response<Body>, ApiError> {
+        let (items, list_meta) = self.list_objects(call, scope).await?;
         let body = match call.view {
             View::Table { version, include } => {
                 let (name, now) = (&scope.version().name, Timestamp::now());
@@ -91,27 +85,34 @@ impl Core {
     }
 
     /// The objects that a list or deletecollection is about, and the list's metadata.
-    pub(crate) fn list_objects(
+    pub(crate) async fn list_objects(
         &self,
         call: &Call,
         scope: &Scope,
     ) -> Result<(Vec<Value>, Map<String, Value>), ApiError> {
-        self.check_revision(call)?;
-        let selector = call.selector()?;
-        let limit = call
-            .query
-            .number("limit")?
-            .filter(|n| *n > 0)
-            .and_then(|n| usize::try_from(n).ok());
+        list_options::validate(call, false)?;
+        let selector = call.selector(scope)?;
+        let limit = call.query.limit()?;
         let start = match call.query.get("continue") {
             "" => None,
-            token => Some(parse_continue(token)?),
+            token => Some(Continue::parse(token)?),
         };
+        let asked = list_options::revision(call)
+            .map_err(|e| ApiError::BadRequest(format!("invalid resource version: {e}")))?;
+        if asked.is_some() && start.is_some() {
+            return Err(ApiError::BadRequest(
+                "specifying resource version is not allowed when using continue".into(),
+            ));
+        }
+        self.check_reached(asked)?;
+        let exact = call.query.get("resourceVersionMatch") == "Exact";
         let namespace = call.list_namespace(scope.def.namespaced);
-        let mut after = start
-            .as_ref()
-            .map(|token| Key::new(&scope.resource, &token.ns, &token.name));
-        let mut revision = start.map(|token| token.rv);
+        let mut after = start.as_ref().map(|token| token.key(&scope.resource));
+        // The revision that all pages are of; none until the first is read.
+        let mut revision = match &start {
+            Some(token) => Some(token.rv).filter(|rv| *rv > 0),
+            None => asked.filter(|_| exact),
+        };
         let mut items: Vec<Value> = Vec::new();
         let mut list_meta = Map::new();
         loop {
@@ -124,7 +125,18 @@ impl Core {
                     (limit - items.len()).max(if selector.is_everything() { 1 } else { CHUNK })
                 }),
             };
-            let page = self.store.list(&query).map_err(|e| store_error(&e))?;
+            let page = self
+                .page(&query, revision)
+                .await
+                .map_err(|e| match (e, &start) {
+                    (PastError::Api(e), _) => e,
+                    (PastError::TooOld, Some(token)) => ApiError::ExpiredContinue {
+                        token: token.inconsistent().token(),
+                    },
+                    (PastError::TooOld, None) => ApiError::Expired(
+                        "The resourceVersion for the provided list is too old.".into(),
+                    ),
+                })?;
             revision.get_or_insert(page.revision);
             let mut more = page.more;
             let count = page.items.len();
@@ -144,16 +156,30 @@ impl Core {
                 break;
             }
             if full {
-                if let Some(last) = &after {
-                    let token = Continue {
+                if let Some(last) = after {
+                    let mut token = Continue {
                         rv: revision.unwrap_or_default(),
                         ns: last.namespace.clone(),
                         name: last.name.clone(),
+                        left: None,
                     };
-                    list_meta.insert(
-                        "continue".into(),
-                        json!(URL_SAFE_NO_PAD.encode(json!(token).to_string())),
-                    );
+                    // Only where every object is meant can those that are left be counted without reading them.
+                    if selector.is_everything() {
+                        let known = start.as_ref().and_then(|token| token.left);
+                        let left = match known {
+                            Some(left) => left.saturating_sub(items.len()),
+                            None => self
+                                .store
+                                .count(&Query {
+                                    after: Some(last),
+                                    ..query
+                                })
+                                .map_err(|e| store_error(&e))?,
+                        };
+                        token.left = Some(left);
+                        list_meta.insert("remainingItemCount".into(), json!(left));
+                    }
+                    list_meta.insert("continue".into(), json!(token.token()));
                 }
                 break;
             }
@@ -163,30 +189,14 @@ impl Core {
         Ok((items, list_meta))
     }
 
-    /// Refuses reads of a revision that is not here: the store has only the present.
-    fn check_revision(&self, call: &Call) -> Result<(), ApiError> {
-        let Some(asked) = call.query.number("resourceVersion")?.filter(|rv| *rv > 0) else {
-            return Ok(());
-        };
+    /// Refuses reads of a revision that has not been reached.
+    fn check_reached(&self, asked: Option<u64>) -> Result<(), ApiError> {
         let current = self.store.ring().head();
-        if asked > current {
-            return Err(ApiError::FutureRevision { asked, current });
+        match asked.filter(|asked| *asked > current) {
+            Some(asked) => Err(ApiError::FutureRevision { asked, current }),
+            None => Ok(()),
         }
-        if call.query.get("resourceVersionMatch") == "Exact" && asked != current {
-            return Err(ApiError::Expired(format!(
-                "The provided resource version {asked} is not available."
-            )));
-        }
-        Ok(())
     }
-}
-
-fn parse_continue(token: &str) -> Result<Continue, ApiError> {
-    URL_SAFE_NO_PAD
-        .decode(token)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .ok_or_else(|| ApiError::BadRequest("continue key is not valid".into()))
 }
 
 /// Items of built-in lists carry no kind and version of their own, those of custom resources do; as upstream.

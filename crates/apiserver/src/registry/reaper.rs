@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
 use crate::registry::catalog::Scope;
-use crate::registry::delete::DeleteOptions;
+use crate::registry::delete_options::DeleteOptions;
 use crate::registry::policy::{CLEANUP, DEFINITIONS, NAMESPACES};
 use crate::registry::query::Call;
 use crate::registry::{Core, meta, store_error};
@@ -72,7 +72,7 @@ impl Core {
             );
             let def = self.catalog.get().find(group, plural).cloned();
             let remaining = match def {
-                Some(def) => self.empty(&Scope::stored(&def), None).await?,
+                Some(def) => self.empty(&Scope::stored(&def)).await?,
                 None => 0,
             };
             if remaining > 0 {
@@ -82,27 +82,8 @@ impl Core {
             self.release_definition(&stored, object).await?;
         }
         for (stored, object) in self.terminating(NAMESPACES)? {
-            let mut remaining = meta::finalizers(&object).len();
-            for def in &self.catalog.get().defs {
-                if def.namespaced && def.alias.is_none() {
-                    remaining += self
-                        .empty(&Scope::stored(def), Some(&stored.key.name))
-                        .await?;
-                }
-            }
-            if remaining > 0 {
+            if !self.reap_namespace(stored, object).await? {
                 left += 1;
-                continue;
-            }
-            let write = Write {
-                key: stored.key,
-                expect: Expect::Revision(stored.revision),
-                value: None,
-            };
-            match self.store.write(write).await {
-                Ok(_) | Err(StoreError::Missing) => {}
-                Err(StoreError::Modified) => left += 1,
-                Err(e) => return Err(store_error(&e)),
             }
         }
         Ok(left)
@@ -123,11 +104,11 @@ impl Core {
         Ok(parsed.collect())
     }
 
-    /// Deletes all objects of a resource, in one namespace or everywhere; returns how many are still there.
-    async fn empty(&self, scope: &Scope, namespace: Option<&str>) -> Result<usize, ApiError> {
+    /// Deletes all objects of a resource; returns how many are still there.
+    async fn empty(&self, scope: &Scope) -> Result<usize, ApiError> {
         let query = Query {
             resource: scope.resource.clone(),
-            namespace: namespace.map(str::to_owned),
+            namespace: None,
             after: None,
             limit: None,
         };

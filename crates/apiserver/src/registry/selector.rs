@@ -66,7 +66,18 @@ fn supported(resource: &str) -> &'static [&'static str] {
 
 impl Selector {
     /// Parses both selectors of a request; `resource` is `group/plural` and says which fields can be selected.
+    #[cfg(test)]
     pub(crate) fn parse(labels: &str, fields: &str, resource: &str) -> Result<Self, ApiError> {
+        Self::parse_for(labels, fields, resource, None)
+    }
+
+    /// Parses both selectors; `custom` has the paths (`.spec.color`) that a custom resource offers.
+    pub(crate) fn parse_for(
+        labels: &str,
+        fields: &str,
+        resource: &str,
+        custom: Option<&Vec<String>>,
+    ) -> Result<Self, ApiError> {
         let labels = label_selector::parse(labels).map_err(ApiError::BadRequest)?;
         let fields: Vec<Field> = fields
             .split(',')
@@ -75,18 +86,30 @@ impl Selector {
             .map(|part| {
                 parse_field(part).ok_or_else(|| {
                     ApiError::BadRequest(format!(
-                        "invalid selector: {part:?}; can't understand {part:?}"
+                        "invalid selector: '{part}'; can't understand '{part}'"
                     ))
                 })
             })
             .collect::<Result<_, _>>()?;
         for field in &fields {
             let known = matches!(field.path.as_str(), "metadata.name" | "metadata.namespace");
-            if !known && !supported(resource).contains(&field.path.as_str()) {
-                return Err(ApiError::BadRequest(format!(
-                    "field label not supported: {}",
-                    field.path
-                )));
+            let offered = custom
+                .into_iter()
+                .flatten()
+                .any(|path| path.strip_prefix('.') == Some(&field.path));
+            let supported = supported(resource);
+            if !known && !offered && !supported.contains(&field.path.as_str()) {
+                // Kinds with fields of their own have other words for it than those without.
+                return Err(ApiError::BadRequest(
+                    if custom.is_some() || !supported.is_empty() {
+                        format!("field label not supported: {}", field.path)
+                    } else {
+                        format!(
+                            "{:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                            field.path
+                        )
+                    },
+                ));
             }
         }
         Ok(Self { labels, fields })

@@ -12,7 +12,7 @@ use crate::registry::policy::Policy;
 use crate::registry::query::Call;
 use crate::registry::read::show;
 use crate::registry::write::{check, check_kind, home, keep_identity, modified};
-use crate::registry::{Core, apply, content, managers, meta, metadata, store_error};
+use crate::registry::{Core, apply, content, decode, managers, meta, metadata, store_error};
 use crate::store::{Expect, StoreError, Stored, Write};
 
 /// How often a patch is applied anew when other writes come between.
@@ -35,15 +35,18 @@ impl Core {
         scope: &Scope,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
-        let new = content::decode(
-            &scope.def.kind,
-            &content::media_type(&call.headers),
-            &content::read(body).await?,
-        )?;
-        let object = self
-            .update_object(call, scope, &|_| Ok(new.clone()))
-            .await?;
-        Ok(show(call, scope, StatusCode::OK, &object))
+        let new = decode::object(call, &scope.def.kind, &content::read(body).await?)?;
+        match self.update_object(call, scope, &|_| Ok(new.clone())).await {
+            Err(ApiError::NotFound(_)) if scope.created_by_update(call) => {
+                let mut new = new;
+                if meta::name(&new).is_empty() {
+                    meta::metadata(&mut new).insert("name".into(), json!(call.info.name));
+                }
+                let object = self.create_object(call, scope, new).await?;
+                Ok(show(call, scope, StatusCode::CREATED, &object))
+            }
+            other => Ok(show(call, scope, StatusCode::OK, &other?)),
+        }
     }
 
     pub(crate) async fn patch(
@@ -52,6 +55,7 @@ impl Core {
         scope: &Scope,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
+        decode::check_options(call)?;
         let media = content::media_type(&call.headers);
         if media == apply::MEDIA {
             return self.apply(call, scope, body).await;
@@ -97,6 +101,7 @@ impl Core {
 
         let mut new = produce(&old)?;
         check_kind(scope, &mut new)?;
+        decode::typed(scope, &new)?;
         meta::check_shape(&new, &scope.def.kind, &scope.version().name, scope.def.crd)?;
         home(call, scope, &mut new)?;
         if meta::name(&new) != name {
@@ -116,6 +121,7 @@ impl Core {
         let mut identity = old["metadata"].as_object().cloned().unwrap_or_default();
         let given = new["metadata"].get("managedFields").cloned();
         new = merge_halves(call, scope, &old, new);
+        scope.prepare_update(&mut new, &old);
         let managed = if call.applied {
             given
         } else {
@@ -174,6 +180,7 @@ impl Core {
         if definition && !meta::is_deleting(&new) {
             self.settle_definition(&mut new)?;
         }
+        let _permit = self.quotas.admit(self, scope, &new, Some(old)).await?;
         if call.query.dry_run()? {
             return Ok(Attempt::Done(new));
         }

@@ -9,9 +9,9 @@ use crate::admission::{AdmissionDenied, AdmissionRequest, Operation};
 use crate::error::{ApiError, Target};
 use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
-use crate::registry::query::{Call, FieldValidation};
+use crate::registry::query::Call;
 use crate::registry::read::show;
-use crate::registry::{Core, content, defaults, managers, meta, store_error};
+use crate::registry::{Core, content, decode, defaults, managers, meta, store_error};
 use crate::store::{Expect, Key, StoreError, Write};
 
 /// How often a generated name may be taken before the client is told.
@@ -24,11 +24,7 @@ impl Core {
         scope: &Scope,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
-        let object = content::decode(
-            &scope.def.kind,
-            &content::media_type(&call.headers),
-            &content::read(body).await?,
-        )?;
+        let object = decode::object(call, &scope.def.kind, &content::read(body).await?)?;
         let object = self.create_object(call, scope, object).await?;
         Ok(show(call, scope, StatusCode::CREATED, &object))
     }
@@ -41,6 +37,7 @@ impl Core {
         mut object: Value,
     ) -> Result<Value, ApiError> {
         check_kind(scope, &mut object)?;
+        decode::typed(scope, &object)?;
         meta::check_shape(
             &object,
             &scope.def.kind,
@@ -70,7 +67,7 @@ impl Core {
                 other => return other,
             }
         }
-        Err(ApiError::AlreadyExists(target))
+        Err(ApiError::NameNotGenerated(target))
     }
 
     async fn create_named(
@@ -143,6 +140,7 @@ impl Core {
         } else {
             None
         };
+        let _permit = self.quotas.admit(self, scope, &object, None).await?;
         let key = Key::new(&scope.resource, namespace, &name);
         if call.query.dry_run()? {
             return match self.store.get(&key).map_err(|e| store_error(&e))? {
@@ -187,28 +185,9 @@ impl Core {
         scope: &Scope,
         object: &mut Value,
     ) -> Result<(), ApiError> {
+        decode::unknown(call, scope, object)?;
         match &scope.version().schema {
             Some(schema) => {
-                let validation = call.field_validation()?;
-                if validation != FieldValidation::Ignore {
-                    let unknown = schema
-                        .unknown_fields(object)
-                        .into_iter()
-                        .map(|f| format!("unknown field {f:?}"));
-                    if validation == FieldValidation::Warn {
-                        call.warnings.extend(unknown);
-                    } else {
-                        let all: Vec<String> = unknown.collect();
-                        if !all.is_empty() {
-                            let kind = &scope.def.kind;
-                            return Err(ApiError::BadRequest(format!(
-                                "{kind} in version {:?} cannot be handled as a {kind}: strict decoding error: {}",
-                                scope.version().name,
-                                all.join(", ")
-                            )));
-                        }
-                    }
-                }
                 schema.prune(object);
                 schema.default(object);
             }

@@ -63,6 +63,8 @@ pub(super) fn builtin() -> impl Iterator<Item = ResourceDef> {
                 deprecation_warning: None,
                 status: false,
                 scale: false,
+                scale_paths: super::ScalePaths::default(),
+                selectable_fields: Vec::new(),
                 columns: Vec::new(),
                 schema: None,
             }],

@@ -56,6 +56,7 @@ static KINDS: &[Kind] = kinds! {
     "" Event in core as "io.k8s.api.core.v1.Event";
     "" ConfigMap in core as "io.k8s.api.core.v1.ConfigMap";
     "" Secret in core as "io.k8s.api.core.v1.Secret";
+    "" ResourceQuota in core as "io.k8s.api.core.v1.ResourceQuota";
     "" ServiceAccount in core as "io.k8s.api.core.v1.ServiceAccount";
     "" PersistentVolumeClaim in core as "io.k8s.api.core.v1.PersistentVolumeClaim";
     "" PersistentVolume in core as "io.k8s.api.core.v1.PersistentVolume";

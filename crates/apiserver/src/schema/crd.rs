@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 pub use super::definition::validate;
 use super::definition::{approval, list, text};
 use super::{FieldError, FieldErrorKind, Schema};
-use crate::resources::{Column, ResourceDef, VersionDef};
+use crate::resources::{Column, ResourceDef, ScalePaths, VersionDef};
 
 /// Condition of definitions in groups that belong to Kubernetes.
 const APPROVAL: &str = "KubernetesAPIApprovalPolicyConformant";
@@ -133,6 +133,11 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
             }),
             status: version["subresources"]["status"].is_object(),
             scale: version["subresources"]["scale"].is_object(),
+            scale_paths: scale_paths(&version["subresources"]["scale"]),
+            selectable_fields: list(version, "selectableFields")
+                .iter()
+                .map(|field| text(field, "jsonPath").to_owned())
+                .collect(),
             columns: list(version, "additionalPrinterColumns")
                 .iter()
                 .map(column)
@@ -189,6 +194,14 @@ fn default_warning(spec: &Value, name: &str) -> String {
     match newer {
         Some(newer) => format!("{said}; use {group}/{newer} {kind}"),
         None => said,
+    }
+}
+
+fn scale_paths(scale: &Value) -> ScalePaths {
+    ScalePaths {
+        spec: text(scale, "specReplicasPath").to_owned(),
+        status: text(scale, "statusReplicasPath").to_owned(),
+        selector: text(scale, "labelSelectorPath").to_owned(),
     }
 }
 

@@ -136,17 +136,7 @@ impl Store for RedbStore {
             .map_err(failed)?
             .map_or(1, |v| v.value());
         let table = txn.open_table(OBJECTS).map_err(failed)?;
-        let prefix = match &query.namespace {
-            Some(namespace) => format!("{}\0{namespace}\0", query.resource),
-            None => format!("{}\0", query.resource),
-        };
-        let end = format!("{}\u{1}", &prefix[..prefix.len() - 1]);
-        // NUL follows the last key directly: the first key that is greater. A key before the range changes nothing.
-        let after = query
-            .after
-            .as_ref()
-            .map(|key| format!("{}\0", key.encode()));
-        let start = after.unwrap_or_default().max(prefix);
+        let (start, end) = range(query);
         let mut page = Page {
             items: Vec::new(),
             revision,
@@ -174,6 +164,18 @@ impl Store for RedbStore {
             });
         }
         Ok(page)
+    }
+
+    fn count(&self, query: &Query) -> Result<usize, StoreError> {
+        let table = self.read()?.open_table(OBJECTS).map_err(failed)?;
+        let (start, end) = range(query);
+        if start >= end {
+            return Ok(0);
+        }
+        Ok(table
+            .range(start.as_str()..end.as_str())
+            .map_err(failed)?
+            .count())
     }
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -211,6 +213,21 @@ fn keep_private(path: &Path) -> std::io::Result<()> {
         .mode(0o600)
         .open(path)?
         .set_permissions(Permissions::from_mode(0o600))
+}
+
+/// The first encoded key that a query is about, and the first that it is not about any more.
+fn range(query: &Query) -> (String, String) {
+    let prefix = match &query.namespace {
+        Some(namespace) => format!("{}\0{namespace}\0", query.resource),
+        None => format!("{}\0", query.resource),
+    };
+    let end = format!("{}\u{1}", &prefix[..prefix.len() - 1]);
+    // NUL follows the last key directly: the first key that is greater. A key before the range changes nothing.
+    let after = query
+        .after
+        .as_ref()
+        .map(|key| format!("{}\0", key.encode()));
+    (after.unwrap_or_default().max(prefix), end)
 }
 
 struct Writer {
@@ -296,12 +313,14 @@ impl Writer {
                         objects.remove(encoded.as_str())?;
                     }
                 }
+                let previous_revision = stored.as_ref().map_or(0, |(revision, _)| *revision);
                 let previous = stored.map(|(_, value)| value);
                 events.push(Event {
                     revision,
                     key: write.key,
                     value: write.value,
                     previous,
+                    previous_revision,
                 });
                 answers.push(Ok(revision));
             }

@@ -54,6 +54,7 @@ impl MemoryStore {
             revision,
             key: write.key,
             value: write.value,
+            previous_revision: stored.as_ref().map_or(0, |(revision, _)| *revision),
             previous: stored.map(|(_, v)| v),
         }]);
         Ok(revision)

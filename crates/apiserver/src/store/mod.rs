@@ -133,6 +133,14 @@ pub trait Store: Send + Sync + 'static {
     fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError>;
     /// Reads a range of keys.
     fn list(&self, query: &Query) -> Result<Page, StoreError>;
+    /// How many keys there are in a range, whatever its limit.
+    fn count(&self, query: &Query) -> Result<usize, StoreError> {
+        let all = Query {
+            limit: None,
+            ..query.clone()
+        };
+        Ok(self.list(&all)?.items.len())
+    }
     /// Writes one key; answers with the revision of the write.
     fn write(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>>;
     /// The history.

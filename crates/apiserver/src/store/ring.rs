@@ -22,6 +22,8 @@ pub struct Event {
     pub value: Option<Bytes>,
     /// The value before; none if the key was free.
     pub previous: Option<Bytes>,
+    /// Revision of the write that put `previous` there; 0 if the key was free.
+    pub previous_revision: u64,
 }
 
 impl Event {
@@ -124,7 +126,18 @@ impl Ring {
         })
     }
 
-    fn after(&self, revision: u64) -> Result<Vec<Arc<Event>>, TooOld> {
+    /// Waits until the write of this revision is in the ring.
+    pub(crate) async fn reached(&self, revision: u64) {
+        // The sender is held by `self`, so it cannot be gone.
+        let _ = self
+            .head
+            .subscribe()
+            .wait_for(|head| *head >= revision)
+            .await;
+    }
+
+    /// The writes after a revision.
+    pub(crate) fn after(&self, revision: u64) -> Result<Vec<Arc<Event>>, TooOld> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if revision < kept.since {
             return Err(TooOld {
@@ -184,6 +197,7 @@ mod tests {
             key,
             value: Some(Bytes::from_static(b"x")),
             previous: None,
+            previous_revision: 0,
         }
     }
 

@@ -78,6 +78,10 @@ pub(super) fn printer(group: &str, kind: &str) -> Printer {
                 ]
             },
         },
+        ("", "ResourceQuota") => Printer {
+            headers: &[NAME, ("Request", "string", 0), ("Limit", "string", 0), AGE],
+            cells: |o, now| vec![name(o), quota(o, false), quota(o, true), created(o, now)],
+        },
         ("", "Secret") => Printer {
             headers: &[NAME, ("Type", "string", 0), ("Data", "string", 0), AGE],
             cells: |o, now| {
@@ -165,6 +169,27 @@ pub(super) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
 
 fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
+}
+
+/// `name: used/hard` of the limits, or of all else.
+fn quota(o: &Value, limits: bool) -> Value {
+    let hard = o.pointer("/status/hard").and_then(Value::as_object);
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let parts = hard
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.starts_with("limits.") == limits)
+        .map(|(name, hard)| {
+            let used = o["status"]["used"]
+                .get(name)
+                .map_or_else(|| "0".to_owned(), text);
+            format!("{name}: {used}/{}", text(hard))
+        });
+    parts.collect::<Vec<_>>().join(", ").into()
 }
 
 fn size(object: &Value, pointer: &str) -> usize {

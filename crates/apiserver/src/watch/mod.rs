@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ApiError;
 use crate::registry::catalog::Scope;
 use crate::registry::content::{self, View};
+use crate::registry::list_options;
 use crate::registry::query::Call;
 use crate::registry::selector::Selector;
 use crate::registry::{Core, meta, raw, store_error};
@@ -44,8 +45,9 @@ pub(crate) fn start(
     call: &Call,
     scope: &Scope,
 ) -> Result<Response<Body>, ApiError> {
-    let selector = call.selector()?;
-    let asked = call.query.number("resourceVersion")?.unwrap_or(0);
+    list_options::validate(call, true)?;
+    let selector = call.selector(scope)?;
+    let asked = list_options::revision(call)?.unwrap_or(0);
     let send_initial = match call.query.get("sendInitialEvents") {
         "" => None,
         _ => Some(call.query.flag("sendInitialEvents")),
