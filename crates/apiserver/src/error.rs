@@ -183,6 +183,12 @@ pub enum ApiError {
         /// Where the store is.
         current: u64,
     },
+    /// The user has too much under way.
+    #[error("Too many requests, please try again later.")]
+    TooManyRequests,
+    /// The body of the request did not come in time.
+    #[error("Timeout: request did not complete within the allotted timeout")]
+    TooSlow,
     /// The server is stopping or not yet ready.
     #[error("{0}")]
     Unavailable(String),
@@ -220,6 +226,8 @@ impl ApiError {
             Self::Expired(_) => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NameNotGenerated(_) | Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -241,6 +249,8 @@ impl ApiError {
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::NameNotGenerated(_) => "ServerTimeout",
             Self::FutureRevision { .. } => "Timeout",
+            Self::TooManyRequests => "TooManyRequests",
+            Self::TooSlow => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Internal(_) => "InternalError",
         }
@@ -286,6 +296,7 @@ impl ApiError {
                 "retryAfterSeconds": 1,
             })),
             Self::NoSuchPath => Some(json!({})),
+            Self::TooManyRequests => Some(json!({"retryAfterSeconds": 1})),
             _ => None,
         }
     }

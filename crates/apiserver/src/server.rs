@@ -23,9 +23,12 @@ use crate::admission::Admission;
 use crate::auth::pki::{self, Pki, PkiError};
 use crate::auth::{Decision, RequestInfo, UserInfo, kubeconfig};
 use crate::error::{ApiError, Target};
+use crate::front::audit::AuditLog;
+use crate::front::slow::Unstalled;
+use crate::front::{self, Door, Limits};
 use crate::registry::{Core, EndOfService};
 use crate::store::StoreError;
-use crate::store::durable::RedbStore;
+use crate::store::durable::{self, RedbStore};
 
 /// Longest time for a TLS handshake: a peer that stalls holds no task for longer.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -46,6 +49,26 @@ pub struct Options {
     pub admission: Arc<dyn Admission>,
     /// Definitions that are created or updated at start.
     pub crds: Vec<CustomResourceDefinition>,
+}
+
+/// What most servers leave as it is.
+pub struct Tuning {
+    /// Most bytes that all objects may take.
+    pub store_limit: u64,
+    /// What a client may ask for at a time, and how long it may take.
+    pub limits: Limits,
+    /// Where requests are recorded.
+    pub audit: Option<AuditLog>,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            store_limit: durable::DEFAULT_LIMIT,
+            limits: Limits::default(),
+            audit: None,
+        }
+    }
 }
 
 /// Why the server cannot start.
@@ -106,6 +129,7 @@ struct Inner {
     core: Arc<Core>,
     pki: Pki,
     tls: Arc<rustls::ServerConfig>,
+    door: Door,
     _background: DropGuard,
 }
 
@@ -113,11 +137,16 @@ impl ApiServer {
     /// Opens the store, ensures certificates, default namespaces and the definitions given, and starts the
     /// background work (removal of what namespaces and definitions leave behind).
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let dir = options.data_dir.join("apiserver");
-        let path = dir.join("store.redb");
+        Self::open_tuned(options, Tuning::default()).await
+    }
+
+    /// The same, with other limits or an audit log.
+    pub async fn open_tuned(options: Options, tuning: Tuning) -> Result<Self, OpenError> {
+        let path = store_path(&options.data_dir);
+        let limit = tuning.store_limit;
         // On a thread of its own: it may have to wait for a predecessor whose end needs this runtime.
         let opening = path.clone();
-        let store = tokio::task::spawn_blocking(move || RedbStore::open(&opening))
+        let store = tokio::task::spawn_blocking(move || RedbStore::open_limited(&opening, limit))
             .await
             .unwrap_or(Err(StoreError::Closed))
             .map_err(|source| OpenError::Store { path, source })?;
@@ -145,6 +174,7 @@ impl ApiServer {
                 core,
                 pki,
                 tls,
+                door: Door::new(tuning.limits, tuning.audit.map(Arc::new)),
                 _background: stop.drop_guard(),
             }),
         })
@@ -193,6 +223,7 @@ impl ApiServer {
         let front = Front {
             core: self.inner.core.clone(),
             router: extensions.fallback_service(api),
+            door: self.inner.door.clone(),
             end: shutdown.clone(),
         };
         let acceptor = TlsAcceptor::from(self.inner.tls.clone());
@@ -221,6 +252,11 @@ impl ApiServer {
     }
 }
 
+/// Where the objects of a data directory are.
+pub(crate) fn store_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("apiserver").join("store.redb")
+}
+
 fn transient(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
         ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory, WouldBlock,
@@ -236,6 +272,7 @@ fn transient(error: &std::io::Error) -> bool {
 struct Front {
     core: Arc<Core>,
     router: axum::Router,
+    door: Door,
     end: CancellationToken,
 }
 
@@ -248,7 +285,12 @@ impl Front {
             }
             None => return ApiError::Unauthorized.into_response(),
         };
+        front::known(&request, &user);
         let info = RequestInfo::parse(request.method(), request.uri());
+        let permit = match self.door.enter(&user, &info) {
+            Ok(permit) => permit,
+            Err(refusal) => return refusal,
+        };
         if !user.is_anonymous()
             && let Decision::Deny(why) = self.core.authorizer.authorize(&user, &info)
         {
@@ -269,7 +311,7 @@ impl Front {
             .extensions_mut()
             .insert(EndOfService(self.end.clone()));
         match self.router.oneshot(request).await {
-            Ok(response) => response,
+            Ok(response) => permit.until_taken(response),
             Err(never) => match never {},
         }
     }
@@ -282,6 +324,8 @@ async fn connection(
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     let _ = stream.set_nodelay(true);
+    let peer = stream.peer_addr().ok().map(|address| address.ip());
+    let limits = front.door.limits.clone();
     let end = front.end.clone();
     let stream = tokio::select! {
         () = end.cancelled() => return,
@@ -299,13 +343,17 @@ async fn connection(
         .and_then(|certificate| pki::user_of_certificate(certificate));
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (front, user) = (front.clone(), user.clone());
-        async move { Ok::<_, Infallible>(front.call(request.map(Body::new), user).await) }
+        let (door, request) = (front.door.clone(), request.map(Body::new));
+        async move {
+            let answered = door.pass(request, peer, |request| front.call(request, user));
+            Ok::<_, Infallible>(answered.await)
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(120))
+        .header_read_timeout(limits.header)
         .max_buf_size(256 * 1024);
     builder
         .http2()
@@ -316,7 +364,7 @@ async fn connection(
         .keep_alive_timeout(Duration::from_secs(20))
         .enable_connect_protocol();
     let connection = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .serve_connection_with_upgrades(TokioIo::new(Unstalled::new(stream, limits.stalled)), service)
         .into_owned();
     if let Err(e) = watcher.watch(connection).await {
         tracing::debug!("connection ended: {e}");

@@ -235,6 +235,12 @@ impl Core {
 
 /// What is wrong with an object as it is about to be stored.
 pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<crate::Cause> {
+    // First, since the rest descends into it; and what is deeper could be stored and never be read again.
+    if !content::is_shallow(object, content::MAX_DEPTH) {
+        let limit = content::MAX_DEPTH;
+        let why = format!("the object must not be nested deeper than {limit} levels");
+        return vec![crate::Cause::forbidden("", why)];
+    }
     let mut causes = scope.check(object, old);
     if let Some(schema) = &scope.version().schema {
         causes.extend(schema.validate(object).into_iter().map(crate::Cause::from));

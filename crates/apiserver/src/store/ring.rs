@@ -11,6 +11,9 @@ use tokio::sync::watch;
 
 use crate::store::Key;
 
+/// About how many bytes of events a watcher gets at a time: a slow client's answer is made in pieces of this size.
+const PIECE: usize = 512 << 10;
+
 /// One write, as watchers see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -135,7 +138,13 @@ impl Ring {
         let from = kept
             .events
             .partition_point(|event| event.revision <= revision);
-        Ok(kept.events.range(from..).cloned().collect())
+        let mut bytes = 0;
+        let piece = kept.events.range(from..).take_while(|event| {
+            let fits = bytes < PIECE;
+            bytes += event.weight();
+            fits
+        });
+        Ok(piece.cloned().collect())
     }
 }
 

@@ -29,7 +29,7 @@ use crate::registry::catalog::Scope;
 use crate::registry::content::{self, View};
 use crate::registry::query::Call;
 use crate::registry::selector::Selector;
-use crate::registry::{Core, meta, store_error};
+use crate::registry::{Core, meta, raw, store_error};
 use crate::store::{Event, Query, Subscription};
 use crate::table;
 
@@ -68,6 +68,8 @@ pub(crate) fn start(
     let mut watch = Watch {
         core: core.clone(),
         scope: scope.clone(),
+        raw: call.view == View::Plain && selector.is_everything() && raw::applies(scope),
+        api_version: scope.api_version(),
         selector,
         view: call.view,
         headers_sent: false,
@@ -138,6 +140,9 @@ struct Watch {
     core: Arc<Core>,
     scope: Scope,
     selector: Selector,
+    /// Whether stored text can be shown as it is.
+    raw: bool,
+    api_version: String,
     view: View,
     /// Column definitions go with the first table only.
     headers_sent: bool,
@@ -209,6 +214,9 @@ impl Watch {
         {
             return Ok(());
         }
+        if self.raw && self.translate_raw(out, event) {
+            return Ok(());
+        }
         let now = self
             .scope
             .present_event(event, false)?
@@ -232,6 +240,25 @@ impl Watch {
             (None, None) => {}
         }
         Ok(())
+    }
+
+    /// The same for everything and plainly: nothing has to be looked at. False if it has to be after all.
+    fn translate_raw(&self, out: &mut Vec<u8>, event: &Event) -> bool {
+        let (kind, value) = match (&event.value, &event.previous) {
+            (Some(value), None) => ("ADDED", value),
+            (Some(value), Some(_)) => ("MODIFIED", value),
+            (None, Some(previous)) => ("DELETED", previous),
+            (None, None) => return false,
+        };
+        let before = out.len();
+        out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
+        let version = Some(self.api_version.as_str());
+        if !raw::append(out, value, event.revision, version) {
+            out.truncate(before);
+            return false;
+        }
+        out.extend_from_slice(b"}\n");
+        true
     }
 
     /// Whether the resource is still served in the version that is watched.
