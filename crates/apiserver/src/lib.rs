@@ -22,6 +22,9 @@ pub mod backup;
 pub mod discovery;
 pub mod error;
 pub mod front;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod openapi;
 pub(crate) mod patch;
 pub(crate) mod registry;

@@ -88,7 +88,7 @@ async fn a_backup_under_load_is_one_moment() {
     assert!(revision(&new) > revision(&last) + 1_000_000);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_is_careful() {
     let server = Server::start().await;
     ok(&server.client(), "POST", URI, &config_map("a")).await;

@@ -321,6 +321,9 @@ async fn a_read_only_directory_is_refused_by_name() {
         return;
     };
     drop(ApiServer::open(options(disk.path())).await.unwrap());
+    // The server has let go of the file when it can be opened.
+    let path = disk.path().join("apiserver/store.redb");
+    drop(tokio::task::spawn_blocking(move || RedbStore::open(&path).unwrap()).await);
     let remounted = Command::new("mount")
         .args(["-o", "remount,ro"])
         .arg(disk.path())

@@ -166,6 +166,8 @@ struct Model {
     seen: BTreeMap<String, (u64, u64)>,
     /// The last revision that the watcher saw.
     at: u64,
+    /// Between being told 410 and having the whole list.
+    relisting: bool,
 }
 
 impl Model {
@@ -183,11 +185,15 @@ impl Model {
             ["expired"] => {
                 assert!(self.at < head, "told 410 at {} of {head}", self.at);
                 self.seen.clear();
+                self.relisting = true;
             }
             ["listed", name, n] => {
                 self.seen.insert((*name).to_owned(), (n.parse().unwrap(), 0));
             }
-            ["from", at] => self.at = at.parse().unwrap(),
+            ["from", at] => {
+                self.at = at.parse().unwrap();
+                self.relisting = false;
+            }
             ["resumed"] => assert!(self.at >= head, "resumed at {} of {head}", self.at),
             ["saw", kind, name, n, revision] => {
                 let (n, revision) = (n.parse().unwrap(), revision.parse().unwrap());
@@ -234,6 +240,9 @@ impl Model {
         }
         self.tried.clear();
         assert!(self.at <= page.revision, "a watcher saw what is not there");
+        if self.relisting {
+            return page.revision;
+        }
         for (name, (n, revision)) in &found {
             if *revision <= self.at {
                 let seen = self.seen.get(name).map(|(n, _)| *n);

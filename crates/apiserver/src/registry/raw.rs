@@ -9,8 +9,9 @@ use crate::registry::catalog::Scope;
 
 /// Whether objects of this scope can be shown so.
 pub(crate) fn applies(scope: &Scope) -> bool {
-    let defaults = |schema: &crate::schema::Schema| schema.source().contains("\"default\":");
-    scope.def.alias.is_none() && !scope.version().schema.as_ref().is_some_and(defaults)
+    let schema = scope.version().schema.as_ref();
+    scope.def.alias.is_none()
+        && !schema.is_some_and(|schema| schema.source().contains("\"default\":"))
 }
 
 /// Appends the object with its revision; with `api_version`, or without kind and version. False, and nothing appended, if the

@@ -19,7 +19,7 @@ use crate::table;
 /// Where a paged list goes on. Pages are read from the present, but all carry the first page's revision: a watch from
 /// there repeats whatever happened between the pages, so a client that lists and then watches misses nothing.
 #[derive(Debug, Serialize, Deserialize)]
-struct Continue {
+pub(crate) struct Continue {
     rv: u64,
     ns: String,
     name: String,
@@ -228,7 +228,7 @@ impl Core {
     }
 }
 
-fn parse_continue(token: &str) -> Result<Continue, ApiError> {
+pub(crate) fn parse_continue(token: &str) -> Result<Continue, ApiError> {
     URL_SAFE_NO_PAD
         .decode(token)
         .ok()
