@@ -1,9 +1,11 @@
 #!/bin/bash
-# `make bench`: builds the release, measures, prints. An argument names one section: start or memory.
+# `make bench`: builds the release, measures, prints. An argument names one section: start, memory, apiserver, or
+# apiserver-large (the same with 100,000 objects; it takes several minutes more).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/setup.sh bench
 guest/build.sh .cache/guest.qcow2
+scripts/reference.sh
 cargo build --release --locked -p berth-cli -p berth-bench
 exec target/release/berth-bench "$@"

@@ -31,6 +31,13 @@ impl Figures {
         let max = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         format!("{:>8.1} {unit}  [{min:.1} … {max:.1}]", self.median())
     }
+
+    /// The same for a column of a table: small values keep their digits.
+    pub(crate) fn brief(&self, unit: &str) -> String {
+        let min = self.0.iter().copied().fold(f64::INFINITY, f64::min);
+        let max = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        format!("{:.2} {unit} [{min:.2} … {max:.2}]", self.median())
+    }
 }
 
 #[cfg(test)]

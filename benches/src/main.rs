@@ -2,6 +2,7 @@
 //!
 //! Figures are printed with their spread; nothing here passes or fails. Give the name of a section to run only that one.
 
+mod apiserver;
 mod figures;
 mod memory;
 mod peer;
@@ -39,6 +40,14 @@ fn main() -> anyhow::Result<()> {
     );
     println!("berth:   {}", berth_e2e::berth_binary().display());
 
+    // Only on request: it takes minutes.
+    let large = only.as_deref() == Some("apiserver-large");
+    if large || wanted("apiserver") {
+        apiserver::run(large).context("API server")?;
+        if only.is_some() {
+            return Ok(());
+        }
+    }
     let arguments = vec!["--log-format".to_owned(), "json".to_owned()];
     let machine = Machine::start_with(MachineOptions {
         arguments,

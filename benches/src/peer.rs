@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use berth_api::kubevirt::v1::VirtualMachineInstance;
 use berth_domain::{DiskInput, DomainInput, domain_xml};
-use berth_e2e::{Machine, manifest, run, small_guest, wait_for};
+use berth_e2e::{manifest, run, small_guest, wait_for};
 
 use crate::{IMAGE, MEMORY};
 
@@ -21,8 +21,8 @@ pub(crate) struct Libvirtd {
 }
 
 impl Libvirtd {
-    /// Starts it with the capabilities that the machine's pods have.
-    pub(crate) fn start(machine: &Machine) -> anyhow::Result<Self> {
+    /// Starts it with the capabilities of QEMU that lie in `known`.
+    fn start(known: &Path) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("be-peer")
             .tempdir_in("/tmp")?;
@@ -30,15 +30,17 @@ impl Libvirtd {
         for name in [
             "run",
             "config/libvirt",
-            "cache/libvirt/qemu/capabilities",
+            "cache/libvirt/qemu/cache/capabilities",
             "data",
         ] {
             fs::create_dir_all(path(name))?;
         }
-        for entry in fs::read_dir(machine.state().join("cache/qemu-capabilities"))?.flatten() {
+        // Outside of a pod's sandbox libvirt does not take the answers that berth keeps: it has its own, from the first
+        // time that it was asked.
+        for entry in fs::read_dir(known)?.flatten() {
             fs::copy(
                 entry.path(),
-                path("cache/libvirt/qemu/capabilities").join(entry.file_name()),
+                path("cache/libvirt/qemu/cache/capabilities").join(entry.file_name()),
             )?;
         }
         fs::write(
@@ -78,7 +80,7 @@ impl Libvirtd {
     }
 
     /// Defines and starts the domain.
-    pub(crate) fn create(&self, xml: &str) -> anyhow::Result<()> {
+    fn create(&self, xml: &str) -> anyhow::Result<()> {
         let file = self.dir.path().join("domain.xml");
         fs::write(&file, xml)?;
         let file = file.to_string_lossy();
@@ -87,7 +89,7 @@ impl Libvirtd {
     }
 
     /// The domain, on an overlay of its own.
-    pub(crate) fn domain(&self) -> anyhow::Result<String> {
+    fn domain(&self) -> anyhow::Result<String> {
         let vmi: VirtualMachineInstance =
             serde_saphyr::from_str(&manifest("peer", IMAGE, MEMORY)).context("manifest")?;
         let mut vmi = vmi;
@@ -185,28 +187,44 @@ fn as_user(program: &str, dir: &Path) -> Command {
     command
 }
 
-/// How long plain libvirt takes, in milliseconds.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Laps {
-    /// From nothing to a running QEMU; overlay and XML included, as in berth's time.
-    pub(crate) whole: f64,
-    /// Of it the first connection, in which libvirtd asks QEMU and the machine what they can do. The answers that berth
-    /// keeps are there, but outside of a pod's sandbox libvirt does not take them.
-    pub(crate) first_connection: f64,
+/// Plain libvirt on this machine, with what it learned of QEMU the first time.
+pub(crate) struct Peer {
+    known: tempfile::TempDir,
 }
 
-/// Starts a libvirtd and a domain, and takes both down again.
-pub(crate) fn start(machine: &Machine) -> anyhow::Result<Laps> {
-    let ms = |begin: Instant| begin.elapsed().as_secs_f64() * 1000.0;
-    let begin = Instant::now();
-    let libvirtd = Libvirtd::start(machine)?;
-    let xml = libvirtd.domain()?;
-    let connecting = Instant::now();
-    libvirtd.virsh(&["uri"])?;
-    let first_connection = ms(connecting);
-    libvirtd.create(&xml)?;
-    Ok(Laps {
-        whole: ms(begin),
-        first_connection,
-    })
+impl Peer {
+    /// Lets a libvirtd probe QEMU, which takes seconds and is no part of a start.
+    pub(crate) fn warm() -> anyhow::Result<Self> {
+        let known = tempfile::tempdir()?;
+        let libvirtd = Libvirtd::start(known.path())?;
+        libvirtd.virsh(&["domcapabilities"])?;
+        let cache = libvirtd
+            .dir
+            .path()
+            .join("cache/libvirt/qemu/cache/capabilities");
+        for entry in fs::read_dir(cache)?.flatten() {
+            fs::copy(entry.path(), known.path().join(entry.file_name()))?;
+        }
+        ensure!(
+            fs::read_dir(known.path())?.next().is_some(),
+            "libvirtd kept nothing of what it learned of QEMU"
+        );
+        Ok(Self { known })
+    }
+
+    /// Milliseconds from nothing to a running QEMU, overlay and XML included, as in berth's time. Takes both down again.
+    pub(crate) fn time_start(&self) -> anyhow::Result<f64> {
+        let begin = Instant::now();
+        let libvirtd = self.running()?;
+        let took = begin.elapsed().as_secs_f64() * 1000.0;
+        drop(libvirtd);
+        Ok(took)
+    }
+
+    /// A libvirtd whose domain runs.
+    pub(crate) fn running(&self) -> anyhow::Result<Libvirtd> {
+        let libvirtd = Libvirtd::start(self.known.path())?;
+        libvirtd.create(&libvirtd.domain()?)?;
+        Ok(libvirtd)
+    }
 }

@@ -15,7 +15,8 @@ use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::figures::Figures;
-use crate::{IMAGE, MEMORY, peer};
+use crate::peer::Peer;
+use crate::{IMAGE, MEMORY};
 
 const ROUNDS: usize = 12;
 /// What the launcher counts as QEMU's and libvirt's.
@@ -36,11 +37,11 @@ pub(crate) fn run(machine: &Machine) -> anyhow::Result<()> {
     let mut theirs = Figures::default();
     let mut parts: BTreeMap<String, Figures> = BTreeMap::new();
     let mut plain = Figures::default();
-    let mut plain_warm = Figures::default();
+    let plain_libvirt = Peer::warm().context("plain libvirt")?;
     for round in 0..=ROUNDS {
         let name = format!("round-{round}");
         let (took, laps) = one(machine, &name)?;
-        let peer = peer::start(machine)?;
+        let peer = plain_libvirt.time_start()?;
         // The first round warms what a machine warms once.
         if round == 0 {
             continue;
@@ -49,8 +50,7 @@ pub(crate) fn run(machine: &Machine) -> anyhow::Result<()> {
         total.add(took);
         theirs.add(foreign);
         own.add(took - foreign);
-        plain.add(peer.whole);
-        plain_warm.add(peer.whole - peer.first_connection);
+        plain.add(peer);
         for (name, value) in laps {
             parts.entry(name).or_default().add(value);
         }
@@ -63,14 +63,8 @@ pub(crate) fn run(machine: &Machine) -> anyhow::Result<()> {
     );
     println!("plain libvirtd + same domain      {}", plain.show("ms"));
     println!(
-        "  without its first connection    {}",
-        plain_warm.show("ms")
-    );
-    let ratio = |peer: &Figures| total.median() / peer.median();
-    println!(
-        "ratio, berth to plain             {:>8.2}, without the first connection {:.2}",
-        ratio(&plain),
-        ratio(&plain_warm)
+        "ratio, berth to plain             {:>8.2}",
+        total.median() / plain.median()
     );
     println!(
         "breakdown (the node agent's laps follow each other; the launcher's lie within them):"

@@ -12,6 +12,7 @@ mod exec;
 mod machine;
 mod outside;
 mod registry;
+mod server;
 mod skip;
 
 pub use census::Census;
@@ -20,6 +21,7 @@ pub use exec::{Outcome, run, wait_for};
 pub use machine::{Machine, MachineOptions};
 pub use outside::{MACHINE, OUTSIDE, Outside};
 pub use registry::{REGISTRY, Registry};
+pub use server::{Server, Side, reference_program};
 pub use skip::{Need, missing};
 
 use std::path::PathBuf;

@@ -18,6 +18,8 @@ pub enum Need {
     Registry,
     /// Debian's `skopeo`.
     Skopeo,
+    /// etcd, kube-apiserver and kubectl as `scripts/reference.sh` builds them.
+    Reference,
 }
 
 impl Need {
@@ -38,6 +40,16 @@ impl Need {
             Self::Registry => file("/usr/bin/docker-registry", "docker-registry")
                 .or_else(|| file("/usr/bin/htpasswd", "apache2-utils")),
             Self::Skopeo => file("/usr/bin/skopeo", "skopeo"),
+            Self::Reference => ["etcd", "kube-apiserver", "kubectl"]
+                .map(crate::reference_program)
+                .into_iter()
+                .find(|program| !program.exists())
+                .map(|program| {
+                    format!(
+                        "{} is missing (make reference builds it)",
+                        program.display()
+                    )
+                }),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! its path (see `berth-admission`), never dropped.
 //!
 //! - [`kubevirt`] holds the types of the API group `kubevirt.io`.
-//! - [`crds`] turns them into CustomResourceDefinitions.
+//! - [`crds`] turns them into CustomResourceDefinitions; [`roles`] says who may do what with them.
 //! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names.
 //! - [`merge`] makes status patches; [`events`] records Events, the one part that does IO.
 
@@ -16,5 +16,6 @@ pub mod kubevirt;
 pub mod labels;
 pub mod merge;
 pub mod quantity;
+pub mod roles;
 
 pub use crd::crds;

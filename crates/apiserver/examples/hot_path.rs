@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_apiserver::{AdmitAll, ApiServer, Options};
+use berth_apiserver::{Access, AdmitAll, ApiServer, Options};
 use http::Request;
 use http_body_util::BodyExt as _;
 use kube::Client;
@@ -96,6 +96,7 @@ async fn open(dir: &std::path::Path) -> ApiServer {
         server_names: Vec::new(),
         admission: Arc::new(AdmitAll),
         crds: vec![serde_json::from_value(definition()).unwrap()],
+        access: Access::default(),
     };
     ApiServer::open(options).await.unwrap()
 }

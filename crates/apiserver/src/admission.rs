@@ -57,12 +57,15 @@ pub struct Admitted {
     pub warnings: Vec<String>,
 }
 
-/// The write is refused; the client sees `422 Invalid` with these causes.
+/// The write is refused.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("admission denied: {}", causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-pub struct AdmissionDenied {
-    /// At least one.
-    pub causes: Vec<Cause>,
+pub enum AdmissionDenied {
+    /// The object is wrong: the client sees `422 Invalid` with these causes, of which there is at least one.
+    #[error("admission denied: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Cause>),
+    /// The object may be right, but this must not be done: the client sees `403 Forbidden` with this message.
+    #[error("admission denied: {0}")]
+    Forbidden(String),
 }
 
 /// Decides on writes. Must be quick: it runs on the request's task.

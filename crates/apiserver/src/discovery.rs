@@ -60,7 +60,17 @@ const VERBS: [&str; 8] = [
     "update",
     "watch",
 ];
+/// Verbs of a resource that only answers questions.
+const REVIEW_VERBS: [&str; 1] = ["create"];
 const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
+
+fn verbs(def: &ResourceDef) -> &'static [&'static str] {
+    if def.is_review() {
+        &REVIEW_VERBS
+    } else {
+        &VERBS
+    }
+}
 
 /// The document at `path` (`/api`, `/api/v1`, `/apis`, `/apis/G`, `/apis/G/V`), or `None`: not a discovery path, or no such group.
 /// `server_address` is `host:port` for the answer of plain `/api`. The caller adds `Vary: Accept`.
@@ -222,9 +232,11 @@ fn resources(defs: &[Arc<ResourceDef>], group: &str, version: &str) -> Option<Do
             "singularName": def.singular,
             "namespaced": def.namespaced,
             "kind": def.kind,
-            "verbs": VERBS,
-            "storageVersionHash": storage_hash(def),
+            "verbs": verbs(def),
         });
+        if !def.is_review() {
+            entry["storageVersionHash"] = storage_hash(def).into();
+        }
         if !def.short_names.is_empty() {
             entry["shortNames"] = json!(def.short_names);
         }
@@ -306,7 +318,7 @@ fn aggregated_resource(def: &ResourceDef, version: &VersionDef) -> Value {
         "responseKind": {"group": def.group, "version": version.name, "kind": def.kind},
         "scope": if def.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": def.singular,
-        "verbs": VERBS,
+        "verbs": verbs(def),
     });
     if !def.short_names.is_empty() {
         entry["shortNames"] = json!(def.short_names);

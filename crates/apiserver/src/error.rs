@@ -93,6 +93,15 @@ impl Target {
         }
     }
 
+    /// A path that names no resource is forbidden without a name.
+    fn forbidden(&self) -> String {
+        if self.resource.is_empty() {
+            "forbidden".into()
+        } else {
+            format!("{} is forbidden", self.named())
+        }
+    }
+
     fn named(&self) -> String {
         if self.name.is_empty() {
             self.qualified()
@@ -133,6 +142,14 @@ pub enum ApiError {
         /// Ends the message.
         why: String,
     },
+    /// An apply of other values than other managers set.
+    #[error("{message}")]
+    ApplyConflict {
+        /// Names managers and fields.
+        message: String,
+        /// One a field and manager.
+        causes: Vec<Cause>,
+    },
     /// The object breaks its rules. `target.resource` is the kind.
     #[error("{} {:?} is invalid: {}", .target.qualified(), .target.name, list(.causes))]
     Invalid {
@@ -151,7 +168,7 @@ pub enum ApiError {
     #[error("Unauthorized")]
     Unauthorized,
     /// Known user, not allowed.
-    #[error("{} is forbidden: {why}", .target.named())]
+    #[error("{}: {why}", .target.forbidden())]
     Forbidden {
         /// What was asked for.
         target: Target,
@@ -215,7 +232,9 @@ impl ApiError {
     pub fn code(&self) -> StatusCode {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::AlreadyExists(_) | Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::AlreadyExists(_) | Self::Conflict { .. } | Self::ApplyConflict { .. } => {
+                StatusCode::CONFLICT
+            }
             Self::Invalid { .. } | Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -237,7 +256,7 @@ impl ApiError {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => "NotFound",
             Self::AlreadyExists(_) => "AlreadyExists",
-            Self::Conflict { .. } => "Conflict",
+            Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Invalid { .. } | Self::Unprocessable(_) => "Invalid",
             Self::BadRequest(_) => "BadRequest",
             Self::Unauthorized => "Unauthorized",
@@ -287,6 +306,7 @@ impl ApiError {
                     .map(std::slice::from_ref)
                     .unwrap_or_default(),
             ),
+            Self::ApplyConflict { causes, .. } => target(&Target::default(), causes),
             Self::Invalid { target: t, causes } => target(t, causes),
             Self::Unprocessable(why) => {
                 Some(json!({"causes": [{"reason": "UnexpectedServerResponse", "message": why}]}))
@@ -295,7 +315,7 @@ impl ApiError {
                 "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
                 "retryAfterSeconds": 1,
             })),
-            Self::NoSuchPath => Some(json!({})),
+            Self::NoSuchPath | Self::MethodNotAllowed => Some(json!({})),
             Self::TooManyRequests => Some(json!({"retryAfterSeconds": 1})),
             _ => None,
         }
@@ -339,6 +359,10 @@ impl IntoResponse for ApiError {
             tracing::error!("request failed: {why}");
         }
         let mut response = (self.code(), self.status().to_string()).into_response();
+        if self == Self::TooManyRequests {
+            let seconds = HeaderValue::from_static("1");
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),

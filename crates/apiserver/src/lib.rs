@@ -10,7 +10,7 @@
 //! - `registry`: the REST verbs; the order of a write is decode → prune → default → admit → validate → store.
 //! - `watch`: event streams, replayed from a bounded ring; too old a start is `410 Gone`.
 //! - `patch`: JSON patch, JSON merge patch, strategic merge patch.
-//! - [`auth`]: who is asking (client certificates) and whether that is allowed.
+//! - [`auth`]: who is asking (client certificates, tokens of service accounts) and whether that is allowed (RBAC).
 //! - [`schema`], [`table`], [`discovery`], [`openapi`], [`resources`]: what is served and how it describes itself.
 //! - [`server`]: opening, the HTTPS accept loop, the in-process client.
 //!
@@ -36,6 +36,6 @@ pub mod table;
 pub(crate) mod watch;
 
 pub use admission::{Admission, AdmissionDenied, AdmissionRequest, AdmitAll, Admitted, Operation};
-pub use auth::UserInfo;
+pub use auth::{Access, UserInfo};
 pub use error::{ApiError, Cause};
 pub use server::{ApiServer, KubeconfigError, OpenError, Options, ServeError, Tuning};

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::schema::{self, FieldError, Schema};
 
+mod access;
 mod events;
 
 /// One resource of the API: all its versions, its names and where its objects are stored.
@@ -40,6 +41,8 @@ pub struct ResourceDef {
     pub subresources: Vec<Subresource>,
     /// Set if this resource is another face of a stored one (`events.k8s.io` of the core events).
     pub alias: Option<Alias>,
+    /// Revision of the last write of the definition; 0 for built-in kinds.
+    pub since: u64,
 }
 
 /// One version of a resource.
@@ -254,8 +257,10 @@ pub fn builtin() -> Vec<ResourceDef> {
                 crd: false,
                 subresources: subresources(kind),
                 alias: (group == "events.k8s.io").then_some(events::ALIAS),
+                since: 0,
             },
         )
+        .chain(access::builtin())
         .collect()
 }
 
@@ -286,6 +291,7 @@ fn subresources(kind: &str) -> Vec<Subresource> {
                 verbs: &["get"],
             },
         ],
+        "ServiceAccount" => vec![access::TOKEN],
         _ => Vec::new(),
     }
 }

@@ -13,20 +13,21 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt as _;
 
 use crate::admission::Admission;
-use crate::auth::pki::{self, Pki, PkiError};
-use crate::auth::{Decision, RequestInfo, UserInfo, kubeconfig};
-use crate::error::{ApiError, Target};
+use crate::auth::pki::{self, PkiError};
+use crate::auth::serving::{Certificates, TlsError};
+use crate::auth::tokens::{self, TokenKey};
+use crate::auth::{Access, RequestInfo, UserInfo, rbac};
+use crate::error::ApiError;
 use crate::front::audit::AuditLog;
 use crate::front::slow::Unstalled;
 use crate::front::{self, Door, Limits};
-use crate::registry::{Core, EndOfService};
+use crate::registry::{Core, EndOfService, Identity};
 use crate::store::StoreError;
 use crate::store::durable::{self, RedbStore};
 
@@ -34,8 +35,6 @@ use crate::store::durable::{self, RedbStore};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long open requests may go on after shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Paths that need no credentials.
-const PUBLIC: [&str; 4] = ["/livez", "/readyz", "/healthz", "/version"];
 
 /// What an API server is made of.
 pub struct Options {
@@ -49,6 +48,8 @@ pub struct Options {
     pub admission: Arc<dyn Admission>,
     /// Definitions that are created or updated at start.
     pub crds: Vec<CustomResourceDefinition>,
+    /// Roles besides the default ones, and how long certificates live.
+    pub access: Access,
 }
 
 /// What most servers leave as it is.
@@ -82,15 +83,15 @@ pub enum OpenError {
         /// Why.
         source: StoreError,
     },
-    /// The certificates.
+    /// The certificates, or the key of the tokens.
     #[error("cannot prepare the certificates")]
     Pki(#[from] PkiError),
-    /// TLS refuses its configuration.
-    #[error("cannot configure TLS")]
-    Tls(#[source] rustls::Error),
-    /// The client verifier cannot be made of our own authority.
-    #[error("cannot verify client certificates: {0}")]
-    Verifier(String),
+    /// TLS with them.
+    #[error("cannot prepare TLS")]
+    Tls(#[from] TlsError),
+    /// A role or binding of the embedder has no JSON form.
+    #[error("cannot read a role or binding")]
+    Role(#[source] serde_json::Error),
     /// A namespace or definition that is ensured at start is refused.
     #[error("cannot ensure {what}")]
     Ensure {
@@ -116,7 +117,7 @@ pub struct KubeconfigError {
     /// Where.
     pub path: PathBuf,
     /// Why.
-    pub source: std::io::Error,
+    pub source: PkiError,
 }
 
 /// The API server. Clones share it; background work ends with the last clone and the last in-process client.
@@ -127,15 +128,15 @@ pub struct ApiServer {
 
 struct Inner {
     core: Arc<Core>,
-    pki: Pki,
+    certificates: Arc<Certificates>,
     tls: Arc<rustls::ServerConfig>,
     door: Door,
     _background: DropGuard,
 }
 
 impl ApiServer {
-    /// Opens the store, ensures certificates, default namespaces and the definitions given, and starts the
-    /// background work (removal of what namespaces and definitions leave behind).
+    /// Opens the store, ensures certificates, default namespaces, roles and the definitions given, and starts the
+    /// background work (removal of what namespaces and definitions leave behind, service accounts, renewal of certificates).
     pub async fn open(options: Options) -> Result<Self, OpenError> {
         Self::open_tuned(options, Tuning::default()).await
     }
@@ -153,8 +154,26 @@ impl ApiServer {
 
         let mut names = options.server_names;
         names.push(options.listen.ip().to_string());
-        let pki = Pki::ensure(&options.data_dir.join("pki"), &names)?;
-        let tls = Arc::new(tls_config(&pki)?);
+        let directory = options.data_dir.join("pki");
+        let access = options.access;
+        let certificates = Arc::new(Certificates::open(
+            directory.clone(),
+            names,
+            access.certificate_lifetime,
+        )?);
+        let tls = Arc::new(certificates.config()?);
+        let mut objects = rbac::defaults::objects();
+        for role in &access.roles {
+            objects.push(serde_json::to_value(role).map_err(OpenError::Role)?);
+        }
+        for binding in &access.bindings {
+            objects.push(serde_json::to_value(binding).map_err(OpenError::Role)?);
+        }
+        let identity = Identity {
+            tokens: TokenKey::ensure(&directory)?,
+            ca: certificates.ca(),
+            objects,
+        };
 
         let stop = CancellationToken::new();
         let core = Core::start(
@@ -162,6 +181,7 @@ impl ApiServer {
             options.admission,
             options.listen.to_string(),
             &options.crds,
+            identity,
             stop.clone(),
         )
         .await
@@ -169,10 +189,11 @@ impl ApiServer {
             what,
             source: Box::new(source),
         })?;
+        tokio::spawn(certificates.clone().keep_fresh(stop.clone()));
         Ok(Self {
             inner: Arc::new(Inner {
                 core,
-                pki,
+                certificates,
                 tls,
                 door: Door::new(tuning.limits, tuning.audit.map(Arc::new)),
                 _background: stop.drop_guard(),
@@ -183,26 +204,37 @@ impl ApiServer {
     /// A client in this process, as `user` of the group `system:masters`. No socket is involved; connection
     /// upgrades (exec, console) do not work on it.
     pub fn client(&self, user: &str) -> kube::Client {
-        let user = UserInfo::master(user);
+        self.client_as(UserInfo::master(user))
+    }
+
+    /// A client in this process, as a user of any groups; it may do what that user may.
+    pub fn client_as(&self, user: UserInfo) -> kube::Client {
         let server = self.inner.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let (server, user) = (server.clone(), user.clone());
             async move {
-                let mut request = request.map(Body::new);
-                request.extensions_mut().insert(user);
-                Ok::<_, Infallible>(server.core.handle(request).await)
+                let (mut parts, body) = request.map(Body::new).into_parts();
+                let admitted = admit(&server.core, user, &mut parts);
+                let response = match admitted {
+                    Ok(()) => server.core.handle(Request::from_parts(parts, body)).await,
+                    Err(refusal) => refusal.into_response(),
+                };
+                Ok::<_, Infallible>(response)
             }
         });
         kube::Client::new(service, "default")
     }
 
-    /// Writes a kubeconfig with the admin's certificate; mode 0600, replaced atomically.
+    /// Writes a kubeconfig with the admin's certificate; mode 0600, replaced atomically. It is written anew when the
+    /// certificate is renewed.
     pub fn write_kubeconfig(&self, path: &Path, server: &str) -> Result<(), KubeconfigError> {
-        let text = kubeconfig::render(server, &self.inner.pki.ca, &self.inner.pki.admin);
-        pki::write_atomically(path, text.as_bytes(), 0o600).map_err(|source| KubeconfigError {
-            path: path.to_owned(),
-            source,
-        })
+        self.inner
+            .certificates
+            .write_kubeconfig(path.to_owned(), server.to_owned())
+            .map_err(|source| KubeconfigError {
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// Serves HTTPS until `shutdown`; then lets open requests end within a few seconds, watches at once.
@@ -277,44 +309,37 @@ struct Front {
 }
 
 impl Front {
-    async fn call(self, mut request: Request<Body>, user: Option<UserInfo>) -> Response<Body> {
-        let user = match user {
-            Some(user) => user,
-            None if PUBLIC.contains(&request.uri().path().trim_end_matches('/')) => {
-                UserInfo::anonymous()
-            }
-            None => return ApiError::Unauthorized.into_response(),
-        };
-        front::known(&request, &user);
-        let info = RequestInfo::parse(request.method(), request.uri());
-        let permit = match self.door.enter(&user, &info) {
+    async fn call(self, request: Request<Body>, user: Option<UserInfo>) -> Response<Body> {
+        let (mut parts, body) = request.into_parts();
+        let admitted = self
+            .core
+            .authenticate(user, &mut parts.headers, &parts.uri)
+            .and_then(|caller| {
+                front::known(&parts.extensions, &caller);
+                let info = RequestInfo::parse(&parts.method, &parts.uri);
+                let permit = self.door.enter(&caller, &info)?;
+                admit(&self.core, caller, &mut parts)?;
+                Ok(permit)
+            });
+        let permit = match admitted {
             Ok(permit) => permit,
-            Err(refusal) => return refusal,
+            Err(refusal) => return refusal.into_response(),
         };
-        if !user.is_anonymous()
-            && let Decision::Deny(why) = self.core.authorizer.authorize(&user, &info)
-        {
-            let mut text = info.refusal(&user.name);
-            if !why.is_empty() {
-                text = format!("{text}: {why}");
-            }
-            let target = Target::new(info.group, info.resource, info.name);
-            return ApiError::Forbidden {
-                target,
-                why: text,
-                cause: None,
-            }
-            .into_response();
-        }
-        request.extensions_mut().insert(user);
-        request
-            .extensions_mut()
-            .insert(EndOfService(self.end.clone()));
-        match self.router.oneshot(request).await {
+        front::admitted(&parts.extensions);
+        parts.extensions.insert(EndOfService(self.end.clone()));
+        match self.router.oneshot(Request::from_parts(parts, body)).await {
             Ok(response) => permit.until_taken(response),
             Err(never) => match never {},
         }
     }
+}
+
+/// Lets a request in, as the user that it runs as.
+fn admit(core: &Core, caller: UserInfo, parts: &mut http::request::Parts) -> Result<(), ApiError> {
+    let info = RequestInfo::parse(&parts.method, &parts.uri);
+    let user = core.admit_user(caller, &mut parts.headers, &parts.uri, &info)?;
+    parts.extensions.insert(user);
+    Ok(())
 }
 
 async fn connection(
@@ -335,17 +360,25 @@ async fn connection(
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         },
     };
-    let user = stream
+    let certificate = stream
         .get_ref()
         .1
         .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(|certificate| pki::user_of_certificate(certificate));
+        .and_then(|chain| chain.first());
+    let user = certificate.and_then(|der| pki::user_of_certificate(der));
+    let ends = certificate.and_then(|der| pki::end_of_certificate(der));
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (front, user) = (front.clone(), user.clone());
         let (door, request) = (front.door.clone(), request.map(Body::new));
         async move {
-            let answered = door.pass(request, peer, |request| front.call(request, user));
+            // It was valid when the connection began; connections can be old.
+            let expired = ends.is_some_and(|end| end < tokens::now());
+            let answered = door.pass(request, peer, |request| async move {
+                if expired {
+                    return ApiError::Unauthorized.into_response();
+                }
+                front.call(request, user).await
+            });
             Ok::<_, Infallible>(answered.await)
         }
     });
@@ -369,43 +402,4 @@ async fn connection(
     if let Err(e) = watcher.watch(connection).await {
         tracing::debug!("connection ended: {e}");
     }
-}
-
-fn tls_config(pki: &Pki) -> Result<rustls::ServerConfig, OpenError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in certificates(&pki.ca)? {
-        roots.add(certificate).map_err(OpenError::Tls)?;
-    }
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
-        Arc::new(roots),
-        provider.clone(),
-    )
-    .allow_unauthenticated()
-    .build()
-    .map_err(|e| OpenError::Verifier(e.to_string()))?;
-    let key = <PrivateKeyDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(
-        pki.server.key.as_bytes(),
-    )
-    .map_err(bad_pem)?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(rustls::DEFAULT_VERSIONS)
-        .map_err(OpenError::Tls)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&pki.server.certificate)?, key)
-        .map_err(OpenError::Tls)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
-
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, OpenError> {
-    <CertificateDer<'_> as rustls::pki_types::pem::PemObject>::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(bad_pem)
-}
-
-// A function of this shape for `map_err`.
-#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
-fn bad_pem(error: rustls::pki_types::pem::Error) -> OpenError {
-    OpenError::Tls(rustls::Error::General(error.to_string()))
 }

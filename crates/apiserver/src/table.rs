@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::resources::{Column, ResourceDef};
 
+mod access;
 mod age;
 mod builtin;
 pub mod jsonpath;

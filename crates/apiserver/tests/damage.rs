@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use berth_apiserver::store::durable::RedbStore;
 use berth_apiserver::store::{Expect, Key, Store as _, StoreError, Write};
-use berth_apiserver::{AdmitAll, ApiServer, Options, Tuning};
+use berth_apiserver::{Access, AdmitAll, ApiServer, Options, Tuning};
 use bytes::Bytes;
 use common::{Server, call, chain, config_map, ok};
 use http::StatusCode;
@@ -82,6 +82,7 @@ fn options(dir: &Path) -> Options {
         server_names: Vec::new(),
         admission: Arc::new(AdmitAll),
         crds: Vec::new(),
+        access: Access::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::routing::get;
 use axum::{Extension, Router};
 use berth_apiserver::UserInfo;
-use berth_apiserver::auth::pki::{Pem, make_client};
+use berth_apiserver::auth::pki::{LIFETIME, Pem, issue_client};
 use common::{SOON, Server, ok};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
@@ -89,11 +89,9 @@ async fn fetch(
 }
 
 fn client_certificate(server: &Server, user: &str, groups: &[&str]) -> Pem {
-    let read =
-        |name: &str| std::fs::read_to_string(server.dir.path().join("pki").join(name)).unwrap();
-    let key = rcgen::KeyPair::from_pem(&read("ca.key")).unwrap();
-    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca.crt"), key).unwrap();
-    make_client(&issuer, user, groups).unwrap()
+    issue_client(&server.dir.path().join("pki"), user, groups, LIFETIME)
+        .unwrap()
+        .1
 }
 
 fn extensions() -> Router {
@@ -227,6 +225,40 @@ async fn extensions_can_upgrade() {
     let mut word = [0; 4];
     stream.read_exact(&mut word).await.unwrap();
     assert_eq!(&word, b"dcba");
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_ends_for_open_connections() {
+    let server = Server::start().await;
+    let stop = CancellationToken::new();
+    let (address, _) = server.serve(Router::new(), &stop).await;
+    let pki = server.dir.path().join("pki");
+    let life = std::time::Duration::from_secs(3);
+    let (_, brief) = issue_client(&pki, "boss", &["system:masters"], life).unwrap();
+    let mut stream = connect(&server, address, Some(&brief), false).await;
+    let mut code = async || {
+        stream
+            .write_all(b"GET /api HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            .await
+            .unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        let (_, length) = head.split_once("content-length: ").unwrap();
+        let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        head["http/1.1 ".len()..][..3].to_owned()
+    };
+    assert_eq!(code().await, "200");
+    let ended = async {
+        while code().await != "401" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.expect("it ends");
     stop.cancel();
 }
 

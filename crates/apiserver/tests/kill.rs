@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use berth_apiserver::store::durable::RedbStore;
 use berth_apiserver::store::{Query, Store as _};
-use berth_apiserver::{AdmitAll, ApiServer, Options};
+use berth_apiserver::{Access, AdmitAll, ApiServer, Options};
 use futures::StreamExt as _;
 use http::{Request, StatusCode};
 use kube::Client;
@@ -57,6 +57,7 @@ fn serves_until_killed() {
             server_names: Vec::new(),
             admission: Arc::new(AdmitAll),
             crds: Vec::new(),
+        access: Access::default(),
         };
         let server = ApiServer::open(options).await.unwrap();
         let client = server.client("test");

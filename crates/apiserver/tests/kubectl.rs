@@ -4,91 +4,11 @@
 
 mod common;
 
-use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
-use common::{SOON, Server};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::Command;
-use tokio_util::sync::{CancellationToken, DropGuard};
-
-struct Kubectl {
-    server: Server,
-    kubeconfig: PathBuf,
-    _stop: DropGuard,
-}
-
-impl Kubectl {
-    async fn start() -> Option<Self> {
-        if Command::new("kubectl")
-            .args(["version", "--client"])
-            .output()
-            .await
-            .is_err()
-        {
-            println!("SKIPPED: no kubectl on this machine");
-            return None;
-        }
-        let server = Server::start().await;
-        let stop = CancellationToken::new();
-        let (_, kubeconfig) = server.serve(axum::Router::new(), &stop).await;
-        Some(Self {
-            server,
-            kubeconfig,
-            _stop: stop.drop_guard(),
-        })
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("kubectl");
-        command
-            .args(args)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .env("HOME", self.server.dir.path())
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        command
-    }
-
-    async fn run(&self, args: &[&str], input: &str) -> Output {
-        let mut child = self
-            .command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(input.as_bytes()).await.unwrap();
-        drop(stdin);
-        tokio::time::timeout(2 * SOON, child.wait_with_output())
-            .await
-            .expect("kubectl ends")
-            .unwrap()
-    }
-
-    /// Output of a command that must succeed.
-    async fn ok(&self, args: &[&str]) -> String {
-        self.ok_with(args, "").await
-    }
-
-    async fn ok_with(&self, args: &[&str], input: &str) -> String {
-        let output = self.run(args, input).await;
-        let (out, err) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        assert!(output.status.success(), "kubectl {args:?}: {out}{err}");
-        out.into_owned()
-    }
-
-    /// What kubectl says when it fails, as it must.
-    async fn fails(&self, args: &[&str], input: &str) -> String {
-        let output = self.run(args, input).await;
-        assert!(!output.status.success(), "kubectl {args:?} should fail");
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-}
+use common::SOON;
+use common::kubectl::Kubectl;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn built_in_objects() {
@@ -103,7 +23,7 @@ async fn built_in_objects() {
             .await
             .contains("configmaps \"m\" already exists")
     );
-    let table = k.ok(&["get", "configmaps"]).await;
+    let table = k.ok(&["get", "configmaps", "m"]).await;
     assert!(
         table.starts_with("NAME   DATA   AGE\nm      1      "),
         "{table}"
@@ -314,6 +234,7 @@ async fn watching() {
     };
     assert!(next().await.starts_with("NAME"));
     assert!(next().await.starts_with("first"));
+    assert!(next().await.starts_with("kube-root-ca.crt"));
     k.ok(&["create", "configmap", "second"]).await;
     assert!(next().await.starts_with("second"));
     child.kill().await.unwrap();

@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 const URI: &str = "/api/v1/namespaces/default/configmaps";
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// A serving server and who may enter.
 struct House {
     server: Server,
@@ -46,8 +48,8 @@ impl House {
         let key = rcgen::KeyPair::from_pem(&read("ca.key")).unwrap();
         let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca.crt"), key).unwrap();
         Self {
-            admin: make_client(&issuer, "boss", &["system:masters"]).unwrap(),
-            guest: make_client(&issuer, "guest", &["visitors"]).unwrap(),
+            admin: make_client(&issuer, "boss", &["system:masters"], DAY).unwrap(),
+            guest: make_client(&issuer, "guest", &["visitors"], DAY).unwrap(),
             server,
             address,
             _stop: stop.drop_guard(),

@@ -172,6 +172,21 @@ async fn objects_and_revision_survive_a_restart() {
     assert_eq!(store.write(put("c", "3")).await.unwrap(), second + 1);
 }
 
+#[test]
+fn the_file_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("apiserver/store.redb");
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    drop(RedbStore::open(&path).unwrap());
+    assert_eq!(mode(path.parent().unwrap()), 0o700);
+    assert_eq!(mode(&path), 0o600);
+    // One that was left open by an earlier version is closed.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    drop(RedbStore::open(&path).unwrap());
+    assert_eq!(mode(&path), 0o600);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_writers_one_wins() {
     let dir = tempfile::tempdir().unwrap();

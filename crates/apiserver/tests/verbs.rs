@@ -246,7 +246,7 @@ async fn patches() {
     let stale = json!({"metadata": {"resourceVersion": made["metadata"]["resourceVersion"]}, "data": {"z": "1"}});
     let (code, _) = patch("application/merge-patch+json", stale).await;
     assert_eq!(code, StatusCode::CONFLICT);
-    let (code, _) = patch("application/apply-patch+yaml", json!({})).await;
+    let (code, _) = patch("application/json", json!({})).await;
     assert_eq!(code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 
     ok(&client, "POST", WIDGETS, &widget("w", 1)).await;
@@ -420,7 +420,9 @@ async fn lists_select_and_page() {
     )
     .await;
     let left = ok(&client, "GET", "/api/v1/configmaps", &Value::Null).await;
-    assert_eq!(left["items"].as_array().unwrap().len(), 4);
+    let left = left["items"].as_array().unwrap();
+    let ours = |map: &&Value| map["metadata"]["name"] != "kube-root-ca.crt";
+    assert_eq!(left.iter().filter(ours).count(), 4);
 }
 
 #[tokio::test]
@@ -595,9 +597,8 @@ impl Admission for Guard {
         }
         let mut object = request.object.cloned().unwrap_or_default();
         if object["spec"]["size"] == 13 {
-            return Err(AdmissionDenied {
-                causes: vec![Cause::invalid("spec.size", 13, "brings bad luck")],
-            });
+            let cause = Cause::invalid("spec.size", 13, "brings bad luck");
+            return Err(AdmissionDenied::Invalid(vec![cause]));
         }
         object["metadata"]["name"] = json!("hijacked");
         object["metadata"]["annotations"] = json!({"seen": request.name});

@@ -97,6 +97,7 @@ async fn without_a_start_the_present_comes_first() {
         .unwrap()
         .boxed();
     assert_eq!(next(&mut stream).await, pair("added", "a"));
+    assert_eq!(next(&mut stream).await, pair("added", "kube-root-ca.crt"));
     ok(&client, "POST", MAPS, &config_map("b")).await;
     assert_eq!(next(&mut stream).await, pair("added", "b"));
 }
@@ -121,7 +122,8 @@ async fn a_start_before_a_restart_has_expired() {
         .await
         .unwrap();
     let maps: Api<ConfigMap> = Api::default_namespaced(api.client("test"));
-    assert_eq!(maps.list(&Default::default()).await.unwrap().items.len(), 2);
+    // a, b and kube-root-ca.crt
+    assert_eq!(maps.list(&Default::default()).await.unwrap().items.len(), 3);
     let refused = maps
         .watch(&WatchParams::default(), &start)
         .await

@@ -29,9 +29,9 @@ impl Admission for InProcess {
         });
         match decision {
             Ok(vm::Admitted { object, warnings }) => Ok(Admitted { object, warnings }),
-            Err(refusal) => Err(AdmissionDenied {
-                causes: refusal.causes.into_iter().map(cause).collect(),
-            }),
+            Err(refusal) => Err(AdmissionDenied::Invalid(
+                refusal.causes.into_iter().map(cause).collect(),
+            )),
         }
     }
 }

@@ -4,12 +4,14 @@
 //! the cause behind the complaint. Exit codes: 0 done, 1 failed, 2 the command line is wrong.
 
 mod admission;
+mod apiserver;
 mod backup;
 mod client;
 mod completion;
 mod console;
 mod crds;
 mod image;
+mod kubeconfig;
 mod up;
 mod version;
 
@@ -59,12 +61,17 @@ enum Command {
     Console(console::ConsoleArgs),
     /// Build, move and list container disks.
     Image(image::ImageArgs),
+    /// Make a kubeconfig for another user than the admin.
+    Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Print the CustomResourceDefinitions.
     Crds(crds::CrdsArgs),
     /// Print the version.
     Version(version::VersionArgs),
     /// Print the completion script of a shell.
     Completion(completion::CompletionArgs),
+    /// The API server alone, without controllers and node.
+    #[command(hide = true)]
+    Apiserver(apiserver::ApiserverArgs),
     /// The process of one virtual machine, inside its pod.
     #[command(hide = true)]
     Launcher(berth_launcher::Args),
@@ -91,11 +98,13 @@ fn main() -> ExitCode {
         Command::Launcher(args) => return berth_launcher::run(args),
         Command::PodInit(_) => unreachable!("handled above"),
         Command::Up(args) => block_on(2, up::up(args)),
+        Command::Apiserver(args) => block_on(2, apiserver::run(args)),
         Command::Down(args) => block_on(1, up::down(args)),
         Command::Backup(args) => block_on(1, backup::backup(args)),
         Command::Restore(args) => backup::restore(&args),
         Command::Console(args) => block_on(1, console::run(args)),
         Command::Image(args) => block_on(2, image::run(args)),
+        Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Crds(args) => crds::run(&args),
         Command::Version(args) => block_on(1, version::run(args)),
         Command::Completion(args) => completion::run::<Cli>(&args),

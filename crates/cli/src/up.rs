@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use berth_apiserver::front::audit::{self, AuditLog};
-use berth_apiserver::{ApiServer, Options, Tuning};
+use berth_apiserver::{Access, ApiServer, Options, Tuning};
 use berth_controllers::Settings;
 use berth_network::NodeNetwork;
 use berth_node::NodeConfig;
@@ -168,7 +168,7 @@ impl PlaceArgs {
     }
 }
 
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("directory {}", path.display()))
 }
 
@@ -209,6 +209,7 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         server_names: args.server_names,
         admission: Arc::new(InProcess),
         crds: berth_api::crds(),
+        access: access(),
     };
     let server = ApiServer::open_tuned(options, tuning)
         .await
@@ -267,6 +268,15 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     result
 }
 
+/// Who may do what with virtual machines, besides the API server's own roles.
+pub(crate) fn access() -> Access {
+    Access {
+        roles: berth_api::roles::roles(),
+        bindings: berth_api::roles::bindings(),
+        ..Access::default()
+    }
+}
+
 /// Ends the virtual machines and removes what `up` made on this machine.
 pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
     ensure!(
@@ -320,7 +330,7 @@ pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+pub(crate) fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let stop = stop.clone();

@@ -48,6 +48,7 @@ impl World {
             server_names: vec![],
             admission: Arc::new(AdmitAll),
             crds: berth_api::crds(),
+            access: Default::default(),
         })
         .await
         .unwrap();

@@ -11,6 +11,7 @@ mod foreign_guest;
 mod leaks;
 mod old_manifests;
 mod two_guests;
+mod users;
 
 use std::time::Duration;
 

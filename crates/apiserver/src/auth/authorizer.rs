@@ -1,32 +1,17 @@
-//! The decision whether a known user may do what was asked.
+//! What may come of the question whether a known user may do what was asked.
 
-use crate::auth::{MASTERS, RequestInfo, UserInfo};
-
-/// The answer of an [`Authorizer`].
+/// The answer of [`Rbac`](crate::auth::rbac::Rbac).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Go on.
-    Allow,
+    /// Go on; the text says what grants it.
+    Allow(String),
     /// Refuse; the text, if any, is appended to the refusal.
     Deny(String),
 }
 
-/// Decides on requests, not on objects.
-pub trait Authorizer: Send + Sync + 'static {
-    /// May this user make this request?
-    fn authorize(&self, user: &UserInfo, request: &RequestInfo) -> Decision;
-}
-
-/// The group `system:masters` may do everything, others nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct MastersOnly;
-
-impl Authorizer for MastersOnly {
-    fn authorize(&self, user: &UserInfo, _request: &RequestInfo) -> Decision {
-        if user.groups.iter().any(|group| group == MASTERS) {
-            Decision::Allow
-        } else {
-            Decision::Deny(String::new())
-        }
+impl Decision {
+    /// Whether to go on.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow(_))
     }
 }

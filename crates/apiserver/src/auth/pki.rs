@@ -1,8 +1,8 @@
-//! The server's own certificate authority and the two certificates that it issues at start.
+//! The server's own certificate authority and the two certificates that it issues for itself; others on request.
 //!
 //! Everything lives in one directory: `ca`, `server` and `admin`, each a `.crt` and a `.key`. Keys have mode 0600.
-//! A certificate is kept over restarts and made anew when it is close to its end, when its names changed, or
-//! when the authority itself had to be made anew. Files are replaced atomically.
+//! A certificate is kept over restarts and made anew when a sixth of its life is left, when its names changed, or
+//! when the authority itself had to be made anew, which happens only at start. Files are replaced atomically.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -11,17 +11,22 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::auth::{MASTERS, UserInfo};
+use crate::auth::{CREDENTIAL, MASTERS, UserInfo, kubeconfig, subject, tokens};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// Certificates with less time than this left are replaced at start.
-const RENEW_BEFORE: Duration = Duration::from_secs(60 * 86_400);
+/// How long the server's and the admin's certificates are valid unless they are told otherwise.
+pub const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+/// An authority with less time than this left is replaced at start.
+const RENEW_AUTHORITY: Duration = Duration::from_secs(60 * 86_400);
 
 /// A certificate and its private key, PEM.
 #[derive(Clone)]
@@ -71,82 +76,126 @@ pub enum PkiError {
         /// Why.
         source: rcgen::Error,
     },
+    /// There is no authority yet.
+    #[error("no certificate authority in {0}: has the server been started?")]
+    NoAuthority(PathBuf),
+    /// The key of the tokens cannot be used.
+    #[error("cannot use the key of the service accounts: {0}")]
+    TokenKey(String),
 }
 
 impl Pki {
     /// Loads the certificates of `dir`, making those that are missing or stale. `names` are the host names and
-    /// addresses of the server besides the loopback ones.
-    pub fn ensure(dir: &Path, names: &[String]) -> Result<Self, PkiError> {
+    /// addresses of the server besides the loopback ones, `lifetime` is that of new certificates.
+    pub fn ensure(dir: &Path, names: &[String], lifetime: Duration) -> Result<Self, PkiError> {
         std::fs::create_dir_all(dir)
             .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)))
             .map_err(|source| PkiError::File {
                 path: dir.to_owned(),
                 source,
             })?;
-        let (ca, ca_is_new) = match load(dir, "ca")? {
+        match load(dir, "ca")? {
             Some(ca)
-                if valid_for(&ca.certificate, RENEW_BEFORE)
-                    && KeyPair::from_pem(&ca.key).is_ok() =>
-            {
-                (ca, false)
+                if valid_for(&ca.certificate, RENEW_AUTHORITY)
+                    && KeyPair::from_pem(&ca.key).is_ok() => {}
+            _ => {
+                save(dir, "ca", make_ca()?)?;
+                // What the old one signed is worth nothing.
+                for name in ["server", "admin"] {
+                    remove(&dir.join(format!("{name}.crt")))?;
+                }
             }
-            _ => (save(dir, "ca", make_ca()?)?, true),
-        };
-        let make = |what| move |source| PkiError::Make { what, source };
-        let ca_key = KeyPair::from_pem(&ca.key).map_err(make("authority"))?;
-        let issuer =
-            Issuer::from_ca_cert_pem(&ca.certificate, ca_key).map_err(make("authority"))?;
+        }
+        Self::renew(dir, names, lifetime)
+    }
 
+    /// Loads the certificates, making those of the server and the admin anew that are missing or stale. The authority stays
+    /// as it is.
+    pub fn renew(dir: &Path, names: &[String], lifetime: Duration) -> Result<Self, PkiError> {
+        let (ca, issuer) = authority(dir)?;
+        let make = |what| move |source| PkiError::Make { what, source };
+        let fresh = |pem: &Pem| {
+            valid_for(&pem.certificate, lifetime / 6) && KeyPair::from_pem(&pem.key).is_ok()
+        };
         let names = all_names(names);
         let server = match load(dir, "server")? {
-            Some(server)
-                if !ca_is_new
-                    && valid_for(&server.certificate, RENEW_BEFORE)
-                    && alternative_names(&server.certificate) == names
-                    && KeyPair::from_pem(&server.key).is_ok() =>
-            {
+            Some(server) if fresh(&server) && alternative_names(&server.certificate) == names => {
                 server
             }
             _ => save(
                 dir,
                 "server",
-                make_server(&issuer, &names).map_err(make("server"))?,
+                make_server(&issuer, &names, lifetime).map_err(make("server"))?,
             )?,
         };
         let admin = match load(dir, "admin")? {
-            Some(admin)
-                if !ca_is_new
-                    && valid_for(&admin.certificate, RENEW_BEFORE)
-                    && KeyPair::from_pem(&admin.key).is_ok() =>
-            {
-                admin
-            }
+            Some(admin) if fresh(&admin) => admin,
             _ => save(
                 dir,
                 "admin",
-                make_client(&issuer, "berth-admin", &[MASTERS]).map_err(make("admin"))?,
+                make_client(&issuer, kubeconfig::ADMIN, &[MASTERS], lifetime)
+                    .map_err(make("admin"))?,
             )?,
         };
-        Ok(Self {
-            ca: ca.certificate,
-            server,
-            admin,
-        })
+        Ok(Self { ca, server, admin })
     }
+
+    /// How long it is until one of the certificates shall be renewed.
+    pub fn renewal_in(&self, lifetime: Duration) -> Duration {
+        let left = |pem: &Pem| remaining(&pem.certificate).saturating_sub(lifetime / 6);
+        left(&self.server).min(left(&self.admin))
+    }
+}
+
+/// Issues a client certificate with the authority of `dir`; with it comes the authority's own certificate.
+pub fn issue_client(
+    dir: &Path,
+    user: &str,
+    groups: &[&str],
+    lifetime: Duration,
+) -> Result<(String, Pem), PkiError> {
+    let (ca, issuer) = authority(dir)?;
+    let pem = make_client(&issuer, user, groups, lifetime).map_err(|source| PkiError::Make {
+        what: "client",
+        source,
+    })?;
+    Ok((ca, pem))
+}
+
+/// The authority's certificate, and what signs with its key.
+fn authority(dir: &Path) -> Result<(String, Issuer<'static, KeyPair>), PkiError> {
+    let ca = load(dir, "ca")?.ok_or_else(|| PkiError::NoAuthority(dir.to_owned()))?;
+    let make = |source| PkiError::Make {
+        what: "authority",
+        source,
+    };
+    let key = KeyPair::from_pem(&ca.key).map_err(make)?;
+    let issuer = Issuer::from_ca_cert_pem(&ca.certificate, key).map_err(make)?;
+    Ok((ca.certificate, issuer))
 }
 
 /// The user that a verified client certificate speaks for; none if its subject has no common name.
 pub fn user_of_certificate(der: &[u8]) -> Option<UserInfo> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> = subject
+    let name = subject.iter_common_name().next()?.as_str().ok()?;
+    let groups: Vec<&str> = subject
         .iter_organization()
         .filter_map(|o| o.as_str().ok())
-        .map(str::to_owned)
         .collect();
-    groups.push("system:authenticated".to_owned());
-    Some(UserInfo { name, groups })
+    let mut user = UserInfo::new(name, &groups);
+    let mut id = "X509SHA256=".to_owned();
+    for byte in digest(&SHA256, der).as_ref() {
+        id.push_str(&format!("{byte:02x}"));
+    }
+    user.extra.insert(CREDENTIAL.to_owned(), vec![id]);
+    Some(user)
+}
+
+/// When a certificate ends, in seconds since 1970; none if it cannot be read.
+pub fn end_of_certificate(der: &[u8]) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.validity().not_after.timestamp())
 }
 
 /// Replaces `path` by `content` in one step, with the mode given, durable on return.
@@ -197,15 +246,7 @@ fn save(dir: &Path, name: &str, pem: Pem) -> Result<Pem, PkiError> {
         dir.join(format!("{name}.crt")),
         dir.join(format!("{name}.key")),
     );
-    match std::fs::remove_file(&crt) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(PkiError::File {
-                path: crt,
-                source: e,
-            });
-        }
-        _ => {}
-    }
+    remove(&crt)?;
     for (path, text, mode) in [(key, &pem.key, 0o600), (crt, &pem.certificate, 0o644)] {
         write_atomically(&path, text.as_bytes(), mode)
             .map_err(|source| PkiError::File { path, source })?;
@@ -213,12 +254,22 @@ fn save(dir: &Path, name: &str, pem: Pem) -> Result<Pem, PkiError> {
     Ok(pem)
 }
 
+fn remove(path: &Path) -> Result<(), PkiError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(PkiError::File {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn make_ca() -> Result<Pem, PkiError> {
     let make = |source| PkiError::Make {
         what: "authority",
         source,
     };
-    let mut params = params(3650);
+    let mut params = params(DAY * 3650);
     params
         .distinguished_name
         .push(DnType::CommonName, "berth-ca");
@@ -239,8 +290,9 @@ fn make_ca() -> Result<Pem, PkiError> {
 fn make_server(
     issuer: &Issuer<'_, KeyPair>,
     names: &BTreeSet<String>,
+    lifetime: Duration,
 ) -> Result<Pem, rcgen::Error> {
-    let mut params = params(365);
+    let mut params = params(lifetime);
     params.subject_alt_names =
         CertificateParams::new(names.iter().cloned().collect::<Vec<_>>())?.subject_alt_names;
     params
@@ -255,16 +307,30 @@ pub fn make_client(
     issuer: &Issuer<'_, KeyPair>,
     user: &str,
     groups: &[&str],
+    lifetime: Duration,
 ) -> Result<Pem, rcgen::Error> {
-    let mut params = params(365);
-    params.distinguished_name.push(DnType::CommonName, user);
-    for group in groups {
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, *group);
-    }
+    let mut params = params(lifetime);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    sign(params, issuer)
+    let pem = sign(params, issuer)?;
+    let certificate = x509_parser::pem::parse_x509_pem(pem.certificate.as_bytes())
+        .ok()
+        .and_then(|(_, block)| subject::replace(&block.contents, issuer, user, groups))
+        .ok_or(rcgen::Error::CouldNotParseCertificate)??;
+    Ok(Pem {
+        certificate: block("CERTIFICATE", &certificate),
+        key: pem.key,
+    })
+}
+
+/// One block of a PEM file.
+fn block(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        out.extend(line.iter().copied().map(char::from));
+        out.push('\n');
+    }
+    out + &format!("-----END {label}-----\n")
 }
 
 fn sign(mut params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<Pem, rcgen::Error> {
@@ -279,12 +345,12 @@ fn sign(mut params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<P
 }
 
 /// Starts an hour ago: clocks differ.
-fn params(days: u32) -> CertificateParams {
+fn params(lifetime: Duration) -> CertificateParams {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.not_before = (now - Duration::from_secs(3600)).into();
-    params.not_after = (now + DAY * days).into();
+    params.not_after = (now + lifetime).into();
     params
 }
 
@@ -312,16 +378,21 @@ fn with_certificate<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) 
 }
 
 fn valid_for(pem: &str, margin: Duration) -> bool {
-    with_certificate(pem, |certificate| {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let at = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
-        let validity = certificate.validity();
-        validity.not_before.timestamp() <= at(now)
-            && validity.not_after.timestamp() > at(now + margin)
-    })
-    .unwrap_or(false)
+    let begun = with_certificate(pem, |certificate| {
+        certificate.validity().not_before.timestamp() <= tokens::now()
+    });
+    begun.unwrap_or(false) && remaining(pem) > margin
+}
+
+/// How long a certificate is still valid; nothing if it cannot be read.
+fn remaining(pem: &str) -> Duration {
+    let end = with_certificate(pem, |certificate| {
+        certificate.validity().not_after.timestamp()
+    });
+    let end = end.and_then(|end| u64::try_from(end).ok()).unwrap_or(0);
+    (SystemTime::UNIX_EPOCH + Duration::from_secs(end))
+        .duration_since(SystemTime::now())
+        .unwrap_or_default()
 }
 
 fn alternative_names(pem: &str) -> BTreeSet<String> {
@@ -359,11 +430,16 @@ mod tests {
     #[test]
     fn kept_over_restarts_and_remade_for_new_names() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Pki::ensure(dir.path(), &[]).unwrap();
-        let again = Pki::ensure(dir.path(), &[]).unwrap();
+        let first = Pki::ensure(dir.path(), &[], LIFETIME).unwrap();
+        let again = Pki::ensure(dir.path(), &[], LIFETIME).unwrap();
         assert_eq!(first.server.certificate, again.server.certificate);
         assert_eq!(first.admin.certificate, again.admin.certificate);
-        let other = Pki::ensure(dir.path(), &["berth.example".into(), "192.0.2.7".into()]).unwrap();
+        let other = Pki::ensure(
+            dir.path(),
+            &["berth.example".into(), "192.0.2.7".into()],
+            LIFETIME,
+        )
+        .unwrap();
         assert_eq!(first.ca, other.ca);
         assert_ne!(first.server.certificate, other.server.certificate);
         assert!(alternative_names(&other.server.certificate).contains("192.0.2.7"));
@@ -379,17 +455,45 @@ mod tests {
     #[test]
     fn a_new_authority_remakes_the_rest() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Pki::ensure(dir.path(), &[]).unwrap();
+        let first = Pki::ensure(dir.path(), &[], LIFETIME).unwrap();
         std::fs::remove_file(dir.path().join("ca.crt")).unwrap();
-        let second = Pki::ensure(dir.path(), &[]).unwrap();
+        let second = Pki::ensure(dir.path(), &[], LIFETIME).unwrap();
         assert_ne!(first.ca, second.ca);
         assert_ne!(first.admin.certificate, second.admin.certificate);
     }
 
     #[test]
+    fn renewed_when_a_sixth_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pki::ensure(dir.path(), &[], LIFETIME).unwrap();
+        let left = first.renewal_in(LIFETIME);
+        assert!(left < LIFETIME && left > LIFETIME / 2, "{left:?}");
+        // Of a life of ten years less than a sixth is left.
+        let second = Pki::renew(dir.path(), &[], LIFETIME * 10).unwrap();
+        assert_eq!(first.ca, second.ca);
+        assert_ne!(first.server.certificate, second.server.certificate);
+        assert_ne!(first.admin.certificate, second.admin.certificate);
+        assert_eq!(first.renewal_in(LIFETIME * 10), Duration::ZERO);
+    }
+
+    #[test]
+    fn issues_for_others_once_there_is_an_authority() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = issue_client(dir.path(), "eve", &[], LIFETIME);
+        assert!(matches!(refused, Err(PkiError::NoAuthority(_))));
+        let pki = Pki::ensure(dir.path(), &[], LIFETIME).unwrap();
+        let (ca, pem) = issue_client(dir.path(), "eve", &["a", "b"], DAY).unwrap();
+        assert_eq!(ca, pki.ca);
+        assert!(remaining(&pem.certificate) <= DAY);
+        let (_, block) = x509_parser::pem::parse_x509_pem(pem.certificate.as_bytes()).unwrap();
+        let user = user_of_certificate(&block.contents).unwrap();
+        assert_eq!(user.groups, ["a", "b", "system:authenticated"]);
+    }
+
+    #[test]
     fn subject_names_user_and_groups() {
         let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::ensure(dir.path(), &[]).unwrap();
+        let pki = Pki::ensure(dir.path(), &[], LIFETIME).unwrap();
         let (_, block) =
             x509_parser::pem::parse_x509_pem(pki.admin.certificate.as_bytes()).unwrap();
         let user = user_of_certificate(&block.contents).unwrap();

@@ -78,7 +78,8 @@ impl RequestInfo {
         info.verb = match (method.as_str(), info.name.is_empty()) {
             ("GET" | "HEAD", true) if watch => "watch",
             ("GET" | "HEAD", true) => "list",
-            ("GET" | "HEAD", false) => "get",
+            // A web socket over HTTP/2 comes by CONNECT.
+            ("GET" | "HEAD" | "CONNECT", false) => "get",
             ("POST", _) => "create",
             ("PUT", _) => "update",
             ("PATCH", _) => "patch",
@@ -90,6 +91,14 @@ impl RequestInfo {
         info
     }
 
+    /// The subresource that rules speak of: of a path the first segment, else what was asked about.
+    pub fn first_subresource(&self) -> &str {
+        match self.subresource.split_once('/') {
+            Some((first, _)) if !self.path.is_empty() => first,
+            _ => &self.subresource,
+        }
+    }
+
     /// The words that a refusal uses for this request: `User "x" cannot list resource "pods" in API group ""…`.
     pub fn refusal(&self, user: &str) -> String {
         if !self.is_resource {
@@ -97,7 +106,7 @@ impl RequestInfo {
         }
         let mut resource = self.resource.clone();
         if !self.subresource.is_empty() {
-            resource = format!("{resource}/{}", self.subresource);
+            resource = format!("{resource}/{}", self.first_subresource());
         }
         let scope = if self.namespace.is_empty() {
             " at the cluster scope".to_owned()
@@ -123,7 +132,7 @@ fn query_flag(uri: &Uri, flag: &str) -> bool {
 }
 
 /// Percent-decodes one path segment; bytes that are not UTF-8 become the replacement character.
-fn decode(segment: &str) -> String {
+pub(crate) fn decode(segment: &str) -> String {
     if !segment.contains('%') {
         return segment.to_owned();
     }

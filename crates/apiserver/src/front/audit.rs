@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::{RequestInfo, UserInfo};
 use crate::front::in_flight::Held;
-use crate::front::is_long_running;
+use crate::front::{Users, is_long_running};
 
 /// How many older files are kept.
 pub const KEPT: u32 = 5;
@@ -213,11 +213,11 @@ impl Trace {
     }
 
     /// Records the answer once it is complete, and its beginning too if it may go on for long.
-    pub(crate) fn follow(self, response: Response<Body>, user: Option<&UserInfo>) -> Response<Body> {
+    pub(crate) fn follow(self, response: Response<Body>, users: &Users) -> Response<Body> {
         if matches!(self.info.path.as_str(), "/livez" | "/readyz" | "/healthz") {
             return response;
         }
-        let mut event = self.event(user, response.status());
+        let mut event = self.event(users, response.status());
         if is_long_running(&self.info) && response.status().is_success() {
             event["stage"] = json!("ResponseStarted");
             event["stageTimestamp"] = json!(micros(Timestamp::now()));
@@ -235,7 +235,7 @@ impl Trace {
         })
     }
 
-    fn event(&self, user: Option<&UserInfo>, code: StatusCode) -> Value {
+    fn event(&self, users: &Users, code: StatusCode) -> Value {
         let mut event = json!({
             "kind": "Event",
             "apiVersion": "audit.k8s.io/v1",
@@ -243,13 +243,13 @@ impl Trace {
             "auditID": self.id,
             "requestURI": self.uri,
             "verb": self.info.verb,
-            "user": match user {
-                Some(user) => json!({"username": user.name, "groups": user.groups}),
-                None => json!({}),
-            },
+            "user": users.caller.get().map_or_else(|| json!({}), shown_user),
             "responseStatus": {"metadata": {}, "code": code.as_u16()},
             "requestReceivedTimestamp": micros(self.received),
         });
+        if let Some(user) = users.impersonated.get() {
+            event["impersonatedUser"] = shown_user(user);
+        }
         if let Some(peer) = self.peer {
             event["sourceIPs"] = json!([peer.to_canonical().to_string()]);
         }
@@ -299,6 +299,10 @@ impl Drop for Ending {
         self.event["stageTimestamp"] = json!(micros(Timestamp::now()));
         self.log.record(&self.event);
     }
+}
+
+fn shown_user(user: &UserInfo) -> Value {
+    json!({"username": user.name, "groups": user.groups})
 }
 
 fn micros(at: Timestamp) -> String {

@@ -9,16 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::response::IntoResponse as _;
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
-use http::{HeaderValue, Response};
+use http::Response;
 use hyper::body::{Frame, SizeHint};
 
 use crate::error::ApiError;
-
-/// Seconds after which a client may try again, as upstream.
-const RETRY: HeaderValue = HeaderValue::from_static("1");
 
 #[derive(Debug)]
 pub(crate) struct InFlight {
@@ -50,7 +45,7 @@ impl InFlight {
         &self,
         user: &str,
         long_running: bool,
-    ) -> Result<Permit, Response<Body>> {
+    ) -> Result<Permit, ApiError> {
         let limit = if long_running {
             self.long_running
         } else {
@@ -60,9 +55,7 @@ impl InFlight {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(of.clone()).or_default();
         if *count >= limit {
-            let mut response = ApiError::TooManyRequests.into_response();
-            response.headers_mut().insert(RETRY_AFTER, RETRY);
-            return Err(response);
+            return Err(ApiError::TooManyRequests);
         }
         *count += 1;
         Ok(Permit {
@@ -135,8 +128,7 @@ mod tests {
         let all = InFlight::new(1, 1);
         let first = all.enter("a", false).unwrap();
         let refused = all.enter("a", false).unwrap_err();
-        assert_eq!(refused.status(), http::StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(refused.headers()[RETRY_AFTER], "1");
+        assert_eq!(refused, ApiError::TooManyRequests);
         assert!(all.enter("b", false).is_ok() && all.enter("a", true).is_ok());
         drop(first);
         assert!(all.enter("a", false).is_ok());

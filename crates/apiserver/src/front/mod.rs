@@ -16,10 +16,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{HeaderValue, Request, Response};
+use http::{Extensions, HeaderValue, Request, Response};
 use uuid::Uuid;
 
 use crate::auth::{RequestInfo, UserInfo};
+use crate::error::ApiError;
 use crate::front::audit::{AuditLog, Trace};
 use crate::front::in_flight::{InFlight, Permit};
 
@@ -60,13 +61,29 @@ pub(crate) struct Door {
 
 /// In a request's extensions: filled once it is known who asks.
 #[derive(Clone, Default)]
-struct Asker(Arc<OnceLock<UserInfo>>);
+struct Asker(Arc<Users>);
+
+/// Who asks, and as whom the request runs if that is another.
+#[derive(Default)]
+pub(crate) struct Users {
+    caller: OnceLock<UserInfo>,
+    impersonated: OnceLock<UserInfo>,
+}
 
 /// Tells the door who asks.
-pub(crate) fn known(request: &Request<Body>, user: &UserInfo) {
-    if let Some(asker) = request.extensions().get::<Asker>() {
+pub(crate) fn known(extensions: &Extensions, caller: &UserInfo) {
+    if let Some(asker) = extensions.get::<Asker>() {
         // Whoever is known stays so: the first answer is that of authentication.
-        let _ = asker.0.set(user.clone());
+        let _ = asker.0.caller.set(caller.clone());
+    }
+}
+
+/// Tells the door that the request goes in, as the user in its extensions.
+pub(crate) fn admitted(extensions: &Extensions) {
+    if let (Some(asker), Some(user)) = (extensions.get::<Asker>(), extensions.get::<UserInfo>())
+        && asker.0.caller.get() != Some(user)
+    {
+        let _ = asker.0.impersonated.set(user.clone());
     }
 }
 
@@ -85,7 +102,7 @@ impl Door {
         &self,
         user: &UserInfo,
         info: &RequestInfo,
-    ) -> Result<Permit, Response<Body>> {
+    ) -> Result<Permit, ApiError> {
         self.in_flight.enter(&user.name, is_long_running(info))
     }
 
@@ -110,7 +127,7 @@ impl Door {
             response.headers_mut().insert("audit-id", value);
         }
         match trace {
-            Some(trace) => trace.follow(response, asker.0.get()),
+            Some(trace) => trace.follow(response, &asker.0),
             None => response,
         }
     }

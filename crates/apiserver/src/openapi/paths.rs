@@ -116,6 +116,14 @@ pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
     } else {
         format!("{root}/{}", def.plural)
     };
+    if def.is_review() {
+        return vec![Path {
+            path: collection,
+            namespaced: def.namespaced,
+            named: false,
+            operations: vec![op("post", "post", true)],
+        }];
+    }
     let object = format!("{collection}/{{name}}");
     let mut found = vec![
         Path {

@@ -10,6 +10,7 @@ use crate::error::{ApiError, Target};
 use crate::registry::meta;
 use crate::registry::policy::Policy;
 use crate::resources::{ResourceDef, VersionDef};
+use crate::schema::{Schema, builtin};
 use crate::store::{Event, Stored};
 
 /// All resources that are served. Replaced as a whole when a definition changes.
@@ -91,6 +92,14 @@ impl Scope {
             version,
             resource,
             policy: Policy::of(def),
+        }
+    }
+
+    /// The schema by which fields have owners; built-in kinds have one too.
+    pub(crate) fn fields_schema(&self) -> Option<Arc<Schema>> {
+        match &self.version().schema {
+            Some(schema) => Some(schema.clone()),
+            None => builtin::strict_schema(&self.def.group, &self.def.kind),
         }
     }
 

@@ -28,6 +28,7 @@ pub(crate) fn fill(def: &ResourceDef, object: &mut Value) {
                 missing(class, "volumeBindingMode", json!("Immediate"));
             }
         }
+        (crate::auth::rbac::GROUP, _) => crate::auth::rbac::validate::default(object),
         _ => {}
     }
 }

@@ -4,11 +4,16 @@
 //! What is particular to a few resources (namespaces, pods, definitions, secrets) is in `policy`, as answers to
 //! questions that the verbs ask of every resource.
 
+pub(crate) mod access;
+pub(crate) mod accounts;
+pub(crate) mod apply;
 pub(crate) mod binding;
+pub(crate) mod bootstrap;
 pub(crate) mod catalog;
 pub(crate) mod content;
 pub(crate) mod defaults;
 pub(crate) mod delete;
+pub(crate) mod managers;
 pub(crate) mod meta;
 pub(crate) mod policy;
 pub(crate) mod protobuf;
@@ -16,7 +21,10 @@ pub(crate) mod query;
 pub(crate) mod raw;
 pub(crate) mod read;
 pub(crate) mod reaper;
+pub(crate) mod reviews;
+pub(crate) mod rights;
 pub(crate) mod selector;
+pub(crate) mod tokens;
 pub(crate) mod update;
 pub(crate) mod write;
 
@@ -30,7 +38,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
-use crate::auth::{Authorizer, MastersOnly, RequestInfo, UserInfo};
+use crate::auth::rbac::Rbac;
+use crate::auth::tokens::TokenKey;
+use crate::auth::{RequestInfo, UserInfo};
 use crate::discovery::Document;
 use crate::error::{ApiError, Target};
 use crate::registry::catalog::{Catalog, Scope, Snapshot};
@@ -47,7 +57,11 @@ pub(crate) struct EndOfService(pub(crate) CancellationToken);
 pub(crate) struct Core {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) admission: Arc<dyn Admission>,
-    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) rbac: Rbac,
+    /// Signs and checks the tokens of service accounts.
+    pub(crate) tokens: TokenKey,
+    /// The authority's certificate, for those who shall trust this server.
+    pub(crate) ca: String,
     pub(crate) catalog: Catalog,
     /// Held shared from the check that a namespace or definition takes new objects until they are stored, and
     /// alone while one is marked as terminating: so nothing is added behind the back of the removal.
@@ -58,6 +72,15 @@ pub(crate) struct Core {
     address: String,
 }
 
+/// What the server vouches with, and for whom.
+pub(crate) struct Identity {
+    pub(crate) tokens: TokenKey,
+    /// The authority's certificate.
+    pub(crate) ca: String,
+    /// Roles and bindings that are ensured.
+    pub(crate) objects: Vec<Value>,
+}
+
 impl Core {
     /// Loads the catalog, ensures namespaces and definitions, starts the background work until `stop`.
     pub(crate) async fn start(
@@ -65,12 +88,15 @@ impl Core {
         admission: Arc<dyn Admission>,
         address: String,
         crds: &[CustomResourceDefinition],
+        identity: Identity,
         stop: CancellationToken,
     ) -> Result<Arc<Self>, (String, ApiError)> {
         let core = Arc::new(Self {
+            rbac: Rbac::new(store.clone()),
+            tokens: identity.tokens,
+            ca: identity.ca,
             store,
             admission,
-            authorizer: Arc::new(MastersOnly),
             catalog: Catalog::default(),
             gate: tokio::sync::RwLock::default(),
             reload: tokio::sync::Mutex::default(),
@@ -89,7 +115,13 @@ impl Core {
                 .await
                 .map_err(|e| (format!("definition {name}"), e))?;
         }
-        tokio::spawn(reaper::run(core.clone(), stop));
+        core.ensure_access(&identity.objects).await?;
+        core.settle_namespaces()
+            .await
+            .map_err(|e| ("service accounts".to_owned(), e))?;
+        tokio::spawn(reaper::run(core.clone(), stop.clone()));
+        tokio::spawn(bootstrap::run(core.clone(), stop.clone()));
+        tokio::spawn(accounts::run(core.clone(), stop));
         Ok(core)
     }
 
@@ -111,7 +143,10 @@ impl Core {
                 continue;
             }
             match ResourceDef::from_crd(&crd) {
-                Ok(def) => defs.push(Arc::new(def)),
+                Ok(mut def) => {
+                    def.since = stored.revision;
+                    defs.push(Arc::new(def));
+                }
                 Err(errors) => tracing::error!(
                     "definition {} cannot be served: {errors:?}",
                     stored.key.name
@@ -171,6 +206,10 @@ impl Core {
         call.warnings
             .extend(scope.version().deprecation_warning.clone());
 
+        if def.is_review() {
+            return self.review(&call, &scope, &parts.method, body).await;
+        }
+
         let sub = call.info.subresource.clone();
         match (
             parts.method.as_str(),
@@ -200,7 +239,15 @@ impl Core {
             ("POST", false, "binding") if scope.policy == policy::Policy::Pod => {
                 self.bind(&mut call, &scope, body).await
             }
+            ("POST", false, "token") if &*scope.resource == "/serviceaccounts" => {
+                self.request_token(&mut call, &scope, body).await
+            }
             (_, _, "" | "status") if sub.is_empty() || scope.version().status => {
+                Err(ApiError::MethodNotAllowed)
+            }
+            ("GET" | "HEAD" | "PUT" | "PATCH" | "DELETE", false, "token")
+                if &*scope.resource == "/serviceaccounts" =>
+            {
                 Err(ApiError::MethodNotAllowed)
             }
             _ => Err(ApiError::NoSuchPath),
@@ -223,6 +270,13 @@ impl Core {
         match path {
             "/livez" | "/readyz" | "/healthz" => return Ok("ok".into_response()),
             "/version" => return Ok(content::answer(StatusCode::OK, &version(), &[])),
+            "/.well-known/openid-configuration" => {
+                let document = crate::auth::tokens::discovery(&self.address);
+                return Ok(content::answer(StatusCode::OK, &document, &[]));
+            }
+            "/openid/v1/jwks" => {
+                return Ok(issuer_keys(&self.tokens));
+            }
             _ => {}
         }
         let accept = content::accept(headers);
@@ -250,8 +304,10 @@ impl Core {
         }
         paths.extend(
             [
+                "/.well-known/openid-configuration",
                 "/healthz",
                 "/livez",
+                "/openid/v1/jwks",
                 "/openapi/v2",
                 "/openapi/v3",
                 "/readyz",
@@ -263,6 +319,21 @@ impl Core {
         paths.dedup();
         json!({ "paths": paths })
     }
+}
+
+/// The keys that tokens can be checked with, in their own media type.
+fn issuer_keys(tokens: &TokenKey) -> Response<Body> {
+    let mut response = content::answer(StatusCode::OK, &tokens.jwks(), &[]);
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/jwk-set+json"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("public, max-age=3600"),
+    );
+    response
 }
 
 /// The Kubernetes release whose API this server follows.

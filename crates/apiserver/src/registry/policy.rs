@@ -40,6 +40,8 @@ pub(crate) enum Policy {
     Node,
     /// Claims and volumes start as pending.
     Storage,
+    /// Roles and bindings: nobody grants what they do not have.
+    Access,
 }
 
 impl Policy {
@@ -52,13 +54,17 @@ impl Policy {
             ("", "persistentvolumes" | "persistentvolumeclaims") => Self::Storage,
             ("coordination.k8s.io", "leases") => Self::Lease,
             ("apiextensions.k8s.io", "customresourcedefinitions") => Self::Definition,
+            (crate::auth::rbac::GROUP, _) => Self::Access,
             _ => Self::Plain,
         }
     }
 
-    /// Names must be DNS labels.
-    pub(crate) fn strict_names(self) -> bool {
-        matches!(self, Self::Namespace)
+    /// What is wrong with a name: a namespace's is a DNS label, a role's need only fit into a path, others are subdomains.
+    pub(crate) fn check_name(self, name: &str) -> Vec<Cause> {
+        match self {
+            Self::Access => crate::auth::rbac::validate::name(name),
+            _ => meta::check_name(name, self == Self::Namespace),
+        }
     }
 
     /// The status of a new object, where the resource has one.
@@ -68,7 +74,7 @@ impl Policy {
             Self::Pod => Some(json!({"phase": "Pending", "qosClass": "Burstable"})),
             Self::Storage => Some(json!({"phase": "Pending"})),
             Self::Node => given,
-            Self::Plain | Self::Definition | Self::Lease | Self::Freezable => None,
+            Self::Plain | Self::Definition | Self::Lease | Self::Freezable | Self::Access => None,
         }
     }
 }
@@ -134,7 +140,14 @@ impl Scope {
                 }
                 None => {}
             },
-            Policy::Freezable => causes.extend(old.and_then(|old| check_frozen(object, old))),
+            Policy::Freezable => {
+                causes.extend(old.and_then(|old| check_frozen(object, old)));
+                causes.extend(check_token_secret(object));
+            }
+            Policy::Access => {
+                use crate::auth::rbac::validate;
+                causes.extend(validate::check(&self.def.kind, object, old));
+            }
             _ => {}
         }
         causes
@@ -204,6 +217,14 @@ fn check_frozen(object: &Value, old: &Value) -> Option<Cause> {
         field,
         "field is immutable when `immutable` is set",
     ))
+}
+
+/// A secret for a token says whose.
+fn check_token_secret(object: &Value) -> Option<Cause> {
+    use crate::registry::accounts::{ACCOUNT_NAME, TOKEN_TYPE};
+    let nameless = meta::text(object, &["type"]) == TOKEN_TYPE
+        && meta::text(object, &["metadata", "annotations", ACCOUNT_NAME]).is_empty();
+    nameless.then(|| Cause::required(format!("metadata.annotations[{ACCOUNT_NAME}]"), ""))
 }
 
 /// Only a few fields of a pod's spec can change.

@@ -4,6 +4,8 @@
 //! give the fields of `generated.proto` of `k8s.io/api` and `k8s.io/apimachinery`; fields that are not in them are skipped, as
 //! protobuf has it. Empty scalars are left out, since protobuf cannot tell them from absent ones.
 
+mod access;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::jiff::Timestamp;
@@ -126,11 +128,9 @@ pub(crate) fn parse(body: &[u8]) -> Result<Value, ApiError> {
         ("v1", "ServiceAccount") => SERVICE_ACCOUNT,
         ("v1", "Namespace") => NAMESPACE,
         (_, "DeleteOptions") => DELETE_OPTIONS,
-        _ => {
-            return Err(ApiError::UnsupportedMediaType(
-                "application/json, application/yaml".into(),
-            ));
-        }
+        (version, kind) => access::fields(version, kind).ok_or_else(|| {
+            ApiError::UnsupportedMediaType("application/json, application/yaml".into())
+        })?,
     };
     let raw = STANDARD
         .decode(unknown["raw"].as_str().unwrap_or_default())

@@ -9,6 +9,9 @@ use crate::registry::content::View;
 use crate::registry::selector::Selector;
 use crate::table::IncludeObject;
 
+/// Longest name of a field manager.
+pub(crate) const MAX_FIELD_MANAGER: usize = 128;
+
 /// Decoded query parameters.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Query(Vec<(String, String)>);
@@ -89,6 +92,8 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) view: View,
     pub(crate) warnings: Vec<String>,
+    /// The object comes from an apply and carries its `managedFields`.
+    pub(crate) applied: bool,
     /// Ends watches of a connection whose server is stopping.
     pub(crate) end: Option<CancellationToken>,
 }
@@ -114,6 +119,7 @@ impl Call {
             headers,
             view,
             warnings: Vec::new(),
+            applied: false,
             end,
         })
     }
@@ -127,6 +133,7 @@ impl Call {
             headers: HeaderMap::new(),
             view: View::Plain,
             warnings: Vec::new(),
+            applied: false,
             end: None,
         }
     }

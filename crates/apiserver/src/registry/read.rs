@@ -97,7 +97,6 @@ impl Core {
         if call.view != View::Plain
             || !plain
             || !call.selector()?.is_everything()
-            || !raw::applies(scope)
         {
             return Ok(None);
         }
@@ -119,12 +118,13 @@ impl Core {
         .to_string();
         out.extend_from_slice(head.trim_end_matches('}').as_bytes());
         out.extend_from_slice(b"},\"items\":[");
-        let item_version = scope.def.crd.then_some(version.as_str());
         for (at, stored) in page.items.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
-            if !raw::append(&mut out, &stored.value, stored.revision, item_version) {
+            let shown = scope.shows_stored(stored.revision)
+                && raw::append(&mut out, &stored.value, stored.revision, !scope.def.crd).is_ok();
+            if !shown {
                 let item = without_kind(scope, scope.present(stored)?);
                 out.extend_from_slice(item.to_string().as_bytes());
             }

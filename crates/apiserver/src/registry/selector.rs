@@ -124,6 +124,15 @@ impl Selector {
         self
     }
 
+    /// The one name that objects can have that match.
+    pub(crate) fn required_name(&self) -> Option<&str> {
+        let name = |field: &&Field| field.equal && field.path == "metadata.name";
+        self.fields
+            .iter()
+            .find(name)
+            .map(|field| field.value.as_str())
+    }
+
     /// Whether every object matches.
     pub(crate) fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()

@@ -12,7 +12,7 @@ use crate::registry::policy::Policy;
 use crate::registry::query::Call;
 use crate::registry::read::show;
 use crate::registry::write::{check, check_kind, home, keep_identity, modified};
-use crate::registry::{Core, content, meta, store_error};
+use crate::registry::{Core, apply, content, managers, meta, store_error};
 use crate::store::{Expect, StoreError, Stored, Write};
 
 /// How often a patch is applied anew when other writes come between.
@@ -52,6 +52,10 @@ impl Core {
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
         let media = content::media_type(&call.headers);
+        if media == apply::MEDIA {
+            return self.apply(call, scope, body).await;
+        }
+        apply::check_force(call)?;
         let patch = Patch::parse(&media, &content::read(body).await?, scope.def.crd)?;
         let object = self
             .update_object(call, scope, &|old| patch.apply(old))
@@ -106,7 +110,14 @@ impl Core {
         check_revision(scope, &name, &old, &new)?;
         self.clean(call, scope, &mut new)?;
         let mut identity = old["metadata"].as_object().cloned().unwrap_or_default();
+        let given = new["metadata"].get("managedFields").cloned();
         new = merge_halves(call, scope, &old, new);
+        let managed = if call.applied {
+            given
+        } else {
+            managers::after_write(call, scope, Some(&old), &new, given.as_ref())
+        };
+        meta::put(&mut identity, "managedFields", managed);
         keep_identity(&mut new, &identity);
         if scope.policy == Policy::Definition {
             crate::schema::crd::default(&mut new);
@@ -129,7 +140,8 @@ impl Core {
             identity.insert("generation".into(), json!(generation + 1));
         }
         keep_identity(&mut new, &identity);
-        let mut causes = check(scope, &new, Some(&old));
+        self.confirm_rights(call, scope, &new, Some(&old))?;
+        let mut causes = check(scope, &new, Some(&old), &mut call.warnings);
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {

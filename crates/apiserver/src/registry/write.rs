@@ -5,13 +5,13 @@ use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::admission::{AdmissionRequest, Operation};
+use crate::admission::{AdmissionDenied, AdmissionRequest, Operation};
 use crate::error::{ApiError, Target};
 use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
 use crate::registry::query::{Call, FieldValidation};
 use crate::registry::read::show;
-use crate::registry::{Core, content, defaults, meta, store_error};
+use crate::registry::{Core, content, defaults, managers, meta, store_error};
 use crate::store::{Expect, Key, StoreError, Write};
 
 /// How often a generated name may be taken before the client is told.
@@ -84,7 +84,6 @@ impl Core {
         }
         let metadata = meta::metadata(&mut object);
         for field in [
-            "managedFields",
             "selfLink",
             "deletionTimestamp",
             "deletionGracePeriodSeconds",
@@ -98,8 +97,15 @@ impl Core {
         if scope.has_generation() {
             metadata.insert("generation".into(), json!(1));
         }
-        let identity = metadata.clone();
+        let mut identity = metadata.clone();
+        let given = identity.remove("managedFields");
         scope.prepare_create(&mut object);
+        let managed = if call.applied {
+            given
+        } else {
+            managers::after_write(call, scope, None, &object, given.as_ref())
+        };
+        meta::put(&mut identity, "managedFields", managed);
 
         // Until the object is stored its namespace and its definition stay.
         let _gate = self.gate.read().await;
@@ -114,8 +120,9 @@ impl Core {
             None,
         )?;
         keep_identity(&mut object, &identity);
-        let mut causes = meta::check_name(&name, scope.policy.strict_names());
-        causes.extend(check(scope, &object, None));
+        self.confirm_rights(call, scope, &object, None)?;
+        let mut causes = scope.policy.check_name(&name);
+        causes.extend(check(scope, &object, None, &mut call.warnings));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {
                 target: scope.kind_target(&name),
@@ -224,17 +231,29 @@ impl Core {
                 old_object: old,
                 dry_run,
             })
-            .map_err(|denied| ApiError::Invalid {
-                target: scope.kind_target(name),
-                causes: denied.causes,
+            .map_err(|denied| match denied {
+                AdmissionDenied::Invalid(causes) => ApiError::Invalid {
+                    target: scope.kind_target(name),
+                    causes,
+                },
+                AdmissionDenied::Forbidden(why) => ApiError::Forbidden {
+                    target: scope.target(name),
+                    why,
+                    cause: None,
+                },
             })?;
         call.warnings.extend(admitted.warnings);
         Ok(admitted.object.or(object).unwrap_or_default())
     }
 }
 
-/// What is wrong with an object as it is about to be stored.
-pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<crate::Cause> {
+/// What is wrong with an object as it is about to be stored; what an update may leave as wrong as it was is a warning.
+pub(crate) fn check(
+    scope: &Scope,
+    object: &Value,
+    old: Option<&Value>,
+    warnings: &mut Vec<String>,
+) -> Vec<crate::Cause> {
     // First, since the rest descends into it; and what is deeper could be stored and never be read again.
     if !content::is_shallow(object, content::MAX_DEPTH) {
         let limit = content::MAX_DEPTH;
@@ -243,7 +262,9 @@ pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<c
     }
     let mut causes = scope.check(object, old);
     if let Some(schema) = &scope.version().schema {
-        causes.extend(schema.validate(object).into_iter().map(crate::Cause::from));
+        let found = schema.check(object, old);
+        causes.extend(found.errors.into_iter().map(crate::Cause::from));
+        warnings.extend(found.warnings);
     }
     causes
 }
@@ -317,10 +338,10 @@ pub(crate) fn keep_identity(object: &mut Value, identity: &Map<String, Value>) {
         "deletionGracePeriodSeconds",
         "generation",
         "resourceVersion",
+        "managedFields",
     ] {
         meta::put(metadata, field, identity.get(field).cloned());
     }
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
 }
 

@@ -6,10 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock, Mutex};
 
+use k8s_openapi::api::authentication::v1 as authentication;
+use k8s_openapi::api::authorization::v1 as authorization;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1 as events;
 use k8s_openapi::api::policy::v1 as policy;
+use k8s_openapi::api::rbac::v1 as rbac;
 use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
@@ -18,7 +21,7 @@ use k8s_openapi::schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::node::Node;
-use super::{FieldError, FieldErrorKind, Schema};
+use super::{FieldError, FieldErrorKind, Schema, list_types};
 
 /// Where generated definitions refer to each other.
 pub const REF_PREFIX: &str = "#/components/schemas/";
@@ -60,6 +63,20 @@ static KINDS: &[Kind] = kinds! {
     "events.k8s.io" Event in events as "io.k8s.api.events.v1.Event";
     "policy" Eviction in policy as "io.k8s.api.policy.v1.Eviction";
     "storage.k8s.io" StorageClass in storage as "io.k8s.api.storage.v1.StorageClass";
+    "rbac.authorization.k8s.io" Role in rbac as "io.k8s.api.rbac.v1.Role";
+    "rbac.authorization.k8s.io" ClusterRole in rbac as "io.k8s.api.rbac.v1.ClusterRole";
+    "rbac.authorization.k8s.io" RoleBinding in rbac as "io.k8s.api.rbac.v1.RoleBinding";
+    "rbac.authorization.k8s.io" ClusterRoleBinding in rbac as "io.k8s.api.rbac.v1.ClusterRoleBinding";
+    "authentication.k8s.io" TokenRequest in authentication as "io.k8s.api.authentication.v1.TokenRequest";
+    "authentication.k8s.io" TokenReview in authentication as "io.k8s.api.authentication.v1.TokenReview";
+    "authentication.k8s.io" SelfSubjectReview in authentication as "io.k8s.api.authentication.v1.SelfSubjectReview";
+    "authorization.k8s.io" SubjectAccessReview in authorization as "io.k8s.api.authorization.v1.SubjectAccessReview";
+    "authorization.k8s.io" LocalSubjectAccessReview in authorization
+        as "io.k8s.api.authorization.v1.LocalSubjectAccessReview";
+    "authorization.k8s.io" SelfSubjectAccessReview in authorization
+        as "io.k8s.api.authorization.v1.SelfSubjectAccessReview";
+    "authorization.k8s.io" SelfSubjectRulesReview in authorization
+        as "io.k8s.api.authorization.v1.SelfSubjectRulesReview";
     "apiextensions.k8s.io" CustomResourceDefinition in apiextensions
         as "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition";
 };
@@ -90,6 +107,7 @@ pub fn definitions<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
     if let Some(any) = found.get_mut(ANY_JSON).and_then(Value::as_object_mut) {
         any.remove("type");
     }
+    list_types::annotate(&mut found);
     for (name, keys) in merge_keys() {
         let Some(properties) = found
             .get_mut(*name)
@@ -168,7 +186,14 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
     }
     let mut out = Map::new();
     out.insert("nullable".into(), true.into());
-    for key in ["type", "x-kubernetes-int-or-string"] {
+    for key in [
+        "type",
+        "default",
+        "x-kubernetes-int-or-string",
+        "x-kubernetes-list-type",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-map-type",
+    ] {
         if let Some(v) = schema.get(key) {
             out.insert(key.into(), v.clone());
         }

@@ -20,18 +20,27 @@ pub(super) fn valid(format: &str, text: &str) -> bool {
         "uuid4" => uuid(text, Some('4')),
         "uuid5" => uuid(text, Some('5')),
         "byte" => STANDARD.decode(text).is_ok(),
-        "email" => text
-            .split_once('@')
-            .is_some_and(|(user, host)| !user.is_empty() && hostname(host)),
+        "email" => email(text),
         "hostname" => hostname(text),
         "uri" => {
             text.starts_with('/')
-                || text
-                    .parse::<http::Uri>()
-                    .is_ok_and(|u| u.scheme().is_some())
+                || text.split_once(':').is_some_and(|(scheme, rest)| {
+                    !rest.is_empty()
+                        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                        && scheme
+                            .bytes()
+                            .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+                        && !rest.contains(|c: char| c.is_ascii_control() || c == ' ')
+                })
         }
         "duration" => duration(text),
         "bsonobjectid" => text.len() == 24 && text.bytes().all(|b| b.is_ascii_hexdigit()),
+        "isbn" => isbn10(text) || isbn13(text),
+        "isbn10" => isbn10(text),
+        "isbn13" => isbn13(text),
+        "creditcard" => credit_card(text),
+        "ssn" => ssn(text),
+        "rgbcolor" => rgb(text),
         "hexcolor" => {
             text.strip_prefix('#')
                 .unwrap_or(text)
@@ -52,7 +61,7 @@ pub(super) fn valid(format: &str, text: &str) -> bool {
 fn date_time(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() >= 20
-        && matches!(bytes[10], b'T' | b't' | b' ')
+        && matches!(bytes[10], b'T' | b't')
         && text.parse::<k8s_openapi::jiff::Timestamp>().is_ok()
 }
 
@@ -70,12 +79,93 @@ fn cidr(text: &str) -> bool {
     }
 }
 
+/// Six, eight or twenty bytes, in pairs of figures or in fours.
 fn mac(text: &str) -> bool {
-    let parts: Vec<&str> = text.split([':', '-']).collect();
-    parts.len() == 6
-        && parts
+    let groups = |separator: char, width: usize| {
+        let parts: Vec<&str> = text.split(separator).collect();
+        matches!(parts.len() * width / 2, 6 | 8 | 20)
+            && parts
+                .iter()
+                .all(|p| p.len() == width && p.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    groups(':', 2) || groups('-', 2) || groups('.', 4)
+}
+
+/// An address, or a name with the address in angle brackets.
+fn email(text: &str) -> bool {
+    let address = match text.strip_suffix('>').and_then(|t| t.rsplit_once('<')) {
+        Some((_, address)) => address,
+        None => text,
+    };
+    address.rsplit_once('@').is_some_and(|(user, host)| {
+        let plain = |part: &str| {
+            !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c == '@')
+        };
+        plain(user) && plain(host) && host.split('.').all(|label| !label.is_empty())
+    })
+}
+
+fn isbn10(text: &str) -> bool {
+    let figures: Vec<char> = text.chars().filter(|c| !matches!(c, '-' | ' ')).collect();
+    let value = |(i, c): (usize, &char)| match c {
+        'X' if i == 9 => Some(10),
+        c => c.to_digit(10),
+    };
+    let sum: Option<u32> = figures
+        .iter()
+        .enumerate()
+        .map(|(i, c)| {
+            value((i, c))
+                .zip(u32::try_from(i + 1).ok())
+                .map(|(v, n)| v * n)
+        })
+        .sum();
+    figures.len() == 10 && sum.is_some_and(|sum| sum.is_multiple_of(11))
+}
+
+fn isbn13(text: &str) -> bool {
+    let figures: Option<Vec<u32>> = text
+        .chars()
+        .filter(|c| !matches!(c, '-' | ' '))
+        .map(|c| c.to_digit(10))
+        .collect();
+    figures.is_some_and(|figures| {
+        let sum: u32 = figures
             .iter()
-            .all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+            .enumerate()
+            .map(|(i, f)| if i % 2 == 0 { *f } else { 3 * f })
+            .sum();
+        figures.len() == 13 && sum.is_multiple_of(10)
+    })
+}
+
+/// Thirteen to sixteen figures with the right check figure.
+fn credit_card(text: &str) -> bool {
+    let figures: Vec<u32> = text.chars().filter_map(|c| c.to_digit(10)).collect();
+    let sum: u32 = figures
+        .iter()
+        .rev()
+        .enumerate()
+        .map(|(i, f)| match i % 2 {
+            0 => *f,
+            _ if *f > 4 => 2 * f - 9,
+            _ => 2 * f,
+        })
+        .sum();
+    (13..=16).contains(&figures.len()) && sum.is_multiple_of(10)
+}
+
+fn ssn(text: &str) -> bool {
+    let figures: String = text.chars().filter(|c| !matches!(c, '-' | ' ')).collect();
+    figures.len() == 9 && figures.bytes().all(|b| b.is_ascii_digit()) && text.len() <= 11
+}
+
+fn rgb(text: &str) -> bool {
+    let Some(inner) = text.strip_prefix("rgb(").and_then(|t| t.strip_suffix(')')) else {
+        return false;
+    };
+    let parts: Vec<&str> = inner.split(',').map(str::trim).collect();
+    parts.len() == 3 && parts.iter().all(|p| p.parse::<u8>().is_ok())
 }
 
 /// Dashes are optional, as in upstream's pattern.
@@ -89,19 +179,58 @@ fn uuid(text: &str, version: Option<char>) -> bool {
 }
 
 fn hostname(text: &str) -> bool {
+    let labels: Vec<&str> = text.split('.').collect();
+    let last = labels.last().copied().unwrap_or_default();
+    // The last of several labels is a word.
+    let ends_well = labels.len() == 1 || (last.len() >= 2 && last.chars().all(char::is_alphabetic));
     (1..=255).contains(&text.len())
-        && text.split('.').all(|label| {
+        && ends_well
+        && labels.iter().all(|label| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && label.chars().all(|c| c.is_alphanumeric() || c == '-')
         })
 }
 
-/// Go durations such as `1h30m`, `-1.5s`, `0`.
+/// Go durations such as `1h30m`, `-1.5s`, `0`, and figures with words such as `1 day`.
 fn duration(text: &str) -> bool {
+    const UNITS: [&str; 34] = [
+        "nanoseconds",
+        "nanosecond",
+        "nanos",
+        "nano",
+        "ns",
+        "microseconds",
+        "microsecond",
+        "micros",
+        "micro",
+        "us",
+        "µs",
+        "milliseconds",
+        "millisecond",
+        "millis",
+        "milli",
+        "ms",
+        "seconds",
+        "second",
+        "secs",
+        "sec",
+        "s",
+        "minutes",
+        "minute",
+        "mins",
+        "min",
+        "m",
+        "hours",
+        "hour",
+        "hrs",
+        "hr",
+        "h",
+        "days",
+        "day",
+        "d",
+    ];
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     if rest == "0" {
         return true;
@@ -116,18 +245,15 @@ fn duration(text: &str) -> bool {
         if rest[..figures].parse::<f64>().is_err() {
             return false;
         }
-        rest = &rest[figures..];
-        let Some(unit) = ["ns", "us", "µs", "ms", "s", "m", "h", "d", "w"]
-            .iter()
-            .find(|u| {
-                rest.strip_prefix(**u).is_some_and(|after| {
-                    after.is_empty() || after.starts_with(|c: char| c.is_ascii_digit())
-                })
-            })
-        else {
+        rest = rest[figures..].trim_start();
+        let unit = rest
+            .find(|c: char| !c.is_alphabetic())
+            .unwrap_or(rest.len());
+        let word = &rest[..unit];
+        if !UNITS.contains(&word) && !matches!(word, "w" | "week" | "weeks") {
             return false;
-        };
-        rest = &rest[unit.len()..];
+        }
+        rest = rest[unit..].trim_start();
     }
     true
 }

@@ -6,22 +6,31 @@
 //! - `node`: the parsed form.
 //! - `prune`: removal or listing of unknown fields, and defaults.
 //! - `validate`, `formats`: the rules of values.
-//! - [`crd`], `structural`: checks of a CustomResourceDefinition itself.
+//! - [`crd`], `definition`, `structural`, `default_rules`: a CustomResourceDefinition itself.
 //! - [`builtin`]: schemas of the kinds that need no definition.
+//! - `fields`: which fields an object sets and what two differ in, for server-side apply.
 //! - [`strict`] decoding, for `fieldValidation`.
 //!
-//! `x-kubernetes-validations` (CEL) is kept in the served document and not evaluated yet; its place is beside
-//! [`Schema::validate`], on the same tree.
+//! - `cel`: rules in CEL, asked when the rest of the object is valid.
+//! - `ratchet`: what an update may leave as invalid as it was.
 
 use std::fmt;
 
 use serde_json::Value;
 
 pub mod builtin;
+mod cel;
 pub mod crd;
+mod default_rules;
+mod definition;
+mod embedded;
+pub(crate) mod fields;
 mod formats;
+mod list_types;
+mod lists;
 mod node;
 mod prune;
+mod ratchet;
 pub mod strict;
 mod structural;
 mod validate;
@@ -74,6 +83,14 @@ impl FieldErrorKind {
             Self::TooLong => "Too long",
             Self::TooMany => "Too many",
         }
+    }
+
+    /// Whether CEL rules are not asked about an object that is wrong in this way: they rely on its types and sizes.
+    fn blocks_rules(self) -> bool {
+        matches!(
+            self,
+            Self::NotSupported | Self::Required | Self::TooLong | Self::TooMany | Self::TypeInvalid
+        )
     }
 
     /// Whether the message repeats the offending value.
@@ -175,6 +192,15 @@ fn number(n: &serde_json::Number) -> String {
     }
 }
 
+/// What a schema says of an object.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Why the object is refused; none if it is not.
+    pub errors: Vec<FieldError>,
+    /// Rules that an unchanged part of the object breaks.
+    pub warnings: Vec<String>,
+}
+
 /// A parsed structural schema. Pure and immutable.
 #[derive(Debug)]
 pub struct Schema {
@@ -205,9 +231,34 @@ impl Schema {
         prune::default_root(&self.root, object);
     }
 
-    /// The errors of a whole object (defaulted and pruned), an outer field before its inner ones.
+    /// The errors of a whole new object (defaulted and pruned), an outer field before its inner ones.
     pub fn validate(&self, object: &Value) -> Vec<FieldError> {
-        validate::validate_root(&self.root, object)
+        self.check(object, None).errors
+    }
+
+    /// What is wrong with a whole object (defaulted and pruned). On update `old` is the stored one: what was wrong before and has
+    /// not changed is tolerated.
+    pub fn check(&self, object: &Value, old: Option<&Value>) -> Checked {
+        let mut errors = validate::validate_root(&self.root, object, old);
+        embedded::check(&self.root, object, "", &mut errors);
+        if old.is_none_or(|old| validate::duplicates(&self.root, old).is_empty()) {
+            errors.extend(validate::duplicates(&self.root, object));
+        }
+        let mut warnings = Vec::new();
+        if self.root.has_rules {
+            if errors.iter().any(|e| e.kind.blocks_rules()) {
+                errors.push(FieldError::invalid(
+                    "<nil>",
+                    &Value::Null,
+                    "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+                ));
+            } else {
+                let found = cel::walk_root(&self.root, true, object, old, "");
+                errors.extend(found.errors);
+                warnings = found.warnings;
+            }
+        }
+        Checked { errors, warnings }
     }
 
     /// Paths of the fields that [`Self::prune`] would remove.
@@ -223,3 +274,10 @@ impl Schema {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod differential_tests;
+#[cfg(test)]
+mod object_reference_tests;
+#[cfg(test)]
+mod reference_tests;

@@ -7,6 +7,7 @@ use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Number, Value};
 
 use super::FieldError;
+use super::cel::Rule;
 
 /// A schema of one value.
 #[derive(Debug, Default)]
@@ -21,8 +22,16 @@ pub(super) struct Node {
     pub(super) items: Option<Box<Self>>,
     pub(super) default: Option<Value>,
     pub(super) list: ListType,
+    /// A map that has one owner as a whole (`x-kubernetes-map-type: atomic`).
+    pub(super) atomic: bool,
     /// Most nodes have none, so they cost one pointer.
     pub(super) rules: Option<Box<Rules>>,
+    /// `x-kubernetes-validations`.
+    pub(super) validations: Option<Box<[Rule]>>,
+    /// Whether this schema or one inside it has `validations`.
+    pub(super) has_rules: bool,
+    /// Whether one of those rules may take more stack than a server thread has.
+    pub(super) has_deep_rules: bool,
 }
 
 /// JSON type of a value.
@@ -176,7 +185,7 @@ impl Node {
             Some("map") => ListType::Map(texts(map, "x-kubernetes-list-map-keys")),
             _ => ListType::Atomic,
         };
-        Ok(Self {
+        let mut node = Self {
             kind,
             nullable: flag(map, "nullable"),
             preserve_unknown: flag(map, "x-kubernetes-preserve-unknown-fields"),
@@ -187,8 +196,32 @@ impl Node {
             items,
             default: map.get("default").filter(|d| !d.is_null()).cloned(),
             list,
+            atomic: text(map, "x-kubernetes-map-type") == Some("atomic"),
             rules: Rules::parse(map, path)?.map(Box::new),
-        })
+            validations: None,
+            has_rules: false,
+            has_deep_rules: false,
+        };
+        let validations = Rule::parse_all(map.get("x-kubernetes-validations"), &node);
+        if !validations.is_empty() {
+            node.validations = Some(validations.into());
+        }
+        let inner = match &node.additional {
+            Additional::Schema(schema) => Some(schema.as_ref()),
+            _ => None,
+        };
+        let parts = node
+            .properties
+            .values()
+            .chain(node.items.as_deref())
+            .chain(inner);
+        let (rules, deep) = parts.fold((false, false), |(rules, deep), part| {
+            (rules || part.has_rules, deep || part.has_deep_rules)
+        });
+        let own = node.validations.as_deref().unwrap_or_default();
+        node.has_rules = rules || !own.is_empty();
+        node.has_deep_rules = deep || own.iter().any(|rule| rule.deep);
+        Ok(node)
     }
 }
 

@@ -139,7 +139,36 @@ fn prune_metadata(metadata: &mut Map<String, Value>, path: &str, sink: &mut Sink
 }
 
 pub(super) fn default_root(root: &Node, object: &mut Value) {
+    drop_nulls(root, object);
     default(root, object);
+}
+
+/// A null in a field that can neither be null nor be defaulted is as good as no field. Nulls in lists stay, and are refused.
+fn drop_nulls(node: &Node, value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|name, inner| {
+                let schema = match (node.properties.get(name.as_str()), &node.additional) {
+                    (Some(schema), _) => schema,
+                    (None, Additional::Schema(schema)) => schema,
+                    _ => return true,
+                };
+                if inner.is_null() {
+                    return schema.nullable || schema.default.is_some();
+                }
+                drop_nulls(schema, inner);
+                true
+            });
+        }
+        Value::Array(list) => {
+            if let Some(items) = &node.items {
+                for inner in list {
+                    drop_nulls(items, inner);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn default(node: &Node, value: &mut Value) {
@@ -190,4 +219,9 @@ fn default(node: &Node, value: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// Prunes a value inside an object.
+pub(super) fn prune_part(node: &Node, value: &mut Value) {
+    walk(Some(node), value, false, "", &mut Sink::Remove);
 }

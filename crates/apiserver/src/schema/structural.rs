@@ -2,15 +2,23 @@
 
 use serde_json::{Map, Value, json};
 
-use super::FieldError;
 use super::node;
 use super::node::{Kind, join};
+use super::{FieldError, lists};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Level {
     Root,
     Item,
     Field,
+}
+
+/// Where the structure is that value rules speak of.
+#[derive(Clone, Copy)]
+struct Outside<'a> {
+    path: &'a str,
+    /// Whether it must have every part that the rules speak of. As upstream has it, only the rules of the root are held to that.
+    complete: bool,
 }
 
 /// Keywords that a structural schema may not have at all.
@@ -90,7 +98,7 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
                 "must not be used at the root",
             ));
         }
-        if properties.is_some_and(|p| !p.is_empty()) {
+        if properties.is_some_and(|p| !p.is_empty()) && *additional != true {
             errors.push(FieldError::forbidden(
                 here.clone(),
                 "additionalProperties and properties are mutual exclusive",
@@ -102,14 +110,16 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
                 "must not be used if x-kubernetes-embedded-resource is set",
             ));
         }
-        match additional {
-            Value::Bool(false) => errors.push(FieldError::forbidden(
-                here,
-                "additionalProperties cannot be set to false",
-            )),
-            Value::Object(_) => walk(additional, Level::Field, &here, errors),
-            _ => {}
+        if additional.is_object() {
+            walk(additional, Level::Field, &here, errors);
         }
+    }
+    if map.get("x-kubernetes-preserve-unknown-fields") == Some(&json!(false)) {
+        errors.push(FieldError::invalid(
+            join(path, "x-kubernetes-preserve-unknown-fields"),
+            &json!(false),
+            "must be true or undefined",
+        ));
     }
     if int_or_string && preserve {
         errors.push(FieldError::invalid(
@@ -131,8 +141,12 @@ fn walk(schema: &Value, level: Level, path: &str, errors: &mut Vec<FieldError>) 
             "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields",
         ));
     }
-    check_list_type(map, kind, path, errors);
-    check_values(map, map, path, errors);
+    lists::check(map, kind, path, errors);
+    let at = Outside {
+        path,
+        complete: level == Level::Root,
+    };
+    check_values(map, map, at, path, errors);
 }
 
 fn check_type(
@@ -163,6 +177,7 @@ fn check_type(
             FieldError::invalid(here, &json!(kind), detail)
         });
     } else if kind.is_empty()
+        && !map.contains_key("$ref")
         && !flag(map, "x-kubernetes-int-or-string")
         && !flag(map, "x-kubernetes-preserve-unknown-fields")
     {
@@ -179,12 +194,6 @@ fn check_type(
             here,
             &json!(kind),
             "must be object at the root",
-        ));
-    } else if flag(map, "x-kubernetes-int-or-string") && !kind.is_empty() {
-        errors.push(FieldError::invalid(
-            here,
-            &json!(kind),
-            "must be empty if x-kubernetes-int-or-string is true",
         ));
     }
 }
@@ -236,67 +245,11 @@ fn check_object_fields(
     }
 }
 
-fn check_list_type(map: &Map<String, Value>, kind: &str, path: &str, errors: &mut Vec<FieldError>) {
-    let here = join(path, "x-kubernetes-list-type");
-    let keys_at = join(path, "x-kubernetes-list-map-keys");
-    let keys = map
-        .get("x-kubernetes-list-map-keys")
-        .and_then(Value::as_array);
-    let Some(list_type) = map.get("x-kubernetes-list-type") else {
-        if keys.is_some_and(|k| !k.is_empty()) {
-            errors.push(FieldError::required(
-                here,
-                "must be map if x-kubernetes-list-map-keys is non-empty",
-            ));
-        }
-        return;
-    };
-    if kind != "array" {
-        errors.push(FieldError::invalid(
-            join(path, "type"),
-            &json!(kind),
-            "must be array if x-kubernetes-list-type is specified",
-        ));
-    }
-    match list_type.as_str() {
-        Some("atomic" | "set") => {}
-        Some("map") => {
-            let items = map
-                .get("items")
-                .and_then(|i| i.get("properties"))
-                .and_then(Value::as_object);
-            let Some(keys) = keys.filter(|k| !k.is_empty()) else {
-                errors.push(FieldError::required(
-                    keys_at,
-                    "must not be empty if x-kubernetes-list-type is map",
-                ));
-                return;
-            };
-            for (i, key) in keys.iter().enumerate() {
-                if key
-                    .as_str()
-                    .is_none_or(|k| items.is_none_or(|p| !p.contains_key(k)))
-                {
-                    errors.push(FieldError::invalid(
-                        format!("{keys_at}[{i}]"),
-                        key,
-                        "entries must all be names of item properties",
-                    ));
-                }
-            }
-        }
-        _ => errors.push(FieldError::not_supported(
-            here,
-            list_type,
-            &["atomic", "set", "map"],
-        )),
-    }
-}
-
 /// Value rules at one level: the pattern, and that junctors only restrict what the `structure` has already.
 fn check_values(
     map: &Map<String, Value>,
     structure: &Map<String, Value>,
+    at: Outside<'_>,
     path: &str,
     errors: &mut Vec<FieldError>,
 ) {
@@ -314,25 +267,35 @@ fn check_values(
             continue;
         };
         for (i, inner) in list.iter().enumerate() {
-            let int_or_string = flag(structure, "x-kubernetes-int-or-string");
+            let type_allowed = flag(structure, "x-kubernetes-int-or-string")
+                && (junctor == "anyOf" && is_int_or_string(list));
             check_nested(
                 inner,
-                structure,
-                int_or_string,
+                Some(structure),
+                at,
+                type_allowed,
                 &format!("{}[{i}]", join(path, junctor)),
                 errors,
             );
         }
     }
     if let Some(not) = map.get("not").filter(|n| !n.is_null()) {
-        check_nested(not, structure, false, &join(path, "not"), errors);
+        check_nested(not, Some(structure), at, false, &join(path, "not"), errors);
     }
+}
+
+/// `anyOf: [{type: integer}, {type: string}]`, in this order.
+fn is_int_or_string(list: &[Value]) -> bool {
+    list.iter()
+        .map(|s| s["type"].as_str())
+        .eq([Some("integer"), Some("string")])
 }
 
 /// A schema under a junctor: it may hold value rules only.
 fn check_nested(
     inner: &Value,
-    structure: &Map<String, Value>,
+    structure: Option<&Map<String, Value>>,
+    at: Outside<'_>,
     type_allowed: bool,
     path: &str,
     errors: &mut Vec<FieldError>,
@@ -383,10 +346,13 @@ fn check_nested(
             errors.push(FieldError::forbidden(join(path, key), detail));
         }
     }
+    let empty = Map::new();
+    let structure = structure.unwrap_or(&empty);
     if let Some(Value::Object(properties)) = map.get("properties") {
         let known = structure.get("properties").and_then(Value::as_object);
         for (name, child) in properties {
             let here = format!("{}[{name}]", join(path, "properties"));
+            let outside = format!("{}[{name}]", join(at.path, "properties"));
             if name == "metadata" {
                 errors.push(FieldError::forbidden(
                     here,
@@ -394,29 +360,33 @@ fn check_nested(
                 ));
                 continue;
             }
-            match known.and_then(|k| k.get(name)).and_then(Value::as_object) {
-                Some(structure) => check_nested(child, structure, false, &here, errors),
-                None => {
-                    let outer = path.split(".anyOf[").next().unwrap_or(path);
-                    let outer = outer.split(".allOf[").next().unwrap_or(outer);
-                    let outer = outer.split(".oneOf[").next().unwrap_or(outer);
-                    let outer = outer.strip_suffix(".not").unwrap_or(outer);
-                    errors.push(FieldError::required(
-                        format!("{outer}.properties[{name}]"),
-                        &format!("because it is defined in {here}"),
-                    ));
-                }
+            let inner = known.and_then(|k| k.get(name)).and_then(Value::as_object);
+            if inner.is_none() && at.complete {
+                let detail = format!("because it is defined in {here}");
+                errors.push(FieldError::required(outside, &detail));
+                continue;
             }
+            let at = Outside {
+                path: &outside,
+                ..at
+            };
+            check_nested(child, inner, at, false, &here, errors);
         }
     }
-    if let Some(items) = map.get("items") {
-        match structure.get("items").and_then(Value::as_object) {
-            Some(structure) => check_nested(items, structure, false, &join(path, "items"), errors),
-            None => errors.push(FieldError::required(
-                join(path, "items"),
-                "must be specified outside of the value validation, too",
-            )),
+    if let Some(items) = map.get("items").filter(|items| !items.is_null()) {
+        let here = join(path, "items");
+        let outside = join(at.path, "items");
+        let inner = structure.get("items").and_then(Value::as_object);
+        if inner.is_none() && at.complete {
+            let detail = format!("because it is defined in {here}");
+            errors.push(FieldError::required(outside, &detail));
+        } else {
+            let at = Outside {
+                path: &outside,
+                ..at
+            };
+            check_nested(items, inner, at, false, &here, errors);
         }
     }
-    check_values(map, structure, path, errors);
+    check_values(map, structure, at, path, errors);
 }

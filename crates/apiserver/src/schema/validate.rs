@@ -6,15 +6,45 @@
 use serde_json::{Map, Number, Value};
 
 use super::node::{Additional, Kind, ListType, Node, Rules, join};
-use super::{FieldError, FieldErrorKind, formats, number};
+use super::{FieldError, FieldErrorKind, formats, number, ratchet};
 
-pub(super) fn validate_root(root: &Node, object: &Value) -> Vec<FieldError> {
+pub(super) fn validate_root(root: &Node, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    check(root, object, "", true, &mut errors);
+    check(root, object, old, "", true, &mut errors);
     errors
 }
 
-fn check(node: &Node, value: &Value, path: &str, resource: bool, errors: &mut Vec<FieldError>) {
+/// The errors of a value inside a definition, for example of a default.
+pub(super) fn validate_part(node: &Node, value: &Value, path: &str) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    check(node, value, None, path, false, &mut errors);
+    errors
+}
+
+/// Checks a value; `old` is its older self, where it has one: errors of what has not changed are dropped.
+fn check(
+    node: &Node,
+    value: &Value,
+    old: Option<&Value>,
+    path: &str,
+    resource: bool,
+    errors: &mut Vec<FieldError>,
+) {
+    let before = errors.len();
+    check_value(node, value, old, path, resource, errors);
+    if errors.len() > before && old.is_some_and(|old| ratchet::unchanged(node, value, old)) {
+        errors.truncate(before);
+    }
+}
+
+fn check_value(
+    node: &Node,
+    value: &Value,
+    old: Option<&Value>,
+    path: &str,
+    resource: bool,
+    errors: &mut Vec<FieldError>,
+) {
     if !check_type(node, value, path, errors) {
         if let Some(rules) = &node.rules {
             check_enum(rules, value, node.nullable, path, errors);
@@ -26,8 +56,8 @@ fn check(node: &Node, value: &Value, path: &str, resource: bool, errors: &mut Ve
         check_rules(rules, value, path, errors);
     }
     match value {
-        Value::Object(map) => check_object(node, map, path, resource, errors),
-        Value::Array(list) => check_array(node, list, path, errors),
+        Value::Object(map) => check_object(node, map, old, path, resource, errors),
+        Value::Array(list) => check_array(node, list, old, path, errors),
         _ => {}
     }
 }
@@ -223,25 +253,12 @@ fn check_number(
             &format!("{body}should be a multiple of {}", number(factor)),
         ));
     }
-    let in_range = match rules.format.as_deref() {
-        Some("int32") => (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&given),
-        Some("int64") => n.is_i64() || (n.is_f64() && given.abs() < 9.2e18),
-        _ => true,
-    };
-    if !in_range {
-        let format = rules.format.as_deref().unwrap_or_default();
-        errors.push(FieldError::invalid(
-            path,
-            value,
-            &format!("{body}must be of type integer with format {format}"),
-        ));
-    }
 }
 
 fn check_junctors(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let try_one = |node: &Node| {
         let mut found = Vec::new();
-        check(node, value, path, false, &mut found);
+        check(node, value, None, path, false, &mut found);
         found
     };
     let mut failed = |text: String| {
@@ -290,6 +307,7 @@ fn check_junctors(rules: &Rules, value: &Value, path: &str, errors: &mut Vec<Fie
 fn check_object(
     node: &Node,
     map: &Map<String, Value>,
+    old: Option<&Value>,
     path: &str,
     resource: bool,
     errors: &mut Vec<FieldError>,
@@ -319,39 +337,40 @@ fn check_object(
             errors.push(FieldError::invalid(path, &size.into(), &detail));
         }
     }
-    if node.embedded {
-        for name in ["apiVersion", "kind"] {
-            if map
-                .get(name)
-                .and_then(Value::as_str)
-                .is_none_or(str::is_empty)
-            {
-                errors.push(FieldError::required(join(path, name), "must not be empty"));
-            }
-        }
-    }
     for (name, value) in map {
         if (resource || node.embedded) && name == "metadata" {
             // The registry checks metadata, by one set of rules for all kinds; a schema may only narrow the names.
             if let Some(schema) = node.properties.get("metadata") {
                 for key in ["name", "generateName"] {
                     if let (Some(rule), Some(text)) = (schema.properties.get(key), value.get(key)) {
-                        check(rule, text, &format!("metadata.{key}"), false, errors);
+                        check(rule, text, None, &format!("metadata.{key}"), false, errors);
                     }
                 }
             }
             continue;
         }
         let here = join(path, name);
+        // The version of a resource is not seen to change: both objects are in the same one.
+        let before = old
+            .filter(|_| !resource || !matches!(name.as_str(), "apiVersion" | "kind"))
+            .and_then(|old| ratchet::child(node, old, name));
         match (node.properties.get(name.as_str()), &node.additional) {
-            (Some(child), _) => check(child, value, &here, false, errors),
-            (None, Additional::Schema(schema)) => check(schema, value, &here, false, errors),
+            (Some(child), _) => check(child, value, before, &here, false, errors),
+            (None, Additional::Schema(schema)) => {
+                check(schema, value, before, &here, false, errors)
+            }
             _ => {}
         }
     }
 }
 
-fn check_array(node: &Node, list: &[Value], path: &str, errors: &mut Vec<FieldError>) {
+fn check_array(
+    node: &Node,
+    list: &[Value],
+    old: Option<&Value>,
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
     if let Some(rules) = &node.rules {
         let size = list.len() as u64;
         if let Some(max) = rules.max_items
@@ -383,10 +402,42 @@ fn check_array(node: &Node, list: &[Value], path: &str, errors: &mut Vec<FieldEr
     }
     if let Some(items) = &node.items {
         for (i, value) in list.iter().enumerate() {
-            check(items, value, &format!("{path}[{i}]"), false, errors);
+            let before = old.and_then(|old| ratchet::same_key(node, old, value));
+            check(items, value, before, &format!("{path}[{i}]"), false, errors);
         }
     }
-    check_unique(node, list, path, errors);
+}
+
+/// Items that occur twice in lists whose items have an identity.
+pub(super) fn duplicates(root: &Node, object: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    find_duplicates(root, object, "", &mut errors);
+    errors
+}
+
+fn find_duplicates(node: &Node, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    match value {
+        Value::Array(list) => {
+            check_unique(node, list, path, errors);
+            if let Some(items) = &node.items {
+                for (i, inner) in list.iter().enumerate() {
+                    find_duplicates(items, inner, &format!("{path}[{i}]"), errors);
+                }
+            }
+        }
+        Value::Object(map) => {
+            for (name, inner) in map {
+                match (node.properties.get(name.as_str()), &node.additional) {
+                    (Some(child), _) => find_duplicates(child, inner, &join(path, name), errors),
+                    (None, Additional::Schema(schema)) => {
+                        find_duplicates(schema, inner, &format!("{path}[{name}]"), errors);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn check_unique(node: &Node, list: &[Value], path: &str, errors: &mut Vec<FieldError>) {

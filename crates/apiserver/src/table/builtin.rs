@@ -14,8 +14,8 @@ pub(super) struct Printer {
     pub(super) cells: fn(&Value, Timestamp) -> Vec<Value>,
 }
 
-const NAME: Header = ("Name", "string", 0);
-const AGE: Header = ("Age", "string", 0);
+pub(super) const NAME: Header = ("Name", "string", 0);
+pub(super) const AGE: Header = ("Age", "string", 0);
 
 /// The printer of a kind; kinds without one of their own show name and age.
 pub(super) fn printer(group: &str, kind: &str) -> Printer {
@@ -148,6 +148,7 @@ pub(super) fn printer(group: &str, kind: &str) -> Printer {
             headers: &[NAME, ("Created At", "date", 0)],
             cells: |o, _| vec![name(o), text(o, "/metadata/creationTimestamp").into()],
         },
+        (crate::auth::rbac::GROUP, kind) => super::access::printer(kind),
         _ => Printer {
             headers: &[NAME, AGE],
             cells: |o, now| vec![name(o), created(o, now)],
@@ -155,7 +156,7 @@ pub(super) fn printer(group: &str, kind: &str) -> Printer {
     }
 }
 
-fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+pub(super) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object
         .pointer(pointer)
         .and_then(Value::as_str)
@@ -174,18 +175,18 @@ fn size(object: &Value, pointer: &str) -> usize {
     }
 }
 
-fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
+pub(super) fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
     object
         .pointer(pointer)
         .and_then(Value::as_array)
         .map_or(&[], Vec::as_slice)
 }
 
-fn name(object: &Value) -> Value {
+pub(super) fn name(object: &Value) -> Value {
     text(object, "/metadata/name").into()
 }
 
-fn created(object: &Value, now: Timestamp) -> Value {
+pub(super) fn created(object: &Value, now: Timestamp) -> Value {
     age(
         object
             .pointer("/metadata/creationTimestamp")

@@ -68,8 +68,6 @@ pub(crate) fn start(
     let mut watch = Watch {
         core: core.clone(),
         scope: scope.clone(),
-        raw: call.view == View::Plain && selector.is_everything() && raw::applies(scope),
-        api_version: scope.api_version(),
         selector,
         view: call.view,
         headers_sent: false,
@@ -140,9 +138,6 @@ struct Watch {
     core: Arc<Core>,
     scope: Scope,
     selector: Selector,
-    /// Whether stored text can be shown as it is.
-    raw: bool,
-    api_version: String,
     view: View,
     /// Column definitions go with the first table only.
     headers_sent: bool,
@@ -214,7 +209,7 @@ impl Watch {
         {
             return Ok(());
         }
-        if self.raw && self.translate_raw(out, event) {
+        if self.translate_stored(out, event) {
             return Ok(());
         }
         let now = self
@@ -242,19 +237,24 @@ impl Watch {
         Ok(())
     }
 
-    /// The same for everything and plainly: nothing has to be looked at. False if it has to be after all.
-    fn translate_raw(&self, out: &mut Vec<u8>, event: &Event) -> bool {
+    /// The same for one who sees everything as it is stored. Says whether it did it.
+    fn translate_stored(&self, out: &mut Vec<u8>, event: &Event) -> bool {
+        if self.view != View::Plain
+            || !self.selector.is_everything()
+            || !self.scope.shows_stored(event.revision)
+        {
+            return false;
+        }
         let (kind, value) = match (&event.value, &event.previous) {
-            (Some(value), None) => ("ADDED", value),
-            (Some(value), Some(_)) => ("MODIFIED", value),
-            (None, Some(previous)) => ("DELETED", previous),
-            (None, None) => return false,
+            (Some(now), None) => ("ADDED", now),
+            (Some(now), Some(_)) => ("MODIFIED", now),
+            // What goes may be older than its definition.
+            (None, _) => return false,
         };
-        let before = out.len();
+        let begin = out.len();
         out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
-        let version = Some(self.api_version.as_str());
-        if !raw::append(out, value, event.revision, version) {
-            out.truncate(before);
+        if raw::append(out, value, event.revision, false).is_err() {
+            out.truncate(begin);
             return false;
         }
         out.extend_from_slice(b"}\n");

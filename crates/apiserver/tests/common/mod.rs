@@ -2,12 +2,14 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod kubectl;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_apiserver::{Admission, AdmitAll, ApiServer, Options, Tuning};
+use berth_apiserver::{Access, Admission, AdmitAll, ApiServer, Options, Tuning};
 use http::{Request, StatusCode};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
@@ -32,6 +34,7 @@ pub(crate) fn options(dir: &TempDir, admission: Arc<dyn Admission>) -> Options {
         server_names: Vec::new(),
         admission,
         crds: vec![widgets()],
+        access: Access::default(),
     }
 }
 

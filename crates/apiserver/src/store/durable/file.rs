@@ -4,9 +4,9 @@
 //! not a database is damaged and refused: a server that silently began anew would lose everything that was acknowledged.
 //! All commits are two-phase, so what was acknowledged verifies after any crash; what does not is refused too.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -48,9 +48,17 @@ pub(super) fn weight(key: &str, value: usize) -> u64 {
 /// Opens or creates the database. Waits a little for another process that is about to end.
 pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(StoreError::Directory)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(StoreError::Directory)?;
     }
     match std::fs::metadata(path) {
+        // Secrets are in it: its owner's alone, also where an earlier version left it open.
+        Ok(meta) if meta.permissions().mode() & 0o077 != 0 => {
+            std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io)?;
+        }
         Ok(_) => {}
         Err(e) if e.kind() == ErrorKind::NotFound => {
             // Revision 0 means "any" to clients, so an empty store is at 1 already.
