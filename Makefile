@@ -1,5 +1,5 @@
 # Every target installs what it needs by itself and leaves no process behind (`make run` leaves the virtual machine that it shows).
-.PHONY: run clean-run test bench fuzz help
+.PHONY: run clean-run test bench fuzz reference help
 
 help:
 	@echo "make run        install, build, start berth and boot a virtual machine"
@@ -7,6 +7,7 @@ help:
 	@echo "make test       format, lints, unit tests and end-to-end tests with real guests"
 	@echo "make bench      measure start-up, memory and the rest, and print the figures"
 	@echo "make fuzz       fuzz the parsers for a bounded time"
+	@echo "make reference  build the real kube-apiserver, etcd and kubectl that the tests compare with"
 
 run:
 	@scripts/run.sh
@@ -22,3 +23,6 @@ bench:
 
 fuzz:
 	@scripts/fuzz.sh
+
+reference:
+	@scripts/reference.sh

@@ -48,6 +48,7 @@ test | bench)
         "isc-dhcp-client /usr/sbin/dhclient /sbin/dhclient"
         "apache2-utils /usr/bin/htpasswd"
         "curl /usr/bin/curl"
+        "python3-venv /usr/lib/python3.11/ensurepip/__init__.py"
     )
     ;;
 fuzz) ;;
@@ -79,4 +80,16 @@ fi
 if ! command -v cargo >/dev/null; then
     echo "setup: cargo is missing; install Rust 1.95 or newer (https://rustup.rs)" >&2
     exit 1
+fi
+
+# The official Python client, for the conformance suite.
+python=.cache/python
+wanted=e2e/tests/conformance/python/requirements.txt
+if [ "$target" = test ] && ! cmp -s "$wanted" "$python/installed"; then
+    echo "setup: installing the Python client of Kubernetes into $python"
+    rm -rf "$python"
+    mkdir -p .cache
+    /usr/bin/python3 -m venv "$python"
+    "$python/bin/pip" --quiet --disable-pip-version-check install --requirement "$wanted"
+    cp "$wanted" "$python/installed"
 fi

@@ -39,7 +39,15 @@ cargo test --workspace --exclude berth-e2e --locked --no-fail-fast 2>&1 | tee "$
 step "end-to-end tests"
 cargo build --bin berth --locked || fail "berth does not build"
 # Two machines at a time: each guest is emulated and takes a core while it boots.
-cargo test -p berth-e2e --locked --no-fail-fast -- --test-threads=2 ${BERTH_TEST_FILTER:-} 2>&1 | tee "$logs/e2e"
+cargo test -p berth-e2e --locked --no-fail-fast --lib --test e2e -- --test-threads=2 ${BERTH_TEST_FILTER:-} 2>&1 | tee "$logs/e2e"
+[ "${PIPESTATUS[0]}" = 0 ] || status=1
+
+step "the real API server, to compare with"
+# Without Go the comparison is skipped, and says so.
+scripts/reference.sh || true
+
+step "conformance"
+cargo test -p berth-e2e --locked --test conformance 2>&1 | tee "$logs/conformance"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 
 step "what is left behind"
@@ -51,9 +59,9 @@ if [ -n "$left" ]; then
 fi
 
 sort -u "$BERTH_SKIP_LOG"
-passed=$(awk '/^test result:/ {sum += $4} END {print sum + 0}' "$logs/unit" "$logs/e2e")
-failed=$(awk '/^test result:/ {sum += $6} END {print sum + 0}' "$logs/unit" "$logs/e2e")
-ignored=$(awk '/^test result:/ {sum += $8} END {print sum + 0}' "$logs/unit" "$logs/e2e")
+passed=$(awk '/^test result:/ {sum += $4} END {print sum + 0}' "$logs/unit" "$logs/e2e" "$logs/conformance")
+failed=$(awk '/^test result:/ {sum += $6} END {print sum + 0}' "$logs/unit" "$logs/e2e" "$logs/conformance")
+ignored=$(awk '/^test result:/ {sum += $8} END {print sum + 0}' "$logs/unit" "$logs/e2e" "$logs/conformance")
 skipped=$(sort -u "$BERTH_SKIP_LOG" | wc -l)
 # A skipped test returned early and was counted as passed by the harness.
 echo "$((passed - skipped)) passed, $failed failed, $((skipped + ignored)) skipped"

@@ -13,6 +13,9 @@ use berth_apiserver::auth::pki::Pki;
 
 use crate::{Outcome, repository, run};
 
+/// How long the certificates of the real server are good for.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -129,12 +132,16 @@ impl Server {
     fn start_kubernetes(&mut self) -> anyhow::Result<()> {
         let (client, peer, port) = (free_port()?, free_port()?, free_port()?);
         let dir = self.files.path().to_owned();
-        let pki = Pki::ensure(&dir.join("pki"), &[]).context("certificates")?;
+        let pki = Pki::ensure(&dir.join("pki"), &[], LIFETIME).context("certificates")?;
         self.url = format!("https://127.0.0.1:{port}");
         fs::write(
             &self.kubeconfig,
-            kubeconfig::render(&self.url, &pki.ca, &pki.admin),
+            kubeconfig::render(&self.url, &pki.ca, "admin", &pki.admin),
         )?;
+        // Tokens are signed with a key of their own: the server reads a public key only from its own kind of PEM.
+        let tokens = rcgen::KeyPair::generate().context("key of the service accounts")?;
+        fs::write(dir.join("pki/tokens.key"), tokens.serialize_pem())?;
+        fs::write(dir.join("pki/tokens.pub"), tokens.public_key_pem())?;
         let pki = |name: &str| dir.join("pki").join(name).to_string_lossy().into_owned();
 
         let begin = Instant::now();
@@ -162,8 +169,8 @@ impl Server {
             .args(["--tls-cert-file", &pki("server.crt")])
             .args(["--tls-private-key-file", &pki("server.key")])
             .args(["--service-account-issuer", "https://kubernetes.default.svc"])
-            .args(["--service-account-key-file", &pki("server.key")])
-            .args(["--service-account-signing-key-file", &pki("server.key")])
+            .args(["--service-account-key-file", &pki("tokens.pub")])
+            .args(["--service-account-signing-key-file", &pki("tokens.key")])
             .args(["--authorization-mode", "RBAC"])
             // Nothing makes the service account that it would ask of every pod: controllers do not run here.
             .args(["--disable-admission-plugins", "ServiceAccount"]);

@@ -122,15 +122,21 @@ impl Target {
 /// Why a request was not served.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApiError {
-    /// The path names nothing that is served.
+    /// The path names nothing that is served, in a group that is.
     #[error("the server could not find the requested resource")]
     NoSuchPath,
+    /// The path is not one of the API at all; said in plain text.
+    #[error("404 page not found")]
+    PageNotFound,
     /// No object of that name.
     #[error("{} {:?} not found", .0.qualified(), .0.name)]
     NotFound(Target),
     /// Create of a name that is taken.
     #[error("{} {:?} already exists", .0.qualified(), .0.name)]
     AlreadyExists(Target),
+    /// Create of a name whose last holder is still on its way out.
+    #[error("object is being deleted: {} {:?} already exists", .0.qualified(), .0.name)]
+    BeingDeleted(Target),
     /// The server could not make up a free name.
     #[error("the server was not able to generate a unique name for the object")]
     NameNotGenerated(Target),
@@ -180,6 +186,14 @@ pub enum ApiError {
     /// The resource exists, the verb does not.
     #[error("the server does not allow this method on the requested resource")]
     MethodNotAllowed,
+    /// A subresource exists, the verb does not.
+    #[error("{verb} is not supported on resources of kind {:?}", .target.qualified())]
+    NotSupported {
+        /// The resource; its name is not shown.
+        target: Target,
+        /// For example `delete`.
+        verb: &'static str,
+    },
     /// None of the media types that the client accepts is served here.
     #[error("only the following media types are accepted: {0}")]
     NotAcceptable(String),
@@ -209,21 +223,25 @@ pub enum ApiError {
     /// The server is stopping or not yet ready.
     #[error("{0}")]
     Unavailable(String),
+    /// What upstream answers without a reason, where it does not expect a client to come with such a thing.
+    #[error("{0}")]
+    Unexplained(String),
     /// A fault of the server itself.
     #[error("Internal error occurred: {0}")]
     Internal(String),
 }
 
+/// Each text once: upstream checks some things twice, shows both causes, and says it once.
 fn list(causes: &[Cause]) -> String {
-    match causes {
-        [one] => one.to_string(),
-        many => format!(
-            "[{}]",
-            many.iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
+    let mut texts: Vec<String> = Vec::with_capacity(causes.len());
+    for text in causes.iter().map(ToString::to_string) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    match texts.as_slice() {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
     }
 }
 
@@ -231,15 +249,18 @@ impl ApiError {
     /// The HTTP code.
     pub fn code(&self) -> StatusCode {
         match self {
-            Self::NoSuchPath | Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::AlreadyExists(_) | Self::Conflict { .. } | Self::ApplyConflict { .. } => {
+            Self::NoSuchPath | Self::PageNotFound | Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::AlreadyExists(_)
+            | Self::BeingDeleted(_)
+            | Self::Conflict { .. }
+            | Self::ApplyConflict { .. } => {
                 StatusCode::CONFLICT
             }
             Self::Invalid { .. } | Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodNotAllowed | Self::NotSupported { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Expired(_) => StatusCode::GONE,
@@ -248,20 +269,20 @@ impl ApiError {
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unexplained(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::NoSuchPath | Self::NotFound(_) => "NotFound",
-            Self::AlreadyExists(_) => "AlreadyExists",
+            Self::NoSuchPath | Self::PageNotFound | Self::NotFound(_) => "NotFound",
+            Self::AlreadyExists(_) | Self::BeingDeleted(_) => "AlreadyExists",
             Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Invalid { .. } | Self::Unprocessable(_) => "Invalid",
             Self::BadRequest(_) => "BadRequest",
             Self::Unauthorized => "Unauthorized",
             Self::Forbidden { .. } => "Forbidden",
-            Self::MethodNotAllowed => "MethodNotAllowed",
+            Self::MethodNotAllowed | Self::NotSupported { .. } => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
             Self::Expired(_) => "Expired",
@@ -271,6 +292,7 @@ impl ApiError {
             Self::TooManyRequests => "TooManyRequests",
             Self::TooSlow => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
+            Self::Unexplained(_) => "",
             Self::Internal(_) => "InternalError",
         }
     }
@@ -293,9 +315,11 @@ impl ApiError {
             Some(Value::Object(details))
         };
         match self {
-            Self::NotFound(t) | Self::AlreadyExists(t) | Self::Conflict { target: t, .. } => {
-                target(t, &[])
-            }
+            Self::NotFound(t)
+            | Self::AlreadyExists(t)
+            | Self::BeingDeleted(t)
+            | Self::NotSupported { target: t, .. }
+            | Self::Conflict { target: t, .. } => target(t, &[]),
             Self::NameNotGenerated(t) => target(t, &[]),
             Self::Forbidden {
                 target: t, cause, ..
@@ -308,14 +332,11 @@ impl ApiError {
             ),
             Self::ApplyConflict { causes, .. } => target(&Target::default(), causes),
             Self::Invalid { target: t, causes } => target(t, causes),
-            Self::Unprocessable(why) => {
-                Some(json!({"causes": [{"reason": "UnexpectedServerResponse", "message": why}]}))
-            }
             Self::FutureRevision { .. } => Some(json!({
                 "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
                 "retryAfterSeconds": 1,
             })),
-            Self::NoSuchPath | Self::MethodNotAllowed => Some(json!({})),
+            Self::NoSuchPath | Self::MethodNotAllowed | Self::Unprocessable(_) => Some(json!({})),
             Self::TooManyRequests => Some(json!({"retryAfterSeconds": 1})),
             _ => None,
         }
@@ -329,9 +350,11 @@ impl ApiError {
             "metadata": {},
             "status": "Failure",
             "message": self.to_string(),
-            "reason": self.reason(),
             "code": self.code().as_u16(),
         });
+        if !self.reason().is_empty() {
+            status["reason"] = json!(self.reason());
+        }
         if let (Some(details), Some(status)) = (self.details(), status.as_object_mut()) {
             status.insert("details".into(), details);
         }
@@ -357,6 +380,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if let Self::Internal(why) = &self {
             tracing::error!("request failed: {why}");
+        }
+        if self == Self::PageNotFound {
+            return (self.code(), format!("{self}\n")).into_response();
         }
         let mut response = (self.code(), self.status().to_string()).into_response();
         if self == Self::TooManyRequests {

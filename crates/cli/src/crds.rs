@@ -72,4 +72,13 @@ mod tests {
             assert_eq!(&read, item);
         }
     }
+
+    #[test]
+    fn the_embedded_server_accepts_every_definition() {
+        for crd in berth_api::crds() {
+            let mut crd = serde_json::to_value(crd).unwrap();
+            berth_apiserver::schema::crd::default(&mut crd);
+            assert_eq!(berth_apiserver::schema::crd::validate(&crd, None), []);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! A patch is parsed once and may be applied several times, since a write that comes between makes it necessary to
 //! begin again from the newer object. Applying never changes the original.
 
+mod json;
 mod merge;
 mod strategic;
 
@@ -10,11 +11,6 @@ use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::registry::content;
-
-/// Most operations of a JSON patch, as upstream.
-const MAX_OPERATIONS: usize = 10_000;
-/// Most bytes that an object may grow to by a patch: `copy` can double it with each step.
-const MAX_GROWTH: usize = 3 << 20;
 
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
     application/apply-patch+yaml";
@@ -25,7 +21,7 @@ const ACCEPTED_CUSTOM: &str =
 #[derive(Debug, Clone)]
 pub(crate) enum Patch {
     /// RFC 6902.
-    Json(json_patch::Patch),
+    Json(Vec<json::Operation>),
     /// RFC 7396.
     Merge(Value),
     /// Kubernetes' own: lists are merged by key.
@@ -35,31 +31,17 @@ pub(crate) enum Patch {
 impl Patch {
     /// Parses a body by its media type. `custom` resources have no strategic merge.
     pub(crate) fn parse(media: &str, body: &[u8], custom: bool) -> Result<Self, ApiError> {
-        let object = |body: &[u8]| {
-            let value = content::parse_json(body)?;
-            if value.is_object() {
-                Ok(value)
-            } else {
-                Err(ApiError::BadRequest(
-                    "the patch must be a JSON object".into(),
-                ))
-            }
+        let object = |body: &[u8]| match read(body, "error decoding patch: ")? {
+            value @ Value::Object(_) => Ok(value),
+            other => Err(unreadable(&other, "map[string]interface {}")),
         };
         match media {
             "application/json-patch+json" => {
-                let value = content::parse_json(body)?;
-                let operations = value.as_array().map_or(0, Vec::len);
-                if operations > MAX_OPERATIONS {
-                    return Err(ApiError::BadRequest(format!(
-                        "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {operations}"
-                    )));
-                }
-                serde_json::from_value(value)
-                    .map(Self::Json)
-                    .map_err(|e| ApiError::BadRequest(format!("error decoding patch: {e}")))
+                json::parse(read(body, "error decoding patch: ")?).map(Self::Json)
             }
             "application/merge-patch+json" => Ok(Self::Merge(object(body)?)),
             "application/strategic-merge-patch+json" if !custom => {
+                read(body, "")?;
                 Ok(Self::Strategic(object(body)?))
             }
             _ => {
@@ -73,7 +55,7 @@ impl Patch {
     pub(crate) fn apply(&self, object: &Value) -> Result<Value, ApiError> {
         let mut new = object.clone();
         match self {
-            Self::Json(patch) => apply_json(&mut new, patch)?,
+            Self::Json(steps) => json::apply(&mut new, steps)?,
             Self::Merge(patch) => merge::apply(&mut new, patch),
             Self::Strategic(patch) => strategic::apply(&mut new, patch)?,
         }
@@ -81,27 +63,24 @@ impl Patch {
     }
 }
 
-fn apply_json(object: &mut Value, patch: &json_patch::Patch) -> Result<(), ApiError> {
-    let copies = patch
-        .iter()
-        .any(|op| matches!(op, json_patch::PatchOperation::Copy(_)));
-    if copies {
-        // One by one, so that growth is seen before it hurts.
-        for operation in patch.iter() {
-            json_patch::patch(object, std::slice::from_ref(operation)).map_err(|e| rejected(&e))?;
-            if matches!(operation, json_patch::PatchOperation::Copy(_))
-                && object.to_string().len() > MAX_GROWTH
-            {
-                return Err(ApiError::TooLarge(MAX_GROWTH));
+/// The JSON of a patch; `said` begins the message where it ends too early.
+fn read(body: &[u8], said: &str) -> Result<Value, ApiError> {
+    content::parse_json(body).map_err(|e| {
+        match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+            Err(why) if why.is_eof() => {
+                ApiError::BadRequest(format!("{said}unexpected end of JSON input"))
             }
+            _ => e,
         }
-        return Ok(());
-    }
-    json_patch::patch(object, patch).map_err(|e| rejected(&e))
+    })
 }
 
-fn rejected(error: &json_patch::PatchError) -> ApiError {
-    ApiError::Unprocessable(error.to_string())
+/// A patch that is JSON of another type than it has to be, in the words of Go's decoder.
+fn unreadable(found: &Value, wanted: &str) -> ApiError {
+    ApiError::BadRequest(format!(
+        "error decoding patch: json: cannot unmarshal {} into Go value of type {wanted}",
+        content::go_type(found)
+    ))
 }
 
 #[cfg(test)]

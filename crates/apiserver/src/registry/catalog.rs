@@ -30,6 +30,20 @@ impl Snapshot {
         Self { defs, by_name }
     }
 
+    /// How a path of this group and version that names no resource is refused: built-in groups answer with a Status,
+    /// anything else is no path of the API.
+    pub(crate) fn unknown_path(&self, group: &str, version: &str) -> ApiError {
+        let builtin = self
+            .defs
+            .iter()
+            .any(|def| !def.crd && def.group == group && def.served_version(version).is_some());
+        if builtin {
+            ApiError::NoSuchPath
+        } else {
+            ApiError::PageNotFound
+        }
+    }
+
     pub(crate) fn find(&self, group: &str, plural: &str) -> Option<&Arc<ResourceDef>> {
         self.by_name.get(&(group.to_owned(), plural.to_owned()))
     }

@@ -127,8 +127,61 @@ pub(crate) fn parse(media: &str, body: &[u8]) -> Result<Value, ApiError> {
         }
         protobuf::MEDIA => protobuf::parse(body),
         _ => Err(ApiError::UnsupportedMediaType(
-            "application/json, application/yaml".into(),
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf".into(),
         )),
+    }
+}
+
+/// Parses a body that has to be an object; a body that is none is refused as one of this kind.
+pub(crate) fn decode(kind: &str, media: &str, body: &[u8]) -> Result<Value, ApiError> {
+    let wrong = |why: &str| {
+        ApiError::BadRequest(format!(
+            "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse \
+             error: {why} ({})",
+            summary(body)
+        ))
+    };
+    if media == "application/json" {
+        match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+            Err(e) if e.is_eof() => return Err(wrong("unexpected end of JSON input")),
+            _ => {}
+        }
+    }
+    let value = parse(media, body)?;
+    if value.is_object() || value.is_null() {
+        return Ok(value);
+    }
+    let found = go_type(&value);
+    Err(wrong(&format!(
+        "json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \
+         \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+    )))
+}
+
+/// What Go's decoder calls a JSON value.
+pub(crate) fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Object(_) => "object",
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Number(_) => "number",
+        Value::Bool(_) => "bool",
+        Value::Null => "null",
+    }
+}
+
+/// The start of a body, for messages: text of an object, bytes of anything else.
+pub(crate) fn summary(body: &[u8]) -> String {
+    const LIMIT: usize = 30;
+    let start = &body[..body.len().min(LIMIT)];
+    let more = if body.len() > LIMIT { " ..." } else { "" };
+    match body.first() {
+        None => "<empty>".into(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(start)),
+        Some(_) => {
+            let bytes: String = start.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{bytes}{more}")
+        }
     }
 }
 

@@ -12,6 +12,12 @@ pub(crate) fn fill(def: &ResourceDef, object: &mut Value) {
     match (def.group.as_str(), def.plural.as_str()) {
         ("", "pods") => pod(meta::entry(object, "spec")),
         ("", "secrets") => secret(object),
+        ("", "events") => {
+            if let Some(event) = object.as_object_mut() {
+                missing(event, "reportingComponent", json!(""));
+                missing(event, "reportingInstance", json!(""));
+            }
+        }
         ("", "persistentvolumeclaims") => missing(
             meta::entry(object, "spec"),
             "volumeMode",

@@ -9,7 +9,7 @@ use crate::error::ApiError;
 use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
 use crate::registry::query::Call;
-use crate::registry::read::show;
+use crate::registry::read::{show, without_kind};
 use crate::registry::write::modified;
 use crate::registry::{Core, content, meta, store_error, success};
 use crate::store::{Expect, StoreError, Write};
@@ -47,6 +47,8 @@ impl Core {
         {
             Deleted::Marked(object) => Ok(show(call, scope, StatusCode::OK, &object)),
             Deleted::Gone(object) if scope.policy == Policy::Pod => {
+                // The answer shows the pod as it went.
+                let object = mark(scope, &object, 0).unwrap_or(object);
                 Ok(show(call, scope, StatusCode::OK, &object))
             }
             Deleted::Gone(object) => {
@@ -87,6 +89,14 @@ impl Core {
                 Err(ApiError::NotFound(_)) => {}
                 Err(e) => return Err(e),
             }
+        }
+        let deleted: Vec<Value> = deleted
+            .into_iter()
+            .map(|object| without_kind(scope, object))
+            .collect();
+        let mut list_meta = list_meta;
+        if scope.def.crd {
+            list_meta.entry("continue").or_insert_with(|| json!(""));
         }
         let list = json!({
             "kind": scope.def.list_kind,

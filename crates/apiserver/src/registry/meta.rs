@@ -5,6 +5,7 @@ use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, Cause};
+use crate::registry::content;
 
 /// The text at a path of object keys; empty if there is none.
 pub(crate) fn text<'a>(object: &'a Value, path: &[&str]) -> &'a str {
@@ -92,54 +93,56 @@ pub(crate) fn generate_name(base: &str) -> String {
     base + &end
 }
 
-/// Refuses metadata that is not of the shape that the rest of this crate relies on.
-pub(crate) fn check_shape(object: &Value) -> Result<(), ApiError> {
-    let bad = |field: &str, want: &str| {
+/// Refuses metadata that is not of the shape that the rest of this crate relies on, in the words of Go's decoder.
+/// `custom` resources are decoded apart from their metadata.
+pub(crate) fn check_shape(
+    object: &Value,
+    kind: &str,
+    version: &str,
+    custom: bool,
+) -> Result<(), ApiError> {
+    let bad = |value: &Value, field: &str, want: &str| {
         Err(ApiError::BadRequest(format!(
-            "metadata.{field} must be {want}"
+            "{kind} in version {version:?} cannot be handled as a {kind}: json: cannot unmarshal {} into Go struct \
+             field {field} of type {want}",
+            content::go_type(value)
         )))
+    };
+    let within = |field: &str| {
+        if custom {
+            format!("ObjectMeta.{field}")
+        } else {
+            format!("ObjectMeta.metadata.{field}")
+        }
     };
     let metadata = match object.get("metadata") {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Object(metadata)) => metadata,
-        Some(_) => return Err(ApiError::BadRequest("metadata must be an object".into())),
+        Some(other) => return bad(other, &format!("{kind}.metadata"), "v1.ObjectMeta"),
     };
+    let not_text = |value: &&Value| !value.is_string() && !value.is_null();
     for (field, value) in metadata {
-        match field.as_str() {
-            "labels" | "annotations" => {
-                let fine = value.is_null()
-                    || value
-                        .as_object()
-                        .is_some_and(|map| map.values().all(Value::is_string));
-                if !fine {
-                    return bad(field, "a map of strings to strings");
-                }
+        let (wrong, want) = match (field.as_str(), value) {
+            (_, Value::Null) => continue,
+            ("labels" | "annotations", Value::Object(map)) => {
+                (map.values().find(not_text), "string")
             }
-            "finalizers" => {
-                let fine = value.is_null()
-                    || value
-                        .as_array()
-                        .is_some_and(|list| list.iter().all(Value::is_string));
-                if !fine {
-                    return bad(field, "a list of strings");
-                }
+            ("labels" | "annotations", _) => (Some(value), "map[string]string"),
+            ("finalizers", Value::Array(list)) => (list.iter().find(not_text), "string"),
+            ("finalizers", _) => (Some(value), "[]string"),
+            ("ownerReferences", Value::Array(list)) => {
+                (list.iter().find(|o| !o.is_object()), "v1.OwnerReference")
             }
-            "ownerReferences" => {
-                let fine = value.is_null()
-                    || value
-                        .as_array()
-                        .is_some_and(|list| list.iter().all(Value::is_object));
-                if !fine {
-                    return bad(field, "a list of objects");
-                }
-            }
-            "name" | "generateName" | "namespace" | "uid" | "resourceVersion"
-            | "creationTimestamp" | "deletionTimestamp"
-                if !value.is_null() && !value.is_string() =>
-            {
-                return bad(field, "a string");
-            }
-            _ => {}
+            ("ownerReferences", _) => (Some(value), "[]v1.OwnerReference"),
+            (
+                "name" | "generateName" | "namespace" | "uid" | "resourceVersion"
+                | "creationTimestamp" | "deletionTimestamp",
+                _,
+            ) if !value.is_string() => (Some(value), "string"),
+            _ => continue,
+        };
+        if let Some(wrong) = wrong {
+            return bad(wrong, &within(field), want);
         }
     }
     Ok(())
@@ -149,14 +152,14 @@ fn alphanumeric(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit()
 }
 
-fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(|b| alphanumeric(*b))
         && bytes.last().is_some_and(|b| alphanumeric(*b))
         && bytes.iter().all(|b| alphanumeric(*b) || *b == b'-')
 }
 
-const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or \
+pub(crate) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or \
     '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
     '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
@@ -175,64 +178,17 @@ pub(crate) fn check_name(name: &str, strict: bool) -> Vec<Cause> {
         causes.push(Cause::invalid(
             "metadata.name",
             format!("{name:?}"),
-            format!("must be no more than {limit} bytes"),
+            format!("must be no more than {limit} characters"),
         ));
     }
-    if !fine {
+    if strict && name.contains('.') {
+        causes.push(Cause::invalid(
+            "metadata.name",
+            format!("{name:?}"),
+            "must not contain dots",
+        ));
+    } else if !fine {
         causes.push(Cause::invalid("metadata.name", format!("{name:?}"), why));
-    }
-    causes
-}
-
-/// What is wrong with the labels and the size of the annotations.
-pub(crate) fn check_labels(object: &Value) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    for (key, value) in object
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
-        if !is_qualified(key) {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                format!("{key:?}"),
-                "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
-                 alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
-                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
-            ));
-        }
-        let value = value.as_str().unwrap_or_default();
-        if value.len() > 63 {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                format!("{value:?}"),
-                "must be no more than 63 bytes",
-            ));
-        } else if !value.is_empty() && !is_word(value) {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                format!("{value:?}"),
-                "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and \
-                 must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
-                 used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
-            ));
-        }
-    }
-    let annotations = object
-        .pointer("/metadata/annotations")
-        .and_then(Value::as_object);
-    let size: usize = annotations
-        .into_iter()
-        .flatten()
-        .map(|(k, v)| k.len() + v.as_str().map_or(0, str::len))
-        .sum();
-    if size > 256 * 1024 {
-        causes.push(Cause {
-            reason: "FieldValueTooLong".into(),
-            field: "metadata.annotations".into(),
-            message: "Too long: may not be more than 262144 bytes".into(),
-        });
     }
     causes
 }
@@ -245,19 +201,6 @@ pub(crate) fn is_word(text: &str) -> bool {
         && bytes
             .iter()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-}
-
-/// A label key: a word, or a DNS subdomain, a slash and a word.
-pub(crate) fn is_qualified(key: &str) -> bool {
-    match key.split_once('/') {
-        None => key.len() <= 63 && is_word(key),
-        Some((prefix, word)) => {
-            prefix.len() <= 253
-                && prefix.split('.').all(is_label)
-                && word.len() <= 63
-                && is_word(word)
-        }
-    }
 }
 
 #[cfg(test)]
@@ -274,17 +217,6 @@ mod tests {
         let made = generate_name(&"x".repeat(80));
         assert_eq!(made.len(), 63);
         assert!(check_name(&made, true).is_empty());
-    }
-
-    #[test]
-    fn labels() {
-        assert!(
-            check_labels(&json!({"metadata": {"labels": {"a.b/c": "", "x": "Y_1"}}})).is_empty()
-        );
-        assert_eq!(
-            check_labels(&json!({"metadata": {"labels": {"a/b/c": "-"}}})).len(),
-            2
-        );
     }
 
     #[test]

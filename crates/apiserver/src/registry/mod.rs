@@ -13,8 +13,11 @@ pub(crate) mod catalog;
 pub(crate) mod content;
 pub(crate) mod defaults;
 pub(crate) mod delete;
+pub(crate) mod label_selector;
 pub(crate) mod managers;
 pub(crate) mod meta;
+pub(crate) mod metadata;
+pub(crate) mod pods;
 pub(crate) mod policy;
 pub(crate) mod protobuf;
 pub(crate) mod query;
@@ -191,16 +194,17 @@ impl Core {
             .get::<EndOfService>()
             .map(|end| end.0.clone());
         let snapshot = self.catalog.get();
+        let unknown = || snapshot.unknown_path(&info.group, &info.version);
         let def = snapshot
             .find(&info.group, &info.resource)
-            .ok_or(ApiError::NoSuchPath)?;
-        let scope = Scope::new(def, &info.version).ok_or(ApiError::NoSuchPath)?;
+            .ok_or_else(unknown)?;
+        let scope = Scope::new(def, &info.version).ok_or_else(unknown)?;
         // Objects of a namespace are reached through it; cluster-scoped ones never are.
         let in_namespace = !info.namespace.is_empty() && scope.policy != policy::Policy::Namespace;
         if in_namespace && !def.namespaced
             || (def.namespaced && !in_namespace && !info.name.is_empty())
         {
-            return Err(ApiError::NoSuchPath);
+            return Err(unknown());
         }
         let mut call = Call::new(info, user, &parts.uri, parts.headers, end)?;
         call.warnings
@@ -216,14 +220,22 @@ impl Core {
             call.info.name.is_empty(),
             sub.as_str(),
         ) {
-            ("GET" | "HEAD", _, "") if call.query.flag("watch") => {
+            // The path of one object knows no watch; a field selector for its name does.
+            ("GET" | "HEAD", true, "") if call.query.flag("watch") => {
                 crate::watch::start(self, &call, &scope)
             }
             ("GET" | "HEAD", true, "") => self.list(&call, &scope),
             ("GET" | "HEAD", false, "") => self.get(&call, &scope),
             ("GET" | "HEAD", false, "status") if scope.version().status => self.get(&call, &scope),
-            ("POST", true, "") if def.namespaced && !in_namespace => {
-                Err(ApiError::MethodNotAllowed)
+            ("POST", true, "") if def.namespaced && !in_namespace => Err(if def.crd {
+                ApiError::PageNotFound
+            } else {
+                ApiError::MethodNotAllowed
+            }),
+            // Upstream's server of custom resources looks at the verb only.
+            ("POST", false, "") if def.crd => self.create(&mut call, &scope, body).await,
+            ("PUT" | "PATCH", true, "") if def.crd => {
+                Err(ApiError::BadRequest("name must be provided".into()))
             }
             ("POST", true, "") => self.create(&mut call, &scope, body).await,
             ("PUT", false, "") => self.replace(&mut call, &scope, body).await,
@@ -242,6 +254,16 @@ impl Core {
             ("POST", false, "token") if &*scope.resource == "/serviceaccounts" => {
                 self.request_token(&mut call, &scope, body).await
             }
+            (method, false, "status") if def.crd && scope.version().status => {
+                Err(ApiError::NotSupported {
+                    target: scope.target(""),
+                    verb: if method == "DELETE" {
+                        "delete"
+                    } else {
+                        "create"
+                    },
+                })
+            }
             (_, _, "" | "status") if sub.is_empty() || scope.version().status => {
                 Err(ApiError::MethodNotAllowed)
             }
@@ -250,6 +272,7 @@ impl Core {
             {
                 Err(ApiError::MethodNotAllowed)
             }
+            _ if def.crd => Err(ApiError::NotFound(scope.target(&call.info.name))),
             _ => Err(ApiError::NoSuchPath),
         }
     }
@@ -291,7 +314,7 @@ impl Core {
         };
         document
             .map(|document| send(document, headers))
-            .ok_or(ApiError::NoSuchPath)
+            .ok_or(ApiError::PageNotFound)
     }
 
     fn paths(&self, snapshot: &Snapshot) -> Value {

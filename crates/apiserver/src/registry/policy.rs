@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::error::{ApiError, Cause, Target};
 use crate::registry::catalog::Scope;
 use crate::registry::query::Call;
-use crate::registry::{Core, meta, store_error};
+use crate::registry::{Core, meta, metadata, pods, store_error};
 use crate::resources::ResourceDef;
 use crate::schema::{FieldError, crd};
 use crate::store::{Key, Query};
@@ -71,7 +71,7 @@ impl Policy {
     pub(crate) fn initial_status(self, given: Option<Value>) -> Option<Value> {
         match self {
             Self::Namespace => Some(json!({"phase": "Active"})),
-            Self::Pod => Some(json!({"phase": "Pending", "qosClass": "Burstable"})),
+            Self::Pod => Some(json!({"phase": "Pending"})),
             Self::Storage => Some(json!({"phase": "Pending"})),
             Self::Node => given,
             Self::Plain | Self::Definition | Self::Lease | Self::Freezable | Self::Access => None,
@@ -118,13 +118,14 @@ impl Scope {
                 }
                 meta::metadata(object).insert("finalizers".into(), json!(finalizers));
             }
+            Policy::Pod => pods::complete(object),
             _ => {}
         }
     }
 
     /// What is wrong with the object besides its schema; `old` is the stored one on update.
     pub(crate) fn check(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
-        let mut causes = meta::check_labels(object);
+        let mut causes = metadata::check(object, self.def.group.is_empty());
         match self.policy {
             Policy::Definition => {
                 causes.extend(crd::validate(object, old).into_iter().map(Cause::from));

@@ -109,7 +109,10 @@ impl Call {
         let query = Query::parse(uri)?;
         let include = query.get("includeObject");
         let include = IncludeObject::parse(include).ok_or_else(|| {
-            ApiError::BadRequest(format!("unrecognized includeObject value: {include:?}"))
+            ApiError::BadRequest(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {include:?}: must be \
+                 'Metadata', 'Object', 'None', or empty"
+            ))
         })?;
         let view = View::negotiate(&headers, include)?;
         Ok(Self {

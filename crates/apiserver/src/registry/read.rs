@@ -78,6 +78,10 @@ impl Core {
                     .into_iter()
                     .map(|item| without_kind(scope, item))
                     .collect();
+                let mut list_meta = list_meta;
+                if scope.def.crd {
+                    list_meta.entry("continue").or_insert_with(|| json!(""));
+                }
                 json!({
                     "kind": scope.def.list_kind,
                     "apiVersion": scope.api_version(),
@@ -237,7 +241,7 @@ pub(crate) fn parse_continue(token: &str) -> Result<Continue, ApiError> {
 }
 
 /// Items of built-in lists carry no kind and version of their own, those of custom resources do; as upstream.
-fn without_kind(scope: &Scope, mut item: Value) -> Value {
+pub(crate) fn without_kind(scope: &Scope, mut item: Value) -> Value {
     if !scope.def.crd
         && let Some(map) = item.as_object_mut()
     {

@@ -35,7 +35,7 @@ impl Core {
             &content::read(body).await?,
         )?;
         check_kind(scope, &mut review)?;
-        meta::check_shape(&review)?;
+        meta::check_shape(&review, &scope.def.kind, &scope.version().name, false)?;
         if let Some(wrong) =
             builtin::type_errors(&scope.def.group, &scope.def.kind, &review).first()
         {

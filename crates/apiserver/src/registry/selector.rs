@@ -3,30 +3,13 @@
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::registry::meta;
+use crate::registry::label_selector::{self, Label, Test};
 
 /// Which objects a list, watch or deletecollection is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Selector {
     labels: Vec<Label>,
     fields: Vec<Field>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Label {
-    key: String,
-    test: Test,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Test {
-    Exists,
-    Absent,
-    In(Vec<String>),
-    /// Also true where the label is absent.
-    NotIn(Vec<String>),
-    Greater(i64),
-    Less(i64),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,12 +67,7 @@ fn supported(resource: &str) -> &'static [&'static str] {
 impl Selector {
     /// Parses both selectors of a request; `resource` is `group/plural` and says which fields can be selected.
     pub(crate) fn parse(labels: &str, fields: &str, resource: &str) -> Result<Self, ApiError> {
-        let unparsed =
-            |why: String| ApiError::BadRequest(format!("unable to parse requirement: {why}"));
-        let labels = split_requirements(labels)
-            .into_iter()
-            .map(|part| parse_label(part).ok_or_else(|| unparsed(format!("found {part:?}"))))
-            .collect::<Result<_, _>>()?;
+        let labels = label_selector::parse(labels).map_err(ApiError::BadRequest)?;
         let fields: Vec<Field> = fields
             .split(',')
             .map(str::trim)
@@ -188,65 +166,6 @@ fn lookup(object: &Value, path: &str) -> String {
         None | Some(Value::Null) => String::new(),
         Some(other) => other.to_string(),
     }
-}
-
-/// Splits at commas that are not inside parentheses.
-fn split_requirements(text: &str) -> Vec<&str> {
-    let mut parts = Vec::new();
-    let (mut depth, mut start) = (0_usize, 0);
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            b'(' => depth += 1,
-            b')' => depth = depth.saturating_sub(1),
-            b',' if depth == 0 => {
-                parts.push(text[start..at].trim());
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(text[start..].trim());
-    if parts == [""] { Vec::new() } else { parts }
-}
-
-fn parse_label(part: &str) -> Option<Label> {
-    let (key, test) = if let Some(key) = part.strip_prefix('!') {
-        (key, Test::Absent)
-    } else if let Some((key, value)) = part.split_once("!=") {
-        (key, Test::NotIn(vec![label_value(value)?]))
-    } else if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
-        (key, Test::In(vec![label_value(value)?]))
-    } else if let Some((key, value)) = part.split_once('>') {
-        (key, Test::Greater(value.trim().parse().ok()?))
-    } else if let Some((key, value)) = part.split_once('<') {
-        (key, Test::Less(value.trim().parse().ok()?))
-    } else if let Some((head, list)) = part.split_once('(') {
-        let values = list
-            .trim()
-            .strip_suffix(')')?
-            .split(',')
-            .map(label_value)
-            .collect::<Option<Vec<_>>>()?;
-        let mut words = head.split_whitespace();
-        let (key, operator) = (words.next()?, words.next()?);
-        match (operator, words.next()) {
-            ("in", None) => (key, Test::In(values)),
-            ("notin", None) => (key, Test::NotIn(values)),
-            _ => return None,
-        }
-    } else {
-        (part, Test::Exists)
-    };
-    let key = key.trim();
-    meta::is_qualified(key).then(|| Label {
-        key: key.to_owned(),
-        test,
-    })
-}
-
-fn label_value(text: &str) -> Option<String> {
-    let text = text.trim();
-    (text.is_empty() || (text.len() <= 63 && meta::is_word(text))).then(|| text.to_owned())
 }
 
 fn parse_field(part: &str) -> Option<Field> {

@@ -30,7 +30,7 @@ impl Core {
         )?;
         let (name, namespace) = (call.info.name.clone(), call.info.namespace.clone());
         check_kind(&request)?;
-        meta::check_shape(&request)?;
+        meta::check_shape(&request, "TokenRequest", "v1", false)?;
         let invalid = |name: &str, causes| ApiError::Invalid {
             target: Target::new(GROUP, "TokenRequest", name),
             causes,

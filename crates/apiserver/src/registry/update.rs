@@ -12,7 +12,7 @@ use crate::registry::policy::Policy;
 use crate::registry::query::Call;
 use crate::registry::read::show;
 use crate::registry::write::{check, check_kind, home, keep_identity, modified};
-use crate::registry::{Core, apply, content, managers, meta, store_error};
+use crate::registry::{Core, apply, content, managers, meta, metadata, store_error};
 use crate::store::{Expect, StoreError, Stored, Write};
 
 /// How often a patch is applied anew when other writes come between.
@@ -35,7 +35,8 @@ impl Core {
         scope: &Scope,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
-        let new = content::parse(
+        let new = content::decode(
+            &scope.def.kind,
             &content::media_type(&call.headers),
             &content::read(body).await?,
         )?;
@@ -96,18 +97,21 @@ impl Core {
 
         let mut new = produce(&old)?;
         check_kind(scope, &mut new)?;
-        meta::check_shape(&new)?;
+        meta::check_shape(&new, &scope.def.kind, &scope.version().name, scope.def.crd)?;
         home(call, scope, &mut new)?;
         if meta::name(&new) != name {
-            if !meta::name(&new).is_empty() {
+            if meta::name(&new).is_empty() {
                 return Err(ApiError::BadRequest(format!(
-                    "the name of the object ({}) does not match the name on the URL ({name})",
-                    meta::name(&new)
+                    "the name of the object ({name} based on URL) was undeterminable: name must be provided"
                 )));
             }
-            meta::metadata(&mut new).insert("name".into(), json!(name));
+            return Err(ApiError::BadRequest(format!(
+                "the name of the object ({}) does not match the name on the URL ({name})",
+                meta::name(&new)
+            )));
         }
-        check_revision(scope, &name, &old, &new)?;
+        check_revision(call, scope, &name, &old, &new)?;
+        let fixed = metadata::check_fixed(&old, &new);
         self.clean(call, scope, &mut new)?;
         let mut identity = old["metadata"].as_object().cloned().unwrap_or_default();
         let given = new["metadata"].get("managedFields").cloned();
@@ -141,7 +145,8 @@ impl Core {
         }
         keep_identity(&mut new, &identity);
         self.confirm_rights(call, scope, &new, Some(&old))?;
-        let mut causes = check(scope, &new, Some(&old), &mut call.warnings);
+        let mut causes = fixed;
+        causes.extend(check(scope, &new, Some(&old), &mut call.warnings));
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {
@@ -204,10 +209,17 @@ impl Core {
 }
 
 /// Optimistic concurrency, and the precondition that is a uid.
-fn check_revision(scope: &Scope, name: &str, old: &Value, new: &Value) -> Result<(), ApiError> {
+fn check_revision(
+    call: &Call,
+    scope: &Scope,
+    name: &str,
+    old: &Value,
+    new: &Value,
+) -> Result<(), ApiError> {
     let uid = meta::text(new, &["metadata", "uid"]);
     let own = meta::text(old, &["metadata", "uid"]);
-    if !uid.is_empty() && uid != own {
+    // A replace names its object by it; in a patch it is a change like any other.
+    if call.info.verb == "update" && !uid.is_empty() && uid != own {
         return Err(ApiError::Conflict {
             target: scope.target(name),
             why: format!(
@@ -218,22 +230,17 @@ fn check_revision(scope: &Scope, name: &str, old: &Value, new: &Value) -> Result
     match meta::resource_version(new) {
         "" | "0" if scope.unconditional_update() => Ok(()),
         "" | "0" => Err(ApiError::Invalid {
-            target: scope.kind_target(name),
+            target: scope.target(name),
             causes: vec![Cause::invalid(
                 "metadata.resourceVersion",
-                "0x0",
+                "0",
                 "must be specified for an update",
             )],
         }),
         given if given == meta::resource_version(old) => Ok(()),
-        given if given.parse::<u64>().is_err() => Err(ApiError::Invalid {
-            target: scope.kind_target(name),
-            causes: vec![Cause::invalid(
-                "metadata.resourceVersion",
-                format!("{given:?}"),
-                "must be an unsigned integer",
-            )],
-        }),
+        given if given.parse::<u64>().is_err() => Err(ApiError::Unexplained(format!(
+            "strconv.ParseUint: parsing {given:?}: invalid syntax"
+        ))),
         _ => Err(modified(scope.target(name))),
     }
 }
@@ -279,20 +286,29 @@ fn meaningful_change(scope: &Scope, old: &Value, new: &Value) -> bool {
     desired(old) != desired(new)
 }
 
-fn check_finalizers(old: &Value, new: &Value) -> Option<Cause> {
+/// Upstream finds it twice, and says so.
+fn check_finalizers(old: &Value, new: &Value) -> Vec<Cause> {
     if !meta::is_deleting(old) {
-        return None;
+        return Vec::new();
     }
     let had = meta::finalizers(old);
     let added: Vec<&str> = meta::finalizers(new)
         .into_iter()
         .filter(|f| !had.contains(f))
         .collect();
-    (!added.is_empty()).then(|| {
-        let list = added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ");
-        Cause::forbidden(
-            "metadata.finalizers",
-            format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}"),
-        )
-    })
+    if added.is_empty() {
+        return Vec::new();
+    }
+    let list = added
+        .iter()
+        .map(|f| format!("{f:?}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let cause = Cause::forbidden(
+        "metadata.finalizers",
+        format!(
+            "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}"
+        ),
+    );
+    vec![cause.clone(), cause]
 }

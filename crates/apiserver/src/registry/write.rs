@@ -24,7 +24,8 @@ impl Core {
         scope: &Scope,
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
-        let object = content::parse(
+        let object = content::decode(
+            &scope.def.kind,
             &content::media_type(&call.headers),
             &content::read(body).await?,
         )?;
@@ -40,10 +41,15 @@ impl Core {
         mut object: Value,
     ) -> Result<Value, ApiError> {
         check_kind(scope, &mut object)?;
-        meta::check_shape(&object)?;
+        meta::check_shape(
+            &object,
+            &scope.def.kind,
+            &scope.version().name,
+            scope.def.crd,
+        )?;
         let namespace = home(call, scope, &mut object)?;
         if !meta::resource_version(&object).is_empty() {
-            return Err(ApiError::BadRequest(
+            return Err(ApiError::Unexplained(
                 "resourceVersion should not be set on objects to be created".into(),
             ));
         }
@@ -149,15 +155,29 @@ impl Core {
             expect: Expect::Absent,
             value: Some(scope.persist(&object)),
         };
-        let revision = self.store.write(write).await.map_err(|e| match e {
-            StoreError::Taken => ApiError::AlreadyExists(scope.target(&name)),
-            other => store_error(&other),
-        })?;
+        let revision = match self.store.write(write).await {
+            Ok(revision) => revision,
+            Err(StoreError::Taken) => return Err(self.taken(scope, namespace, &name)),
+            Err(other) => return Err(store_error(&other)),
+        };
         if scope.policy == Policy::Definition {
             self.reload_catalog()?;
         }
         meta::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
         Ok(object)
+    }
+
+    /// Why a name cannot be had: someone has it, or had it and is not gone yet.
+    fn taken(&self, scope: &Scope, namespace: &str, name: &str) -> ApiError {
+        let holder = self.read(scope, namespace, name);
+        let leaving = holder
+            .and_then(|stored| scope.present(&stored))
+            .is_ok_and(|object| meta::is_deleting(&object));
+        if leaving {
+            ApiError::BeingDeleted(scope.target(name))
+        } else {
+            ApiError::AlreadyExists(scope.target(name))
+        }
     }
 
     /// Prunes and defaults; what is pruned is ignored, warned of or refused as the client wishes.
@@ -277,26 +297,35 @@ pub(crate) fn check_kind(scope: &Scope, object: &mut Value) -> Result<(), ApiErr
         ));
     };
     let version = scope.api_version();
-    for (field, expected) in [("kind", &scope.def.kind), ("apiVersion", &version)] {
+    // Custom resources are known by their version first.
+    let (kind, version) = (("kind", &scope.def.kind), ("apiVersion", &version));
+    let order = match map.get("kind") {
+        Some(_) if scope.def.crd => [version, kind],
+        _ => [kind, version],
+    };
+    for (field, expected) in order {
         let given = map.get(field).and_then(Value::as_str).unwrap_or_default();
         if given == expected {
             continue;
         }
         if given.is_empty() && !scope.def.crd {
             map.insert(field.into(), json!(expected));
-        } else if given.is_empty() {
-            let field = if field == "kind" {
-                "Kind"
-            } else {
-                "apiVersion"
-            };
+        } else if given.is_empty() && field == "kind" {
+            let shown = Value::Object(map.clone()).to_string();
             return Err(ApiError::BadRequest(format!(
-                "Object '{field}' is missing in the request body"
+                "the object provided is unrecognized (must be of type {expected}): Object 'Kind' is missing in \
+                 '{shown}' ({})",
+                content::summary(shown.as_bytes())
             )));
         } else if field == "kind" {
+            let (version, group) = (&scope.version().name, scope.def.group.as_str());
+            let package = match group.split('.').next() {
+                None | Some("") => "core",
+                Some(word) => word,
+            };
             return Err(ApiError::BadRequest(format!(
-                "{given} in version {:?} cannot be handled as a {expected}: kind does not match",
-                scope.version().name
+                "{given} in version {version:?} cannot be handled as a {expected}: converting ({version}.{given}) to \
+                 ({package}.{expected}): unknown conversion"
             )));
         } else {
             return Err(ApiError::BadRequest(format!(
@@ -343,6 +372,13 @@ pub(crate) fn keep_identity(object: &mut Value, identity: &Map<String, Value>) {
         meta::put(metadata, field, identity.get(field).cloned());
     }
     metadata.remove("selfLink");
+    // What is empty is not written.
+    metadata.retain(|_, value| match value {
+        Value::Null => false,
+        Value::Object(map) => !map.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        _ => true,
+    });
 }
 
 /// The answer to a write that lost against another.

@@ -128,11 +128,7 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
         versions.push(VersionDef {
             served: version["served"] == true,
             deprecation_warning: deprecated.then(|| match text(version, "deprecationWarning") {
-                "" => format!(
-                    "{}/{name} {} is deprecated",
-                    text(spec, "group"),
-                    text(names, "kind")
-                ),
+                "" => default_warning(spec, &name),
                 given => given.to_owned(),
             }),
             status: version["subresources"]["status"].is_object(),
@@ -178,6 +174,22 @@ pub(crate) fn resource_def(crd: &Value) -> Result<ResourceDef, Vec<FieldError>> 
         alias: None,
         since: 0,
     })
+}
+
+/// What a deprecated version is warned of where the definition has no words of its own: with the best newer version.
+fn default_warning(spec: &Value, name: &str) -> String {
+    let (group, kind) = (text(spec, "group"), text(&spec["names"], "kind"));
+    let newer = list(spec, "versions")
+        .iter()
+        .filter(|v| v["served"] == true && v["deprecated"] != true)
+        .map(|v| text(v, "name"))
+        .filter(|other| version_order(other) > version_order(name))
+        .max_by_key(|other| version_order(other));
+    let said = format!("{group}/{name} {kind} is deprecated");
+    match newer {
+        Some(newer) => format!("{said}; use {group}/{newer} {kind}"),
+        None => said,
+    }
 }
 
 fn column(source: &Value) -> Column {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::definition::{LABEL, dns_label};
 use super::node::{Additional, Node, join};
 use super::{FieldError, FieldErrorKind};
-use crate::registry::meta;
+use crate::registry::metadata;
 
 /// The errors of all objects inside a value.
 pub(super) fn check(node: &Node, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
@@ -56,15 +56,16 @@ fn check_object(object: &Value, path: &str, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::invalid(here, given, &detail));
         }
     }
-    let metadata = object.get("metadata").unwrap_or(&Value::Null);
-    if !metadata.is_null() && !metadata.is_object() {
+    let given = object.get("metadata").unwrap_or(&Value::Null);
+    if !given.is_null() && !given.is_object() {
         errors.push(FieldError::invalid(
             join(path, "metadata"),
-            metadata,
+            given,
             "must be an object",
         ));
     }
-    let labels = meta::check_labels(&json!({"metadata": metadata}));
+    let mut labels = Vec::new();
+    metadata::check_labels(&json!({"metadata": given}), &mut labels);
     errors.extend(labels.into_iter().map(|cause| FieldError {
         kind: FieldErrorKind::Invalid,
         field: join(path, &cause.field),

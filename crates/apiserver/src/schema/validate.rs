@@ -357,7 +357,7 @@ fn check_object(
         match (node.properties.get(name.as_str()), &node.additional) {
             (Some(child), _) => check(child, value, before, &here, false, errors),
             (None, Additional::Schema(schema)) => {
-                check(schema, value, before, &here, false, errors)
+                check(schema, value, before, &here, false, errors);
             }
             _ => {}
         }

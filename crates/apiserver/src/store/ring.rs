@@ -231,6 +231,23 @@ mod tests {
         assert!(ring.subscribe(7).is_ok());
     }
 
+    #[tokio::test]
+    async fn much_comes_in_pieces() {
+        let ring = Ring::new(0, 100, 100 << 20);
+        ring.push((1..=10).map(|revision| Event {
+            value: Some(Bytes::from(vec![b'x'; PIECE / 2])),
+            ..event(revision)
+        }));
+        let mut watch = ring.subscribe(0).unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 10 {
+            let piece = watch.next().await.unwrap();
+            assert!(piece.len() <= 2, "{}", piece.len());
+            seen.extend(piece.iter().map(|event| event.revision));
+        }
+        assert!(seen.into_iter().eq(1..=10));
+    }
+
     #[test]
     fn bounded_by_bytes() {
         let ring = Ring::new(0, 1000, 1000);

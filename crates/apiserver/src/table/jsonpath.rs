@@ -31,6 +31,7 @@ enum Step {
     Slice(Option<i64>, Option<i64>),
     Wildcard,
     Descend,
+    Union(Vec<Self>),
     Filter(Operand, Option<(Operator, Operand)>),
 }
 
@@ -99,7 +100,15 @@ fn steps(text: &str) -> Result<Vec<Step>, ParseError> {
             };
         } else if rest.starts_with('[') {
             let end = closing(rest)?;
-            out.push(bracket(rest[1..end].trim())?);
+            let inner = rest[1..end].trim();
+            // As upstream has it, `['a.b']` is `.a.b`, and a dot in a name is written `['a\.b']`.
+            let name = inner
+                .strip_prefix('\'')
+                .and_then(|name| name.strip_suffix('\''));
+            match name.filter(|name| name.contains('.') && !name.contains('\'')) {
+                Some(name) => out.extend(steps(&format!(".{name}"))?),
+                None => out.push(bracket(inner)?),
+            }
             rest = &rest[end + 1..];
         } else if out.is_empty() {
             rest = field(rest, &mut out)?;
@@ -178,6 +187,11 @@ fn bracket(inner: &str) -> Result<Step, ParseError> {
     if let Some(name) = quoted(inner) {
         return Ok(Step::Field(name));
     }
+    let parts = alternatives(inner);
+    if parts.len() > 1 {
+        let steps: Result<Vec<Step>, ParseError> = parts.into_iter().map(bracket).collect();
+        return steps.map(Step::Union);
+    }
     let bad = || ParseError(format!("invalid array index {inner:?}"));
     if let Some((from, to)) = inner.split_once(':') {
         let bound = |s: &str| -> Result<Option<i64>, ParseError> {
@@ -191,6 +205,24 @@ fn bracket(inner: &str) -> Result<Step, ParseError> {
         return Ok(Step::Slice(bound(from)?, bound(to)?));
     }
     inner.parse().map(Step::Index).map_err(|_| bad())
+}
+
+/// The parts between commas, quotes respected.
+fn alternatives(text: &str) -> Vec<&str> {
+    let mut quote = None;
+    let parts = text.split(|c| match (quote, c) {
+        (Some(q), c) if c == q => {
+            quote = None;
+            false
+        }
+        (None, '\'' | '"') => {
+            quote = Some(c);
+            false
+        }
+        (None, ',') => true,
+        _ => false,
+    });
+    parts.map(str::trim).collect()
 }
 
 fn quoted(text: &str) -> Option<String> {
@@ -280,6 +312,9 @@ impl Step {
             }
             (Self::Wildcard, Value::Array(list)) => list.iter().collect(),
             (Self::Wildcard, Value::Object(map)) => map.values().collect(),
+            (Self::Union(steps), value) => {
+                steps.iter().flat_map(|step| step.apply(value)).collect()
+            }
             (Self::Descend, value) => {
                 let mut out = Vec::new();
                 descend(value, &mut out);
@@ -354,7 +389,9 @@ mod tests {
             (".metadata.name", json!(["a"])),
             ("{.metadata.name}", json!(["a"])),
             (".metadata.annotations.a\\.b/c", json!(["dotted"])),
-            (".metadata.annotations['a.b/c']", json!(["dotted"])),
+            (r".metadata.annotations['a\.b/c']", json!(["dotted"])),
+            (".metadata.annotations['a.b/c']", json!([])),
+            (".metadata['name','absent']", json!(["a"])),
             (".status.interfaces[0].ipAddress", json!(["10.0.0.1"])),
             (".status.interfaces[-1].n", json!([3])),
             (

@@ -15,7 +15,9 @@ use kube_cel::cel::parser::{ParseErrors, Parser};
 use serde_json::Value;
 
 mod address;
+mod calls;
 mod check;
+mod compare;
 mod cost;
 mod estimate;
 mod eval;

@@ -20,8 +20,8 @@ pub(super) enum Type<'a> {
     Optional(Rc<Self>),
     /// An object of the schema; true for a whole resource.
     Object(&'a Node, bool),
-    /// A type as a value.
-    Type,
+    /// The type of types.
+    OfTypes,
     /// Stands for one type in a signature.
     Var(char),
 }
@@ -39,7 +39,7 @@ impl fmt::Display for Type<'_> {
             Self::Map(key, value) => write!(f, "map({key}, {value})"),
             Self::Optional(inner) => write!(f, "optional_type({inner})"),
             Self::Object(..) => f.write_str("object"),
-            Self::Type => f.write_str("type"),
+            Self::OfTypes => f.write_str("type"),
             Self::Var(name) => write!(f, "{name}"),
         }
     }
@@ -119,7 +119,7 @@ impl<'a> Type<'a> {
                     known.takes(other, bound) || other.takes(&known, bound)
                 }
             },
-            (Self::Dyn, _) | (_, Self::Dyn) | (Self::Type, Self::Type) => true,
+            (Self::Dyn, _) | (_, Self::Dyn) | (Self::OfTypes, Self::OfTypes) => true,
             (Self::Named(a), Self::Named(b)) => {
                 a == b
                     || (*b == "null"
@@ -223,7 +223,7 @@ fn parse_type(text: &str) -> (Type<'static>, &str) {
                 after.strip_prefix(')').unwrap_or(after),
             )
         }
-        "type" => (Type::Type, rest),
+        "type" => (Type::OfTypes, rest),
         "dyn" => (Type::Dyn, rest),
         word => {
             let known = NAMES.iter().find(|(short, _)| *short == word);
