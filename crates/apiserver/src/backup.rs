@@ -395,10 +395,7 @@ mod tests {
             assert!(summarize(changed.as_slice()).is_err(), "changed at {at}");
         }
         let longer = [bytes.as_slice(), b"x"].concat();
-        assert!(matches!(
-            summarize(longer.as_slice()),
-            Err(Fault::Damaged)
-        ));
+        assert!(matches!(summarize(longer.as_slice()), Err(Fault::Damaged)));
         assert!(matches!(
             summarize(b"PK\x03\x04".as_slice()),
             Err(Fault::Foreign)

@@ -253,9 +253,7 @@ impl ApiError {
             Self::AlreadyExists(_)
             | Self::BeingDeleted(_)
             | Self::Conflict { .. }
-            | Self::ApplyConflict { .. } => {
-                StatusCode::CONFLICT
-            }
+            | Self::ApplyConflict { .. } => StatusCode::CONFLICT,
             Self::Invalid { .. } | Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,

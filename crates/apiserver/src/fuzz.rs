@@ -49,8 +49,10 @@ pub fn patch(kind: u8, body: &[u8], object: &[u8]) {
         1 => "application/merge-patch+json",
         _ => "application/strategic-merge-patch+json",
     };
-    let (Ok(patch), Ok(object)) = (Patch::parse(media, body, false), content::parse_json(object))
-    else {
+    let (Ok(patch), Ok(object)) = (
+        Patch::parse(media, body, false),
+        content::parse_json(object),
+    ) else {
         return;
     };
     let Ok(once) = patch.apply(&object) else {

@@ -397,7 +397,10 @@ async fn connection(
         .keep_alive_timeout(Duration::from_secs(20))
         .enable_connect_protocol();
     let connection = builder
-        .serve_connection_with_upgrades(TokioIo::new(Unstalled::new(stream, limits.stalled)), service)
+        .serve_connection_with_upgrades(
+            TokioIo::new(Unstalled::new(stream, limits.stalled)),
+            service,
+        )
         .into_owned();
     if let Err(e) = watcher.watch(connection).await {
         tracing::debug!("connection ended: {e}");

@@ -101,10 +101,7 @@ async fn a_restore_is_careful() {
     ));
     let (path, target) = (file.clone(), data.to_owned());
     let in_use = tokio::task::spawn_blocking(move || backup::restore(&path, &target, true));
-    assert!(matches!(
-        in_use.await.unwrap(),
-        Err(BackupError::InUse(_))
-    ));
+    assert!(matches!(in_use.await.unwrap(), Err(BackupError::InUse(_))));
     ok(&server.client(), "POST", URI, &config_map("b")).await;
     let Server { api, dir: data } = server;
     drop(api);

@@ -305,11 +305,17 @@ async fn a_full_disk_costs_the_writes_that_find_it_full() {
         .filter(|line| !line.is_empty())
         .map(|line| {
             let event: Value = serde_json::from_slice(line).unwrap();
-            event["object"]["metadata"]["name"].as_str().unwrap().to_owned()
+            event["object"]["metadata"]["name"]
+                .as_str()
+                .unwrap()
+                .to_owned()
         })
         .collect();
     let expected: Vec<String> = acknowledged.iter().map(|n| format!("n{n}")).collect();
-    assert_eq!(names.split_last(), Some((&"after".to_owned(), expected.as_slice())));
+    assert_eq!(
+        names.split_last(),
+        Some((&"after".to_owned(), expected.as_slice()))
+    );
 
     drop((client, server));
     let again = ApiServer::open(options(disk.path())).await.unwrap();
@@ -353,7 +359,8 @@ async fn a_failed_commit_is_told_to_each_writer() {
     });
     let done = futures::future::join_all(writes).await;
     assert!(
-        done.iter().any(|r| matches!(r, Err(StoreError::Commit { why, .. }) if why.contains("full"))),
+        done.iter()
+            .any(|r| matches!(r, Err(StoreError::Commit { why, .. }) if why.contains("full"))),
         "{done:?}"
     );
     for (n, done) in done.iter().enumerate() {

@@ -57,7 +57,7 @@ fn serves_until_killed() {
             server_names: Vec::new(),
             admission: Arc::new(AdmitAll),
             crds: Vec::new(),
-        access: Access::default(),
+            access: Access::default(),
         };
         let server = ApiServer::open(options).await.unwrap();
         let client = server.client("test");
@@ -121,7 +121,11 @@ async fn watch(client: Client, mut from: u64) {
             let list = common::ok(&client, "GET", URI, &Value::Null).await;
             say("expired");
             for item in list["items"].as_array().unwrap() {
-                say(&format!("listed {} {}", item["metadata"]["name"].as_str().unwrap(), item["data"]["n"].as_str().unwrap()));
+                say(&format!(
+                    "listed {} {}",
+                    item["metadata"]["name"].as_str().unwrap(),
+                    item["data"]["n"].as_str().unwrap()
+                ));
             }
             from = revision(&list);
             say(&format!("from {from}"));
@@ -154,7 +158,10 @@ fn revision(object: &Value) -> u64 {
 
 /// Long enough for several pages, and different for each number.
 fn fill(n: u64) -> String {
-    format!("<{}>", n.to_string().repeat(usize::try_from(n % 900).unwrap()))
+    format!(
+        "<{}>",
+        n.to_string().repeat(usize::try_from(n % 900).unwrap())
+    )
 }
 
 /// What the file must hold, and what the watcher believes.
@@ -189,7 +196,8 @@ impl Model {
                 self.relisting = true;
             }
             ["listed", name, n] => {
-                self.seen.insert((*name).to_owned(), (n.parse().unwrap(), 0));
+                self.seen
+                    .insert((*name).to_owned(), (n.parse().unwrap(), 0));
             }
             ["from", at] => {
                 self.at = at.parse().unwrap();
@@ -228,7 +236,12 @@ impl Model {
             assert_eq!(object["data"]["fill"], fill(n), "half of a write");
             found.insert(stored.key.name.clone(), (n, stored.revision));
         }
-        let names: Vec<String> = self.acked.keys().chain(self.tried.keys()).cloned().collect();
+        let names: Vec<String> = self
+            .acked
+            .keys()
+            .chain(self.tried.keys())
+            .cloned()
+            .collect();
         for name in names {
             let now = found.get(&name).map(|(n, _)| *n);
             let acked = self.acked.get(&name).copied().flatten();

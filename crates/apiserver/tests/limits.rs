@@ -42,9 +42,8 @@ impl House {
         let server = Server::tuned(tuning).await;
         let stop = CancellationToken::new();
         let (address, _) = server.serve(Router::new(), &stop).await;
-        let read = |name: &str| {
-            std::fs::read_to_string(server.dir.path().join("pki").join(name)).unwrap()
-        };
+        let read =
+            |name: &str| std::fs::read_to_string(server.dir.path().join("pki").join(name)).unwrap();
         let key = rcgen::KeyPair::from_pem(&read("ca.key")).unwrap();
         let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca.crt"), key).unwrap();
         Self {
@@ -111,7 +110,9 @@ async fn head(stream: &mut TlsStream<TcpStream>) -> String {
             text.push(stream.read_u8().await.unwrap());
         }
     };
-    tokio::time::timeout(SOON, reading).await.expect("an answer");
+    tokio::time::timeout(SOON, reading)
+        .await
+        .expect("an answer");
     String::from_utf8(text).unwrap().to_ascii_lowercase()
 }
 
@@ -171,7 +172,9 @@ async fn a_slow_head_and_a_slow_body_run_out_of_time() {
     let house = House::limited(limits).await;
     let start = Instant::now();
     let mut slow = house.connect(&house.admin).await;
-    slow.write_all(b"GET /api HTTP/1.1\r\nhost: loc").await.unwrap();
+    slow.write_all(b"GET /api HTTP/1.1\r\nhost: loc")
+        .await
+        .unwrap();
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(SOON, slow.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "the connection is closed");
@@ -232,7 +235,12 @@ async fn one_user_cannot_take_all() {
         assert!(self::head(&mut stream).await.contains(" 200 "));
         watches.push(stream);
     }
-    let (head, _) = house.ask(&house.admin, &watch.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")).await;
+    let (head, _) = house
+        .ask(
+            &house.admin,
+            &watch.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"),
+        )
+        .await;
     assert!(head.contains(" 429 "), "{head}");
     // What was under way goes on, and its end makes room.
     open.write_all(body.as_bytes()).await.unwrap();
@@ -292,7 +300,11 @@ async fn old_tls_is_refused() {
     let reading = stream.read_to_end(&mut answer);
     let _ = tokio::time::timeout(SOON, reading).await.expect("an end");
     // A fatal alert, and no ServerHello.
-    assert_eq!((answer.first(), answer.get(5)), (Some(&21), Some(&2)), "{answer:?}");
+    assert_eq!(
+        (answer.first(), answer.get(5)),
+        (Some(&21), Some(&2)),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]
@@ -313,7 +325,13 @@ async fn what_nests_too_deep_is_refused_and_harms_nothing() {
             "versions": [{"name": "v1", "served": true, "storage": true,
                 "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]},
     });
-    ok(&client, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+    ok(
+        &client,
+        "POST",
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+        &definition,
+    )
+    .await;
     let thing = json!({"apiVersion": "sub.example.com/v1", "kind": "Thing", "metadata": {"name": "t"}, "spec": nested(100)});
     ok(&client, "POST", uri, &thing).await;
     let path = format!("/spec{}", "/a".repeat(100));
@@ -327,7 +345,12 @@ async fn what_nests_too_deep_is_refused_and_harms_nothing() {
     )
     .await;
     assert_eq!(code, http::StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
-    assert!(answer["message"].as_str().unwrap().contains("nested deeper"));
+    assert!(
+        answer["message"]
+            .as_str()
+            .unwrap()
+            .contains("nested deeper")
+    );
     ok(&client, "GET", &format!("{uri}/t"), &Value::Null).await;
 }
 
@@ -355,11 +378,16 @@ async fn the_audit_log_says_who_did_what_and_no_secret() {
         secret.len()
     );
     let (head, _) = house.ask(&house.admin, &request).await;
-    assert!(head.contains(" 201 ") && head.contains("audit-id: my-own-id"), "{head}");
+    assert!(
+        head.contains(" 201 ") && head.contains("audit-id: my-own-id"),
+        "{head}"
+    );
     let (head, _) = house.get(&house.guest, "/berth/backup").await;
     assert!(head.contains(" 403 "), "{head}");
     let _ = house.get(&house.guest, "/livez").await;
-    let (head, _) = house.get(&house.admin, &format!("{URI}?watch=true&timeoutSeconds=1")).await;
+    let (head, _) = house
+        .get(&house.admin, &format!("{URI}?watch=true&timeoutSeconds=1"))
+        .await;
     assert!(head.contains(" 200 "), "{head}");
 
     let deadline = Instant::now() + SOON;
@@ -384,13 +412,26 @@ async fn the_audit_log_says_who_did_what_and_no_secret() {
         ("/objectRef/resource", json!("secrets")),
         ("/objectRef/namespace", json!("default")),
         ("/responseStatus/code", json!(201)),
-        ("/annotations/authorization.k8s.io~1decision", json!("allow")),
+        (
+            "/annotations/authorization.k8s.io~1decision",
+            json!("allow"),
+        ),
     ] {
-        assert_eq!(created.pointer(pointer), Some(&expected), "{pointer}: {created}");
+        assert_eq!(
+            created.pointer(pointer),
+            Some(&expected),
+            "{pointer}: {created}"
+        );
     }
     assert_eq!(all[1]["user"]["username"], "guest");
-    assert_eq!(all[1]["annotations"]["authorization.k8s.io/decision"], "forbid");
-    assert_eq!((&all[2]["stage"], &all[2]["verb"]), (&json!("ResponseStarted"), &json!("watch")));
+    assert_eq!(
+        all[1]["annotations"]["authorization.k8s.io/decision"],
+        "forbid"
+    );
+    assert_eq!(
+        (&all[2]["stage"], &all[2]["verb"]),
+        (&json!("ResponseStarted"), &json!("watch"))
+    );
     assert_eq!(all[3]["stage"], "ResponseComplete");
     assert_eq!(all[2]["auditID"], all[3]["auditID"]);
 }

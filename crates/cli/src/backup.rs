@@ -77,17 +77,26 @@ async fn download(args: &BackupArgs, partial: &Partial) -> anyhow::Result<Summar
     let request = Request::get(backup::PATH)
         .body(kube::client::Body::empty())
         .context("the request for a backup")?;
-    let response = client.send(request).await.context("the server does not answer")?;
+    let response = client
+        .send(request)
+        .await
+        .context("the server does not answer")?;
     let (code, media) = (response.status(), response.headers().get("content-type"));
     if !code.is_success() {
-        let body = response.into_body().collect().await.map(http_body_util::Collected::to_bytes);
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map(http_body_util::Collected::to_bytes);
         let status: serde_json::Value =
             serde_json::from_slice(&body.unwrap_or_default()).unwrap_or_default();
         let why = status["message"].as_str().unwrap_or("it gives no reason");
         bail!("the server gives no backup ({code}): {why}");
     }
     if media.is_none_or(|media| media != backup::MEDIA) {
-        bail!("the server is not a `berth up`: on Kubernetes the objects are the cluster's, and so are their backups");
+        bail!(
+            "the server is not a `berth up`: on Kubernetes the objects are the cluster's, and so are their backups"
+        );
     }
     let path = partial.0.clone().unwrap_or_default();
     let writing = || format!("cannot write {}", path.display());

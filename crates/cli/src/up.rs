@@ -91,8 +91,7 @@ impl std::str::FromStr for ByteCount {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let quantity =
-            k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned());
+        let quantity = k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned());
         match berth_api::quantity::parse_bytes(&quantity) {
             Ok(bytes) if bytes >= 1 << 20 => Ok(Self(bytes)),
             Ok(_) => Err(format!("{text} is less than 1Mi")),

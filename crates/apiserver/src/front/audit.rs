@@ -72,7 +72,10 @@ impl AuditLog {
     fn record(&self, event: &Value) {
         let mut line = event.to_string().into_bytes();
         line.push(b'\n');
-        let sent = self.lines.as_ref().is_some_and(|q| q.try_send(line).is_ok());
+        let sent = self
+            .lines
+            .as_ref()
+            .is_some_and(|q| q.try_send(line).is_ok());
         if !sent && self.lost.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::error!("the audit log does not keep up: events are lost");
         }
@@ -362,7 +365,14 @@ mod tests {
             assert_eq!(meta.permissions().mode() & 0o777, 0o600);
         }
         let newest = std::fs::read_to_string(&path).unwrap();
-        assert!(newest.trim_end().lines().last().unwrap().contains("\"n\":99"));
+        assert!(
+            newest
+                .trim_end()
+                .lines()
+                .last()
+                .unwrap()
+                .contains("\"n\":99")
+        );
     }
 
     #[test]

@@ -41,11 +41,7 @@ impl InFlight {
         }
     }
 
-    pub(crate) fn enter(
-        &self,
-        user: &str,
-        long_running: bool,
-    ) -> Result<Permit, ApiError> {
+    pub(crate) fn enter(&self, user: &str, long_running: bool) -> Result<Permit, ApiError> {
         let limit = if long_running {
             self.long_running
         } else {

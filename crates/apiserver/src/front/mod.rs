@@ -98,11 +98,7 @@ impl Door {
     }
 
     /// Lets a user's request in, or not: 429.
-    pub(crate) fn enter(
-        &self,
-        user: &UserInfo,
-        info: &RequestInfo,
-    ) -> Result<Permit, ApiError> {
+    pub(crate) fn enter(&self, user: &UserInfo, info: &RequestInfo) -> Result<Permit, ApiError> {
         self.in_flight.enter(&user.name, is_long_running(info))
     }
 

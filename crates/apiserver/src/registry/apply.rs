@@ -83,7 +83,12 @@ fn check(call: &Call, scope: &Scope, config: &Value) -> Result<(), ApiError> {
             "metadata.managedFields must be nil".into(),
         ));
     }
-    meta::check_shape(config, &scope.def.kind, &scope.version().name, scope.def.crd)?;
+    meta::check_shape(
+        config,
+        &scope.def.kind,
+        &scope.version().name,
+        scope.def.crd,
+    )?;
     let name = meta::name(config);
     if !name.is_empty() && name != call.info.name {
         return Err(ApiError::BadRequest(format!(

@@ -95,13 +95,15 @@ impl Core {
 
     /// A list of everything, as it is stored; none where the request asks for more than that.
     fn list_raw(&self, call: &Call, scope: &Scope) -> Result<Option<Response<Body>>, ApiError> {
-        let plain = ["limit", "continue", "resourceVersion", "resourceVersionMatch"]
-            .iter()
-            .all(|parameter| call.query.get(parameter).is_empty());
-        if call.view != View::Plain
-            || !plain
-            || !call.selector()?.is_everything()
-        {
+        let particular = [
+            "limit",
+            "continue",
+            "resourceVersionMatch",
+            "sendInitialEvents",
+        ];
+        let plain = matches!(call.query.get("resourceVersion"), "" | "0")
+            && particular.iter().all(|p| call.query.get(p).is_empty());
+        if call.view != View::Plain || !plain || !call.selector()?.is_everything() {
             return Ok(None);
         }
         let query = Query {

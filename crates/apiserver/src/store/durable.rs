@@ -19,8 +19,8 @@ use futures::future::BoxFuture;
 use redb::{Database, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use file::{Prepared, prepare};
 use file::{META, OBJECTS, REVISION, guarded};
+pub(crate) use file::{Prepared, prepare};
 use writer::{Job, Writer};
 
 use crate::store::{Key, Page, Query, Record, Ring, Snapshot, Store, StoreError, Stored, Write};

@@ -98,10 +98,7 @@ impl Writer {
                 }
                 (self.revision, self.bytes) = (revision, bytes);
             }
-            Err(e) => tracing::error!(
-                "{} cannot be opened again: {e}",
-                self.shared.path.display()
-            ),
+            Err(e) => tracing::error!("{} cannot be opened again: {e}", self.shared.path.display()),
         }
     }
 
