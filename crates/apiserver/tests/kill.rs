@@ -121,11 +121,10 @@ async fn watch(client: Client, mut from: u64) {
             let list = common::ok(&client, "GET", URI, &Value::Null).await;
             say("expired");
             for item in list["items"].as_array().unwrap() {
-                say(&format!(
-                    "listed {} {}",
-                    item["metadata"]["name"].as_str().unwrap(),
-                    item["data"]["n"].as_str().unwrap()
-                ));
+                let name = item["metadata"]["name"].as_str().unwrap();
+                if let Some(n) = number(item) {
+                    say(&format!("listed {name} {n}"));
+                }
             }
             from = revision(&list);
             say(&format!("from {from}"));
@@ -142,13 +141,19 @@ async fn watch(client: Client, mut from: u64) {
                 let event: Value = serde_json::from_slice(&line).unwrap();
                 let object = &event["object"];
                 let kind = event["type"].as_str().unwrap();
-                let n = object["data"]["n"].as_str().unwrap();
                 let name = object["metadata"]["name"].as_str().unwrap();
-                say(&format!("saw {kind} {name} {n} {}", revision(object)));
+                if let Some(n) = number(object) {
+                    say(&format!("saw {kind} {name} {n} {}", revision(object)));
+                }
             }
         }
         panic!("the watch ended");
     }
+}
+
+/// The number in one of our objects; each namespace has one that is not.
+fn number(object: &Value) -> Option<u64> {
+    object["data"]["n"].as_str().map(|n| n.parse().unwrap())
 }
 
 fn revision(object: &Value) -> u64 {
@@ -232,7 +237,9 @@ impl Model {
         let mut found = BTreeMap::new();
         for stored in &page.items {
             let object: Value = serde_json::from_slice(&stored.value).expect("a whole object");
-            let n: u64 = object["data"]["n"].as_str().unwrap().parse().unwrap();
+            let Some(n) = number(&object) else {
+                continue;
+            };
             assert_eq!(object["data"]["fill"], fill(n), "half of a write");
             found.insert(stored.key.name.clone(), (n, stored.revision));
         }
