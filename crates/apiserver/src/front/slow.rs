@@ -19,7 +19,8 @@ pub(crate) struct TooSlow(Duration);
 
 /// Whether reading a body failed for that.
 pub(crate) fn is_too_slow(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |e| e.source()).any(|e| e.is::<TooSlow>())
+    let mut causes = std::iter::successors(Some(error), |e| e.source());
+    causes.any(<dyn std::error::Error>::is::<TooSlow>)
 }
 
 /// A body that must come within a time.
