@@ -225,6 +225,12 @@ pub enum ApiError {
         /// Where the store is.
         current: u64,
     },
+    /// The user has too much under way.
+    #[error("Too many requests, please try again later.")]
+    TooManyRequests,
+    /// The body of the request did not come in time.
+    #[error("Timeout: request did not complete within the allotted timeout")]
+    TooSlow,
     /// The server is stopping or not yet ready.
     #[error("{0}")]
     Unavailable(String),
@@ -269,7 +275,8 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Expired(_) | Self::ExpiredContinue { .. } => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::FutureRevision { .. } | Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unexplained(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -292,6 +299,8 @@ impl ApiError {
             Self::Expired(_) | Self::ExpiredContinue { .. } => "Expired",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::FutureRevision { .. } => "Timeout",
+            Self::TooManyRequests => "TooManyRequests",
+            Self::TooSlow => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Unexplained(_) => "",
             Self::Internal(_) => "InternalError",
@@ -338,6 +347,7 @@ impl ApiError {
                 "retryAfterSeconds": 1,
             })),
             Self::NoSuchPath | Self::MethodNotAllowed | Self::Unprocessable(_) => Some(json!({})),
+            Self::TooManyRequests => Some(json!({"retryAfterSeconds": 1})),
             _ => None,
         }
     }
@@ -388,6 +398,10 @@ impl IntoResponse for ApiError {
             return (self.code(), format!("{self}\n")).into_response();
         }
         let mut response = (self.code(), self.status().to_string()).into_response();
+        if self == Self::TooManyRequests {
+            let seconds = HeaderValue::from_static("1");
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),

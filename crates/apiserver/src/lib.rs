@@ -5,6 +5,8 @@
 //! paths, status codes, reasons and, where clients read them, the same words.
 //!
 //! - [`store`]: a durable log of revisions over redb, with a memory twin for tests.
+//! - [`front`]: what every request passes first: limits, deadlines, the audit log.
+//! - [`backup`]: the store as one file, and back.
 //! - `registry`: the REST verbs; the order of a write is decode → prune → default → admit → validate → store.
 //! - `watch`: event streams, replayed from a bounded ring; too old a start is `410 Gone`.
 //! - `patch`: JSON patch, JSON merge patch, strategic merge patch.
@@ -17,8 +19,13 @@
 
 pub mod admission;
 pub mod auth;
+pub mod backup;
 pub mod discovery;
 pub mod error;
+pub mod front;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 pub(crate) mod gc;
 pub mod openapi;
 pub(crate) mod patch;
@@ -34,4 +41,4 @@ pub(crate) mod watch;
 pub use admission::{Admission, AdmissionDenied, AdmissionRequest, AdmitAll, Admitted, Operation};
 pub use auth::{Access, UserInfo};
 pub use error::{ApiError, Cause};
-pub use server::{ApiServer, KubeconfigError, OpenError, Options, ServeError};
+pub use server::{ApiServer, KubeconfigError, OpenError, Options, ServeError, Tuning};

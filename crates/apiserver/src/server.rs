@@ -24,9 +24,12 @@ use crate::auth::serving::{Certificates, TlsError};
 use crate::auth::tokens::{self, TokenKey};
 use crate::auth::{Access, RequestInfo, UserInfo, rbac};
 use crate::error::ApiError;
+use crate::front::audit::AuditLog;
+use crate::front::slow::Unstalled;
+use crate::front::{self, Door, Limits};
 use crate::registry::{Core, EndOfService, Identity};
 use crate::store::StoreError;
-use crate::store::durable::RedbStore;
+use crate::store::durable::{self, RedbStore};
 
 /// Longest time for a TLS handshake: a peer that stalls holds no task for longer.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -47,6 +50,26 @@ pub struct Options {
     pub crds: Vec<CustomResourceDefinition>,
     /// Roles besides the default ones, and how long certificates live.
     pub access: Access,
+}
+
+/// What most servers leave as it is.
+pub struct Tuning {
+    /// Most bytes that all objects may take.
+    pub store_limit: u64,
+    /// What a client may ask for at a time, and how long it may take.
+    pub limits: Limits,
+    /// Where requests are recorded.
+    pub audit: Option<AuditLog>,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            store_limit: durable::DEFAULT_LIMIT,
+            limits: Limits::default(),
+            audit: None,
+        }
+    }
 }
 
 /// Why the server cannot start.
@@ -107,6 +130,7 @@ struct Inner {
     core: Arc<Core>,
     certificates: Arc<Certificates>,
     tls: Arc<rustls::ServerConfig>,
+    door: Door,
     _background: DropGuard,
 }
 
@@ -114,11 +138,16 @@ impl ApiServer {
     /// Opens the store, ensures certificates, default namespaces, roles and the definitions given, and starts the
     /// background work (removal of what namespaces and definitions leave behind, service accounts, renewal of certificates).
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let dir = options.data_dir.join("apiserver");
-        let path = dir.join("store.redb");
+        Self::open_tuned(options, Tuning::default()).await
+    }
+
+    /// The same, with other limits or an audit log.
+    pub async fn open_tuned(options: Options, tuning: Tuning) -> Result<Self, OpenError> {
+        let path = store_path(&options.data_dir);
+        let limit = tuning.store_limit;
         // On a thread of its own: it may have to wait for a predecessor whose end needs this runtime.
         let opening = path.clone();
-        let store = tokio::task::spawn_blocking(move || RedbStore::open(&opening))
+        let store = tokio::task::spawn_blocking(move || RedbStore::open_limited(&opening, limit))
             .await
             .unwrap_or(Err(StoreError::Closed))
             .map_err(|source| OpenError::Store { path, source })?;
@@ -166,6 +195,7 @@ impl ApiServer {
                 core,
                 certificates,
                 tls,
+                door: Door::new(tuning.limits, tuning.audit.map(Arc::new)),
                 _background: stop.drop_guard(),
             }),
         })
@@ -225,6 +255,7 @@ impl ApiServer {
         let front = Front {
             core: self.inner.core.clone(),
             router: extensions.fallback_service(api),
+            door: self.inner.door.clone(),
             end: shutdown.clone(),
         };
         let acceptor = TlsAcceptor::from(self.inner.tls.clone());
@@ -253,6 +284,11 @@ impl ApiServer {
     }
 }
 
+/// Where the objects of a data directory are.
+pub(crate) fn store_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("apiserver").join("store.redb")
+}
+
 fn transient(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
         ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory, WouldBlock,
@@ -268,6 +304,7 @@ fn transient(error: &std::io::Error) -> bool {
 struct Front {
     core: Arc<Core>,
     router: axum::Router,
+    door: Door,
     end: CancellationToken,
 }
 
@@ -277,13 +314,21 @@ impl Front {
         let admitted = self
             .core
             .authenticate(user, &mut parts.headers, &parts.uri)
-            .and_then(|caller| admit(&self.core, caller, &mut parts));
-        if let Err(refusal) = admitted {
-            return refusal.into_response();
-        }
+            .and_then(|caller| {
+                front::known(&parts.extensions, &caller);
+                let info = RequestInfo::parse(&parts.method, &parts.uri);
+                let permit = self.door.enter(&caller, &info)?;
+                admit(&self.core, caller, &mut parts)?;
+                Ok(permit)
+            });
+        let permit = match admitted {
+            Ok(permit) => permit,
+            Err(refusal) => return refusal.into_response(),
+        };
+        front::admitted(&parts.extensions);
         parts.extensions.insert(EndOfService(self.end.clone()));
         match self.router.oneshot(Request::from_parts(parts, body)).await {
-            Ok(response) => response,
+            Ok(response) => permit.until_taken(response),
             Err(never) => match never {},
         }
     }
@@ -304,6 +349,8 @@ async fn connection(
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     let _ = stream.set_nodelay(true);
+    let peer = stream.peer_addr().ok().map(|address| address.ip());
+    let limits = front.door.limits.clone();
     let end = front.end.clone();
     let stream = tokio::select! {
         () = end.cancelled() => return,
@@ -322,19 +369,24 @@ async fn connection(
     let ends = certificate.and_then(|der| pki::end_of_certificate(der));
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (front, user) = (front.clone(), user.clone());
+        let (door, request) = (front.door.clone(), request.map(Body::new));
         async move {
             // It was valid when the connection began; connections can be old.
-            if ends.is_some_and(|end| end < tokens::now()) {
-                return Ok(ApiError::Unauthorized.into_response());
-            }
-            Ok::<_, Infallible>(front.call(request.map(Body::new), user).await)
+            let expired = ends.is_some_and(|end| end < tokens::now());
+            let answered = door.pass(request, peer, |request| async move {
+                if expired {
+                    return ApiError::Unauthorized.into_response();
+                }
+                front.call(request, user).await
+            });
+            Ok::<_, Infallible>(answered.await)
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(120))
+        .header_read_timeout(limits.header)
         .max_buf_size(256 * 1024);
     builder
         .http2()
@@ -345,7 +397,10 @@ async fn connection(
         .keep_alive_timeout(Duration::from_secs(20))
         .enable_connect_protocol();
     let connection = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .serve_connection_with_upgrades(
+            TokioIo::new(Unstalled::new(stream, limits.stalled)),
+            service,
+        )
         .into_owned();
     if let Err(e) = watcher.watch(connection).await {
         tracing::debug!("connection ended: {e}");

@@ -5,6 +5,7 @@
 
 mod admission;
 mod apiserver;
+mod backup;
 mod client;
 mod completion;
 mod console;
@@ -52,6 +53,10 @@ enum Command {
     Up(up::UpArgs),
     /// Stop every virtual machine of a `berth up` that no longer runs, and undo what it set up on this machine.
     Down(up::DownArgs),
+    /// Save every object of a running `berth up` to a file.
+    Backup(backup::BackupArgs),
+    /// Give a state directory the objects of a backup; berth must not run on it.
+    Restore(backup::RestoreArgs),
     /// Open the serial console of a virtual machine.
     Console(console::ConsoleArgs),
     /// Build, move and list container disks.
@@ -95,6 +100,8 @@ fn main() -> ExitCode {
         Command::Up(args) => block_on(2, up::up(args)),
         Command::Apiserver(args) => block_on(2, apiserver::run(args)),
         Command::Down(args) => block_on(1, up::down(args)),
+        Command::Backup(args) => block_on(1, backup::backup(args)),
+        Command::Restore(args) => backup::restore(&args),
         Command::Console(args) => block_on(1, console::run(args)),
         Command::Image(args) => block_on(2, image::run(args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),

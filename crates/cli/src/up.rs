@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use berth_apiserver::{Access, ApiServer, Options};
+use berth_apiserver::front::audit::{self, AuditLog};
+use berth_apiserver::{Access, ApiServer, Options, Tuning};
 use berth_controllers::Settings;
 use berth_network::NodeNetwork;
 use berth_node::NodeConfig;
@@ -64,6 +65,12 @@ pub(crate) struct UpArgs {
     /// A name server that guests are told; those of this machine without it.
     #[arg(long)]
     dns: Vec<Ipv4Addr>,
+    /// Most bytes that all objects may take, e.g. `512Mi`; what would make them more is refused then.
+    #[arg(long, default_value = "8Gi")]
+    store_limit: ByteCount,
+    /// Where to record who asked for what: a file that is rotated by size, or `-` for the standard output.
+    #[arg(long, value_name = "FILE|-")]
+    audit_log: Option<PathBuf>,
 }
 
 /// Arguments of `berth down`.
@@ -74,6 +81,23 @@ pub(crate) struct DownArgs {
     /// Delete the state directory too: objects, certificates, images.
     #[arg(long)]
     purge: bool,
+}
+
+/// A number of bytes as Kubernetes writes quantities.
+#[derive(Debug, Clone, Copy)]
+struct ByteCount(u64);
+
+impl std::str::FromStr for ByteCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let quantity = k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned());
+        match berth_api::quantity::parse_bytes(&quantity) {
+            Ok(bytes) if bytes >= 1 << 20 => Ok(Self(bytes)),
+            Ok(_) => Err(format!("{text} is less than 1Mi")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// An IPv4 network as `10.98.0.0/16`.
@@ -169,16 +193,26 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("the API cannot listen on {}", args.listen))?;
     let listen = listener.local_addr().context("listening address")?;
-    let server = ApiServer::open(Options {
+    let audit = args.audit_log.as_deref().map(|path| {
+        AuditLog::open(path, audit::ROTATE)
+            .with_context(|| format!("cannot write the audit log {}", path.display()))
+    });
+    let tuning = Tuning {
+        store_limit: args.store_limit.0,
+        audit: audit.transpose()?,
+        ..Tuning::default()
+    };
+    let options = Options {
         data_dir: node.state_dir.clone(),
         listen,
         server_names: args.server_names,
         admission: Arc::new(InProcess),
         crds: berth_api::crds(),
         access: access(),
-    })
-    .await
-    .context("the API server does not start")?;
+    };
+    let server = ApiServer::open_tuned(options, tuning)
+        .await
+        .context("the API server does not start")?;
     let kubeconfig = node.state_dir.join("admin.kubeconfig");
     let reached = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => {

@@ -1,17 +1,22 @@
 //! Media types: what bodies are understood, what answers a client accepts, warnings.
 
 use axum::body::Body;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
+use crate::front::slow;
 use crate::registry::protobuf;
 use crate::table::{self, IncludeObject};
 
 /// Most bytes of a request body, as upstream.
 pub(crate) const BODY_LIMIT: usize = 3 << 20;
+
+/// Deepest nesting of an object. The parser stops at 128; a patch can nest what it adds in what is there.
+pub(crate) const MAX_DEPTH: usize = 120;
 
 const SERVED: &str = "application/json";
 
@@ -103,6 +108,7 @@ pub(crate) async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
         Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => {
             Err(ApiError::TooLarge(BODY_LIMIT))
         }
+        Err(e) if slow::is_too_slow(&*e) => Err(ApiError::TooSlow),
         Err(e) => Err(ApiError::BadRequest(format!(
             "cannot read the request body: {e}"
         ))),
@@ -187,9 +193,23 @@ pub(crate) fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
         .map_err(|e| ApiError::BadRequest(format!("couldn't decode the request body as JSON: {e}")))
 }
 
+/// Whether a value is nested at most so deep.
+pub(crate) fn is_shallow(value: &Value, depth: usize) -> bool {
+    match value {
+        Value::Array(items) => depth > 0 && items.iter().all(|item| is_shallow(item, depth - 1)),
+        Value::Object(map) => depth > 0 && map.values().all(|item| is_shallow(item, depth - 1)),
+        _ => true,
+    }
+}
+
 /// A JSON answer.
 pub(crate) fn answer(code: StatusCode, value: &Value, warnings: &[String]) -> Response<Body> {
-    let mut response = Response::new(Body::from(value.to_string()));
+    answer_text(code, value.to_string().into(), warnings)
+}
+
+/// The same, of JSON that is there as text.
+pub(crate) fn answer_text(code: StatusCode, text: Bytes, warnings: &[String]) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(

@@ -57,7 +57,7 @@ use crate::registry::catalog::{Catalog, Scope, Snapshot};
 use crate::registry::query::Call;
 use crate::resources::ResourceDef;
 use crate::store::{Query, Store, StoreError};
-use crate::{discovery, openapi, resources};
+use crate::{backup, discovery, openapi, resources};
 
 /// In a request's extensions: cancelled when the server that carries the connection stops.
 #[derive(Clone, Debug)]
@@ -187,6 +187,10 @@ impl Core {
 
     async fn route(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, ApiError> {
         let info = RequestInfo::parse(request.method(), request.uri());
+        if info.path == backup::PATH && *request.method() == Method::GET {
+            let user = request.extensions().get::<UserInfo>();
+            return backup::answer(&*self.store, user.ok_or(ApiError::Unauthorized)?);
+        }
         if !info.is_resource {
             return self.document(&info, request.headers());
         }

@@ -11,7 +11,7 @@ use crate::registry::content::{self, View};
 use crate::registry::history::PastError;
 use crate::registry::list_options::{self, Continue};
 use crate::registry::query::Call;
-use crate::registry::{Core, meta, store_error};
+use crate::registry::{Core, meta, raw, store_error};
 use crate::store::{Key, Query, Stored};
 use crate::table;
 
@@ -43,6 +43,9 @@ impl Core {
         call: &Call,
         scope: &Scope,
     ) -> Result<Response<Body>, ApiError> {
+        if let Some(whole) = self.list_raw(call, scope)? {
+            return Ok(whole);
+        }
         let (items, list_meta) = self.list_objects(call, scope).await?;
         let body = match call.view {
             View::Table { version, include } => {
@@ -82,6 +85,56 @@ impl Core {
             }
         };
         Ok(content::answer(StatusCode::OK, &body, &call.warnings))
+    }
+
+    /// A list of everything, as it is stored; none where the request asks for more than that.
+    fn list_raw(&self, call: &Call, scope: &Scope) -> Result<Option<Response<Body>>, ApiError> {
+        let particular = [
+            "limit",
+            "continue",
+            "resourceVersionMatch",
+            "sendInitialEvents",
+        ];
+        let plain = matches!(call.query.get("resourceVersion"), "" | "0")
+            && particular.iter().all(|p| call.query.get(p).is_empty());
+        if call.view != View::Plain || !plain || !call.selector(scope)?.is_everything() {
+            return Ok(None);
+        }
+        let query = Query {
+            resource: scope.resource.clone(),
+            namespace: call.list_namespace(scope.def.namespaced),
+            after: None,
+            limit: None,
+        };
+        let page = self.store.list(&query).map_err(|e| store_error(&e))?;
+        let version = scope.api_version();
+        let bytes: usize = page.items.iter().map(|stored| stored.value.len()).sum();
+        let mut out = Vec::with_capacity(bytes + 64 * page.items.len() + 256);
+        let head = json!({
+            "apiVersion": version,
+            "kind": scope.def.list_kind,
+            "metadata": {"resourceVersion": page.revision.to_string()},
+        })
+        .to_string();
+        out.extend_from_slice(head.trim_end_matches('}').as_bytes());
+        out.extend_from_slice(b"},\"items\":[");
+        for (at, stored) in page.items.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            let shown = scope.shows_stored(stored.revision)
+                && raw::append(&mut out, &stored.value, stored.revision, !scope.def.crd).is_ok();
+            if !shown {
+                let item = without_kind(scope, scope.present(stored)?);
+                out.extend_from_slice(item.to_string().as_bytes());
+            }
+        }
+        out.extend_from_slice(b"]}");
+        Ok(Some(content::answer_text(
+            StatusCode::OK,
+            out.into(),
+            &call.warnings,
+        )))
     }
 
     /// The objects that a list or deletecollection is about, and the list's metadata.

@@ -253,6 +253,12 @@ pub(crate) fn check(
     old: Option<&Value>,
     warnings: &mut Vec<String>,
 ) -> Vec<crate::Cause> {
+    // First, since the rest descends into it; and what is deeper could be stored and never be read again.
+    if !content::is_shallow(object, content::MAX_DEPTH) {
+        let limit = content::MAX_DEPTH;
+        let why = format!("the object must not be nested deeper than {limit} levels");
+        return vec![crate::Cause::forbidden("", why)];
+    }
     let mut causes = scope.check(object, old);
     if let Some(schema) = &scope.version().schema {
         let found = schema.check(object, old);

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use crate::store::{Event, Key, Page, Query, Ring, Store, StoreError, Stored, Write, check};
+use crate::store::{
+    Event, Key, Page, Query, Record, Ring, Snapshot, Store, StoreError, Stored, Write, check,
+};
 
 /// See [`Store`]. Forgets everything when dropped.
 #[derive(Debug)]
@@ -97,6 +99,25 @@ impl Store for MemoryStore {
             items,
             revision: objects.revision,
             more,
+        })
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let records: Vec<_> = objects
+            .by_key
+            .iter()
+            .map(|(key, (revision, value))| {
+                Ok(Record {
+                    key: key.encode(),
+                    revision: *revision,
+                    value: value.clone(),
+                })
+            })
+            .collect();
+        Ok(Snapshot {
+            revision: objects.revision,
+            records: Box::new(records.into_iter()),
         })
     }
 

@@ -113,6 +113,36 @@ pub enum StoreError {
     /// The key is free.
     #[error("no such key")]
     Missing,
+    /// The objects take as much as they may.
+    #[error(
+        "mvcc: database space exceeded: the objects take {bytes} bytes and the limit is {limit}; delete some, or raise the limit"
+    )]
+    Exceeded {
+        /// What all objects take.
+        bytes: u64,
+        /// What they may take.
+        limit: u64,
+    },
+    /// There is no room for the file to grow.
+    #[error("the disk is full")]
+    DiskFull,
+    /// Another process has the file open.
+    #[error("another process has it open")]
+    Locked,
+    /// The file is not what was written to it.
+    #[error("the file is damaged: {0}; restore a backup")]
+    Corrupt(String),
+    /// The file had to be opened anew in the middle of the operation, or cannot be.
+    #[error("the file does not answer after a failure")]
+    Interrupted,
+    /// A write that shared its commit with others, and the whole commit failed.
+    #[error("cannot write {}: {why}", .path.display())]
+    Commit {
+        /// The database file.
+        path: std::path::PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The database.
     #[error("database failure")]
     Database(#[source] Box<redb::Error>),
@@ -125,6 +155,39 @@ pub enum StoreError {
     /// The writer is gone, or could not be started.
     #[error("the store is closed")]
     Closed,
+}
+
+impl StoreError {
+    /// The same failure for each of the writes that shared a commit.
+    fn again(&self, path: &std::path::Path) -> Self {
+        let why = match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        };
+        Self::Commit {
+            path: path.to_owned(),
+            why,
+        }
+    }
+}
+
+/// One object of a [`Snapshot`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// As [`Key::encode`] makes it.
+    pub key: String,
+    /// Revision of its last write.
+    pub revision: u64,
+    /// What was written.
+    pub value: Bytes,
+}
+
+/// Everything, as it was at one revision. While it is held the store cannot use again what is deleted meanwhile.
+pub struct Snapshot {
+    /// The revision.
+    pub revision: u64,
+    /// In key order; nothing follows an error.
+    pub records: Box<dyn Iterator<Item = Result<Record, StoreError>> + Send>,
 }
 
 /// The contract of this module, see its documentation.
@@ -141,6 +204,8 @@ pub trait Store: Send + Sync + 'static {
         };
         Ok(self.list(&all)?.items.len())
     }
+    /// Reads everything.
+    fn snapshot(&self) -> Result<Snapshot, StoreError>;
     /// Writes one key; answers with the revision of the write.
     fn write(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>>;
     /// The history.

@@ -11,6 +11,9 @@ use tokio::sync::watch;
 
 use crate::store::Key;
 
+/// About how many bytes of events a watcher gets at a time: a slow client's answer is made in pieces of this size.
+const PIECE: usize = 512 << 10;
+
 /// One write, as watchers see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -148,7 +151,13 @@ impl Ring {
         let from = kept
             .events
             .partition_point(|event| event.revision <= revision);
-        Ok(kept.events.range(from..).cloned().collect())
+        let mut bytes = 0;
+        let piece = kept.events.range(from..).take_while(|event| {
+            let fits = bytes < PIECE;
+            bytes += event.weight();
+            fits
+        });
+        Ok(piece.cloned().collect())
     }
 }
 
@@ -234,6 +243,23 @@ mod tests {
             })
         );
         assert!(ring.subscribe(7).is_ok());
+    }
+
+    #[tokio::test]
+    async fn much_comes_in_pieces() {
+        let ring = Ring::new(0, 100, 100 << 20);
+        ring.push((1..=10).map(|revision| Event {
+            value: Some(Bytes::from(vec![b'x'; PIECE / 2])),
+            ..event(revision)
+        }));
+        let mut watch = ring.subscribe(0).unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 10 {
+            let piece = watch.next().await.unwrap();
+            assert!(piece.len() <= 2, "{}", piece.len());
+            seen.extend(piece.iter().map(|event| event.revision));
+        }
+        assert!(seen.into_iter().eq(1..=10));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_apiserver::{Access, Admission, AdmitAll, ApiServer, Options};
+use berth_apiserver::{Access, Admission, AdmitAll, ApiServer, Options, Tuning};
 use http::{Request, StatusCode};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
@@ -46,6 +46,13 @@ impl Server {
     pub(crate) async fn with(admission: Arc<dyn Admission>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let api = ApiServer::open(options(&dir, admission)).await.unwrap();
+        Self { api, dir }
+    }
+
+    pub(crate) async fn tuned(tuning: Tuning) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = options(&dir, Arc::new(AdmitAll));
+        let api = ApiServer::open_tuned(options, tuning).await.unwrap();
         Self { api, dir }
     }
 
@@ -99,6 +106,14 @@ pub(crate) fn widgets() -> CustomResourceDefinition {
         },
     }))
     .unwrap()
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes: Vec<String> = std::iter::successors(Some(error), |e| e.source())
+        .map(ToString::to_string)
+        .collect();
+    causes.join(": ")
 }
 
 pub(crate) fn widget(name: &str, size: i64) -> Value {
