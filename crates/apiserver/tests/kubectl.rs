@@ -19,14 +19,14 @@ struct Kubectl {
 }
 
 impl Kubectl {
-    async fn start() -> Option<Self> {
+    async fn start(test: &str) -> Option<Self> {
         if Command::new("kubectl")
             .args(["version", "--client"])
             .output()
             .await
             .is_err()
         {
-            println!("SKIPPED: no kubectl on this machine");
+            berth_testing::skip(test, "no kubectl on this machine");
             return None;
         }
         let server = Server::start().await;
@@ -92,7 +92,7 @@ impl Kubectl {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn built_in_objects() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("built_in_objects").await else {
         return;
     };
     assert!(k.ok(&["version"]).await.contains("Server Version: v1."));
@@ -182,7 +182,7 @@ async fn built_in_objects() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn apply_and_namespaces() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("apply_and_namespaces").await else {
         return;
     };
     let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: '1', b: '2'}\n";
@@ -230,7 +230,7 @@ async fn apply_and_namespaces() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn custom_objects() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("custom_objects").await else {
         return;
     };
     let manifest =
@@ -295,7 +295,7 @@ async fn custom_objects() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watching() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("watching").await else {
         return;
     };
     k.ok(&["create", "configmap", "first"]).await;

@@ -34,12 +34,7 @@ fn on_a_machine<F: Future<Output = ()>>(
     name: &str,
     test: impl FnOnce(Machine) -> F + Send + 'static,
 ) {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED {name}: needs root");
-        return;
-    }
-    if !Path::new(BUSYBOX).exists() {
-        println!("SKIPPED {name}: needs {BUSYBOX}");
+    if berth_testing::not_root(name) || berth_testing::lacks(name, &[BUSYBOX]) {
         return;
     }
     let thread = std::thread::spawn(move || {
