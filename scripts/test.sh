@@ -30,6 +30,11 @@ cargo fmt --all --check || fail "cargo fmt changes files"
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings || fail "clippy found something"
 
+# They are no part of the workspace, and would rot unseen. With the workspace's versions.
+step "the fuzz targets"
+cp Cargo.lock fuzz/Cargo.lock
+cargo check --manifest-path fuzz/Cargo.toml --target-dir target/fuzz || fail "the fuzz targets do not build"
+
 step "the small guest"
 guest/build.sh .cache/guest.qcow2 || fail "the guest image was not built"
 

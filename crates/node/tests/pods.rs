@@ -688,10 +688,29 @@ fn image_volumes_are_mounted_and_missing_images_are_told() {
         .await;
         // Nothing was made for it.
         assert!(!machine.pod_dir(&lost).exists());
+
+        // Its name means another image now: the old one stays for as long as a pod needs it, and goes with the pod.
+        let disks = store.root().join("disks");
+        let old = fs::read_dir(&disks)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        fs::write(&disk, vec![8; 1 << 20]).unwrap();
+        store.build(&disk, &"guest:1".parse().unwrap()).unwrap();
+        store.collect(&BTreeSet::new()).unwrap();
+        assert!(old.exists());
         for name in ["disk", "lost"] {
             machine.delete(name, Some(1)).await;
             machine.until_gone(name).await;
         }
+        within("the unused disk's end", async {
+            while old.exists() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
         machine.stop_agent_and_check().await;
     });
 }

@@ -282,7 +282,7 @@ mod tests {
         );
         assert_eq!(
             (lease.dns, lease.hostname.as_deref()),
-            (dns.to_vec(), Some("first-light"))
+            (dns.to_vec(), Some("first"))
         );
         let bare = PodNic {
             ipv4: None,
