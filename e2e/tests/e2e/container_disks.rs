@@ -1,6 +1,7 @@
 //! Container disks: where they come from, and what is wrong with some of them.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -160,7 +161,10 @@ fn what_a_registry_does_wrong_is_told_on_the_vmi() -> anyhow::Result<()> {
     let disk = elsewhere.path().join("disk.img");
     for (name, told) in [("liar", "has wrong content"), ("stub", "has wrong size")] {
         let image = format!("{REGISTRY}/bad/{name}:1");
-        fs::write(&disk, name.repeat(100_000))?;
+        // Nothing that compresses: the layer must be the largest blob.
+        let mut noise = vec![0; 200 << 10];
+        fs::File::open("/dev/urandom")?.read_exact(&mut noise)?;
+        fs::write(&disk, noise)?;
         let at = root.to_string_lossy();
         machine
             .berth(&[
