@@ -5,12 +5,11 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 berth=$PWD/target/release/berth
-if [ -e "$pidfile" ] && as_root kill -0 "$(cat "$pidfile")" 2>/dev/null; then
-    pid=$(cat "$pidfile")
+if pid=$(berth_pid); then
     step "stopping berth up (process $pid)"
     as_root kill -TERM "$pid"
     end=$((SECONDS + 30))
-    while as_root kill -0 "$pid" 2>/dev/null; do
+    while [ "$(berth_pid)" = "$pid" ]; do
         [ $SECONDS -lt $end ] || as_root kill -KILL "$pid" 2>/dev/null || true
         sleep 0.1
     done
@@ -29,9 +28,10 @@ check() { # WHAT, what is left of it
         left=1
     fi
 }
-check processes "$(pgrep -af 'berth (up|launcher|pod-init)' || true)"
+check processes "$(processes_of "$state/" "$run/")"
 check links "$(ip -o link | grep -E ': (berth0|bp[0-9a-f]{8,})' || true)"
 check mounts "$(grep -E " ($state|$run)" /proc/self/mountinfo || true)"
+check "control groups" "$(find /sys/fs/cgroup -path '*/berth/*' -type d 2>/dev/null || true)"
 check "nft tables" "$(as_root nft list tables 2>/dev/null | grep -E 'berth' || true)"
 check files "$(ls -d $state $run 2>/dev/null || true)"
 [ $left = 0 ] && echo "clean-run: nothing is left"

@@ -1,4 +1,4 @@
-# Shared by run.sh and clean-run.sh: where `make run` keeps things, and how it waits.
+# Shared by run.sh, clean-run.sh and test.sh: where `make run` keeps things, and how it waits.
 
 state=/var/lib/berth
 run=/run/berth
@@ -27,8 +27,40 @@ kubectl_quiet() {
     kctl "$@" >/dev/null 2>&1
 }
 
+# berth_pid: the process of the `berth up` that run.sh started; fails where it does not run. The number alone says nothing:
+# by now it may be another program's.
+berth_pid() {
+    local pid program arguments
+    pid=$(cat "$pidfile" 2>/dev/null) && [[ $pid =~ ^[1-9][0-9]*$ ]] || return 1
+    program=$(as_root readlink "/proc/$pid/exe" 2>/dev/null) || return 1
+    program=${program% (deleted)}
+    arguments=$(as_root cat "/proc/$pid/cmdline" 2>/dev/null | tr '\0' ' ')
+    [ "${program##*/}" = berth ] && [[ $arguments = *" up "*"--state-dir $state "* ]] || return 1
+    echo "$pid"
+}
+
+# processes_of DIR…: number and command of every process that has one of the directories in its command line or environment,
+# or mounted in a mount namespace of its own. The last is how a virtual machine's processes are known.
+processes_of() {
+    as_root bash -s -- "$@" <<'SCAN'
+        own=$(readlink /proc/self/ns/mnt)
+        for process in /proc/[0-9]*; do
+            command=$(tr '\0' ' ' <"$process/cmdline") || continue
+            [[ $command != *"bash -s -- "* ]] || continue
+            about="$command $(tr '\0' ' ' <"$process/environ")"
+            [ "$(readlink "$process/ns/mnt")" = "$own" ] || about+=$(cat "$process/mountinfo")
+            for directory; do
+                if [[ $about = *"$directory"* ]]; then
+                    echo "${process#/proc/} ${command:0:160}"
+                    break
+                fi
+            done
+        done 2>/dev/null
+SCAN
+}
+
 running() {
-    [ -e "$pidfile" ] && as_root kill -0 "$(cat "$pidfile")" 2>/dev/null && kubectl_quiet get --raw /readyz
+    berth_pid >/dev/null && kubectl_quiet get --raw /readyz
 }
 
 # wait_for SECONDS WHAT COMMAND…: until the command succeeds.

@@ -14,6 +14,7 @@ as_root() {
 # another way (kubectl).
 needs=(
     "gcc /usr/bin/gcc"
+    "g++ /usr/bin/g++"
     "libc6-dev /usr/include/stdio.h"
     "make /usr/bin/make"
     "pkg-config /usr/bin/pkg-config"

@@ -1,7 +1,7 @@
 //! A real container registry (Debian's `docker-registry`) on a machine's loopback.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -15,10 +15,30 @@ pub const REGISTRY: &str = "127.0.0.1:5000";
 /// The running registry; killed when dropped.
 pub struct Registry {
     child: Child,
-    _files: tempfile::TempDir,
+    files: tempfile::TempDir,
 }
 
 impl Registry {
+    /// The file of the largest blob it holds.
+    pub fn largest_blob(&self) -> anyhow::Result<PathBuf> {
+        let blobs = self
+            .files
+            .path()
+            .join("data/docker/registry/v2/blobs/sha256");
+        let mut found = Vec::new();
+        for prefix in fs::read_dir(blobs)?.flatten() {
+            for blob in fs::read_dir(prefix.path())?.flatten() {
+                let data = blob.path().join("data");
+                found.push((fs::metadata(&data).map_or(0, |m| m.len()), data));
+            }
+        }
+        found
+            .into_iter()
+            .max()
+            .map(|(_, data)| data)
+            .context("the registry holds no blob")
+    }
+
     /// Starts it; with `credentials` (user, password) it refuses everyone else.
     pub fn on(machine: &Machine, credentials: Option<(&str, &str)>) -> anyhow::Result<Self> {
         let files = tempfile::Builder::new().prefix("be2e-registry").tempdir()?;
@@ -46,10 +66,7 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .context("docker-registry")?;
-        let registry = Self {
-            child,
-            _files: files,
-        };
+        let registry = Self { child, files };
         wait_for("the registry answers", Duration::from_secs(20), || {
             let answer = machine.exec(
                 "curl",

@@ -1,6 +1,5 @@
 //! What a test needs of the machine, and the one way to skip it.
 
-use std::io::Write as _;
 use std::path::Path;
 
 /// Something that a machine may lack.
@@ -60,16 +59,6 @@ pub fn missing(test: &str, needs: &[Need]) -> bool {
     let Some(reason) = needs.iter().find_map(|need| need.lacking()) else {
         return false;
     };
-    let line = format!("SKIPPED: {test}: {reason}\n");
-    // Straight to the descriptor: the test harness would swallow it.
-    let _ = std::io::stderr().lock().write_all(line.as_bytes());
-    if let Some(log) = std::env::var_os("BERTH_SKIP_LOG")
-        && let Ok(mut file) = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(log)
-    {
-        let _ = file.write_all(line.as_bytes());
-    }
+    berth_testing::skip(test, &reason);
     true
 }

@@ -40,6 +40,28 @@ pub(crate) fn drop_nulls(value: &mut Value) {
     }
 }
 
+/// Refuses the top-level fields of an object of `kind` that it does not have, but for those that `old` has too: what is
+/// stored already must not keep anybody from writing the rest.
+pub(crate) fn check_top(kind: &str, object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    const EVERY_OBJECT: [&str; 3] = ["apiVersion", "kind", "metadata"];
+    let Some(properties) = schemas().get(kind).and_then(|s| s.properties.as_ref()) else {
+        return;
+    };
+    let known = || {
+        EVERY_OBJECT
+            .into_iter()
+            .chain(properties.keys().map(String::as_str))
+    };
+    for name in object.as_object().into_iter().flat_map(|o| o.keys()) {
+        if known().any(|k| k == name) || old.is_some_and(|o| o.get(name).is_some()) {
+            continue;
+        }
+        let near = known().find(|k| is_slip_of(name, k));
+        let hint = near.map(|near| format!("did you mean {near:?}?"));
+        causes.push(Cause::unsupported_field(name, &hint.unwrap_or_default()));
+    }
+}
+
 /// Checks `value`, which is at the top-level field `root` of `kind`.
 pub(crate) fn check(kind: &str, root: &str, value: &Value, causes: &mut Vec<Cause>) {
     let schema = schemas()

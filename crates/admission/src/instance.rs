@@ -26,6 +26,7 @@ pub(crate) fn admit_create(
             format!("must be no more than {} characters", syntax::LABEL_MAX),
         ));
     }
+    fields::check_top(KIND, &object, None, &mut causes);
     let warnings = normalize(namespace, name, &mut object, causes)?;
     add_finalizer(&mut object);
     Ok(Admitted {
@@ -41,6 +42,9 @@ pub(crate) fn admit_update(
     object: &Value,
     old: &Value,
 ) -> Result<Admitted, Refusal> {
+    let mut causes = Vec::new();
+    fields::check_top(KIND, object, Some(old), &mut causes);
+    Refusal::from_causes(causes)?;
     // First, so that controllers can always write metadata, whatever later versions of berth think of this spec.
     if object.get("spec") == old.get("spec") {
         return Ok(Admitted {

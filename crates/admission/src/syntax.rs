@@ -61,8 +61,8 @@ pub(crate) fn is_word(s: &str, extra: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
 }
 
-/// What is wrong with an image reference `[registry[:port]/]path[:tag][@algorithm:hex]`, by the grammar that
-/// container engines share.
+/// What is wrong with an image reference `[registry[:port]/]path[:tag][@sha256:hex]`. Accepts what the image store
+/// accepts, no more and no less: a test holds the two together.
 pub(crate) fn image_reference_error(reference: &str) -> Option<&'static str> {
     if reference.is_empty() {
         return Some("must not be empty");
@@ -71,7 +71,7 @@ pub(crate) fn image_reference_error(reference: &str) -> Option<&'static str> {
         Some((rest, digest)) => (rest, Some(digest)),
         None => (reference, None),
     };
-    if digest.is_some_and(|d| !is_digest(d)) {
+    if digest.is_some_and(|d| !d.strip_prefix("sha256:").is_some_and(is_sha256_hex)) {
         return Some("must have a digest of the form sha256:<64 hex digits> after @");
     }
     // A colon before the last slash belongs to the registry's port.
@@ -84,13 +84,8 @@ pub(crate) fn image_reference_error(reference: &str) -> Option<&'static str> {
             "must have a tag of at most 128 letters, digits and inner _.- after the colon",
         );
     }
-    if name.is_empty() || name.len() > 255 {
-        return Some("must have a name of 1 to 255 characters");
-    }
     let (registry, path) = match name.split_once('/') {
-        Some((first, path)) if first.contains(['.', ':', '[']) || first == "localhost" => {
-            (Some(first), path)
-        }
+        Some((first, path)) if names_a_registry(first) => (Some(first), path),
         _ => (None, name),
     };
     if registry.is_some_and(|r| !is_registry(r)) {
@@ -101,19 +96,41 @@ pub(crate) fn image_reference_error(reference: &str) -> Option<&'static str> {
             "must have a name of lower case letters, digits and inner . _ - in parts joined by /",
         );
     }
+    if full_name_length(registry, path) > 255 {
+        return Some("must have a name of 1 to 255 characters");
+    }
+    if digest.is_none() && tag.is_none() && is_sha256_hex(name) {
+        return Some("must have a name, not only a digest");
+    }
     None
 }
 
-fn is_digest(s: &str) -> bool {
-    let hex = |h: &str| {
-        h.bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+/// A first part that is a host, not the first part of a name in the default registry.
+fn names_a_registry(first: &str) -> bool {
+    first == "localhost"
+        || first.contains(['.', ':'])
+        || first.bytes().any(|b| b.is_ascii_uppercase())
+}
+
+/// The length of the name in full, with the registry and the folder that may be left out.
+fn full_name_length(registry: Option<&str>, path: &str) -> usize {
+    let registry = match registry {
+        None | Some("index.docker.io" | "registry-1.docker.io") => "docker.io",
+        Some(other) => other,
     };
-    match s.split_once(':') {
-        Some(("sha256", h)) => h.len() == 64 && hex(h),
-        Some(("sha512", h)) => h.len() == 128 && hex(h),
-        _ => false,
-    }
+    let folder = if registry == "docker.io" && !path.contains('/') {
+        "library/".len()
+    } else {
+        0
+    };
+    registry.len() + 1 + folder + path.len()
+}
+
+fn is_sha256_hex(hex: &str) -> bool {
+    hex.len() == 64
+        && hex
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn is_tag(s: &str) -> bool {
@@ -199,8 +216,60 @@ mod tests {
             "../a",
             "a/../b",
             "a/B",
+            &format!("a@sha512:{}", "a".repeat(128)),
+            &digest,
         ] {
             assert!(image_reference_error(bad).is_some(), "{bad:?}");
+        }
+    }
+
+    fn agree(reference: &str) {
+        let ours = image_reference_error(reference);
+        let stores = reference.parse::<berth_image::ImageRef>();
+        assert_eq!(
+            ours.is_none(),
+            stores.is_ok(),
+            "{reference:?}: {ours:?}, {stores:?}"
+        );
+    }
+
+    #[test]
+    fn admission_and_the_image_store_accept_the_same() {
+        let hex = "0123456789abcdef".repeat(4);
+        for reference in [
+            &format!("a@sha512:{hex}{hex}"),
+            &format!("a@sha256:{}", hex.to_uppercase()),
+            &format!("a@sha256:{hex}"),
+            &format!("a:{hex}"),
+            &hex,
+            &"a".repeat(237),
+            &"a".repeat(238),
+            &format!("index.docker.io/{}", "a".repeat(237)),
+            &format!("quay.io/{}", "a".repeat(248)),
+            "Host/a",
+            "Host:80/a",
+            "localhost:0/a",
+            "localhost:65536/a",
+            "localhost:+1/a",
+            "[::1]/a",
+            "[::1]x/a",
+            "[x/a",
+            "docker://a",
+            "a://b/c",
+            "a@b@c",
+            "localhost",
+            "localhost/",
+        ] {
+            agree(reference);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn admission_and_the_image_store_accept_the_same_of_anything(
+            reference in "(([a-zA-Z0-9.:\\[\\]-]{1,8})/)?[a-zA-Z0-9._/-]{0,10}(:[a-zA-Z0-9._/-]{0,5})?(@(sha256:)?[0-9a-g]{0,4})?",
+        ) {
+            agree(&reference);
         }
     }
 

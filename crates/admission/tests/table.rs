@@ -548,3 +548,32 @@ fn what_is_not_ours_passes() {
     };
     assert_eq!(admit(&deletion).unwrap(), Admitted::default());
 }
+
+#[test]
+fn fields_outside_the_spec_are_refused_by_name() {
+    let mut vmi = object(good());
+    vmi["foo"] = json!(1);
+    vmi["stauts"] = json!({});
+    let refusal = write(Operation::Create, &vmi, None).unwrap_err();
+    let told: Vec<_> = refusal
+        .causes
+        .iter()
+        .map(|c| (c.reason, c.to_string()))
+        .collect();
+    let unsupported = CauseReason::FieldValueNotSupported;
+    let words = "Unsupported value: this field is not supported by berth";
+    assert_eq!(
+        told,
+        [
+            (unsupported, format!("foo: {words}")),
+            (
+                unsupported,
+                format!("stauts: {words}: did you mean \"status\"?")
+            ),
+        ]
+    );
+    // Neither later, but what is stored already is nobody's hindrance.
+    let plain = object(good());
+    assert!(write(Operation::Update, &vmi, Some(&plain)).is_err());
+    assert!(write(Operation::Update, &vmi, Some(&vmi)).is_ok());
+}

@@ -22,9 +22,9 @@ fn every_example_is_admitted_or_refused_by_field() {
     let files = match std::fs::read_dir(&directory) {
         Ok(files) => files,
         Err(error) => {
-            println!(
-                "SKIPPED: no examples of KubeVirt: {}: {error}",
-                directory.display()
+            berth_testing::skip(
+                "every_example_is_admitted_or_refused_by_field",
+                &format!("no examples of KubeVirt: {}: {error}", directory.display()),
             );
             return;
         }

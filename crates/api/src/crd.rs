@@ -10,8 +10,8 @@ use crate::kubevirt::{VERSIONS, v1::VirtualMachineInstance};
 
 /// Every CustomResourceDefinition of berth.
 ///
-/// Each is served in all [`VERSIONS`] with one schema and stored as `v1`. Objects inside `spec` keep fields that
-/// the schema does not describe (`x-kubernetes-preserve-unknown-fields`), so that admission sees them and refuses
+/// Each is served in all [`VERSIONS`] with one schema and stored as `v1`. The root and the objects inside `spec` keep
+/// fields that the schema does not describe (`x-kubernetes-preserve-unknown-fields`), so that admission sees them and refuses
 /// them by name instead of the API server dropping them unseen.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![publish(VirtualMachineInstance::crd(), &instance_columns())]
@@ -75,6 +75,7 @@ fn publish(
         .and_then(|s| s.open_api_v3_schema.as_mut())
     {
         tidy(root);
+        root.x_kubernetes_preserve_unknown_fields = Some(true);
         if let Some(spec) = root.properties.as_mut().and_then(|p| p.get_mut("spec")) {
             preserve_unknown(spec);
         }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn built_in_objects() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("built_in_objects").await else {
         return;
     };
     assert!(k.ok(&["version"]).await.contains("Server Version: v1."));
@@ -102,7 +102,7 @@ async fn built_in_objects() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn apply_and_namespaces() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("apply_and_namespaces").await else {
         return;
     };
     let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: '1', b: '2'}\n";
@@ -150,7 +150,7 @@ async fn apply_and_namespaces() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn custom_objects() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("custom_objects").await else {
         return;
     };
     let manifest =
@@ -215,7 +215,7 @@ async fn custom_objects() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watching() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("watching").await else {
         return;
     };
     k.ok(&["create", "configmap", "first"]).await;
@@ -242,7 +242,7 @@ async fn watching() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cascades_and_quotas() {
-    let Some(k) = Kubectl::start().await else {
+    let Some(k) = Kubectl::start("cascades_and_quotas").await else {
         return;
     };
     let owner = async |name: &str| {
@@ -299,12 +299,12 @@ async fn cascades_and_quotas() {
     ])
     .await;
 
-    k.ok(&["create", "quota", "few", "--hard=count/configmaps=2,pods=1"])
+    k.ok(&["create", "quota", "few", "--hard=count/configmaps=3,pods=1"])
         .await;
     k.ok(&["create", "configmap", "a"]).await;
     let error = k.fails(&["create", "configmap", "a1"], "").await
         + &k.fails(&["create", "configmap", "a2"], "").await;
-    assert!(error.contains("exceeded quota: few, requested: count/configmaps=1, used: count/configmaps=2, limited: count/configmaps=2"), "{error}");
+    assert!(error.contains("exceeded quota: few, requested: count/configmaps=1, used: count/configmaps=3, limited: count/configmaps=3"), "{error}");
     let shown = k.ok(&["describe", "quota", "few"]).await;
     let row: Vec<&str> = shown
         .lines()

@@ -87,13 +87,13 @@ async fn custom_resources_must_say_what_they_replace() {
     );
     assert_eq!(
         refused["message"],
-        "widgets.example.com \"w\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an \
+        "widgets.example.com \"w\" is invalid: metadata.resourceVersion: Invalid value: 0x0: must be specified for an \
          update"
     );
     assert_eq!(
         refused["details"]["causes"],
         json!([{"reason": "FieldValueInvalid", "field": "metadata.resourceVersion",
-            "message": "Invalid value: 0: must be specified for an update"}])
+            "message": "Invalid value: 0x0: must be specified for an update"}])
     );
 
     let mut new = made.clone();

@@ -29,7 +29,7 @@ const PROTOCOL: &str = "plain.kubevirt.io";
 /// Arguments of `berth console`.
 #[derive(Debug, Args)]
 pub(crate) struct ConsoleArgs {
-    /// The virtual machine instance: NAME, or NAME.NAMESPACE.
+    /// The virtual machine instance: NAME, or without -n also NAME.NAMESPACE where no NAME.NAMESPACE is in the namespace.
     vmi: String,
     /// The namespace.
     #[arg(short, long)]
@@ -41,15 +41,23 @@ pub(crate) struct ConsoleArgs {
 /// Connects and copies bytes both ways until one side ends.
 pub(crate) async fn run(args: ConsoleArgs) -> anyhow::Result<()> {
     let config = args.cluster.config().await?;
-    let namespace = args
-        .namespace
-        .unwrap_or_else(|| config.default_namespace.clone());
-    let (name, namespace) = match args.vmi.split_once('.') {
-        Some((name, namespace)) => (name.to_owned(), namespace.to_owned()),
-        None => (args.vmi.clone(), namespace),
-    };
+    let targets = targets(
+        &args.vmi,
+        args.namespace.as_deref(),
+        &config.default_namespace,
+    );
     let client = kube::Client::try_from(config).context("the kubeconfig cannot be used")?;
-    let socket = connect(&client, &namespace, &name).await?;
+    let mut tried = Vec::new();
+    let (socket, name, namespace) = loop {
+        let Some((name, namespace)) = targets.get(tried.len()) else {
+            // The whole name is what was asked for.
+            bail!("{}", tried.swap_remove(0));
+        };
+        match connect(&client, namespace, name).await? {
+            Answer::Connected(socket) => break (socket, name, namespace),
+            Answer::NotFound(said) => tried.push(said),
+        }
+    };
     let terminal = std::io::stdin().is_terminal();
     let _raw = if terminal {
         eprintln!("Successfully connected to {name} console. The escape sequence is ^]\r");
@@ -62,10 +70,27 @@ pub(crate) async fn run(args: ConsoleArgs) -> anyhow::Result<()> {
         .with_context(|| format!("console of {namespace}/{name}"))
 }
 
+/// Names and namespaces to try, in order. A name may have dots, a namespace has none.
+fn targets(vmi: &str, namespace: Option<&str>, default: &str) -> Vec<(String, String)> {
+    let mut targets = vec![(vmi.to_owned(), namespace.unwrap_or(default).to_owned())];
+    if namespace.is_none()
+        && let Some((name, namespace)) = vmi.rsplit_once('.')
+    {
+        targets.push((name.to_owned(), namespace.to_owned()));
+    }
+    targets
+}
+
+enum Answer {
+    Connected(Socket),
+    /// What the server said.
+    NotFound(String),
+}
+
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Upgrades a request to a WebSocket. kube's own `connect` knows only the protocols of exec and attach.
-async fn connect(client: &kube::Client, namespace: &str, name: &str) -> anyhow::Result<Socket> {
+async fn connect(client: &kube::Client, namespace: &str, name: &str) -> anyhow::Result<Answer> {
     let key = generate_key();
     let request = http::Request::get(format!(
         "/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/virtualmachineinstances/{name}/console"
@@ -89,7 +114,11 @@ async fn connect(client: &kube::Client, namespace: &str, name: &str) -> anyhow::
             .await
             .map(Collected::to_bytes)
             .unwrap_or_default();
-        bail!("{}", refusal(code, &body));
+        let said = refusal(code, &body);
+        if code == http::StatusCode::NOT_FOUND {
+            return Ok(Answer::NotFound(said));
+        }
+        bail!("{said}");
     }
     let accepted = response.headers().get(http::header::SEC_WEBSOCKET_ACCEPT);
     if accepted.is_none_or(|value| value != derive_accept_key(key.as_bytes()).as_str()) {
@@ -98,7 +127,8 @@ async fn connect(client: &kube::Client, namespace: &str, name: &str) -> anyhow::
     let upgraded = hyper::upgrade::on(response)
         .await
         .context("WebSocket handshake")?;
-    Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await)
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    Ok(Answer::Connected(socket))
 }
 
 /// The server's own words where it sent a Status, the code otherwise.
@@ -185,5 +215,24 @@ impl Drop for RawMode {
     fn drop(&mut self) {
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
         let _ = std::io::stderr().write_all(b"\r\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::targets;
+
+    #[test]
+    fn a_dot_is_part_of_the_name_before_it_names_a_namespace() {
+        let tried = |vmi: &str, namespace: Option<&str>| -> Vec<String> {
+            let all = targets(vmi, namespace, "default");
+            all.iter()
+                .map(|(name, ns)| format!("{ns}/{name}"))
+                .collect()
+        };
+        assert_eq!(tried("web", None), ["default/web"]);
+        assert_eq!(tried("web", Some("lab")), ["lab/web"]);
+        assert_eq!(tried("a.b", Some("lab")), ["lab/a.b"]);
+        assert_eq!(tried("a.b.lab", None), ["default/a.b.lab", "lab/a.b"]);
     }
 }

@@ -6,7 +6,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use berth_image::{
     Credentials, Image, ImageRef, Limits, NoProgress, Progress, PullOptions, PullPolicy, Store,
     Transferred, credentials_from_docker_config,
@@ -77,16 +77,26 @@ struct RegistryArgs {
     /// Speak HTTP without TLS to the registry.
     #[arg(long)]
     plain_http: bool,
-    /// User and password, instead of those in Docker's configuration.
-    #[arg(long, value_name = "USER:PASSWORD", value_parser = parse_credentials)]
+    /// User, instead of the one in Docker's configuration.
+    #[arg(long, value_name = "USER", requires = "password_stdin")]
+    username: Option<String>,
+    /// Read the password from standard input.
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+    /// User and password in one; every user of this machine can see them while the command runs.
+    #[arg(long, value_name = "USER:PASSWORD", value_parser = parse_credentials, conflicts_with = "username")]
     creds: Option<Credentials>,
 }
 
 impl RegistryArgs {
     fn options(self, image: &ImageRef) -> anyhow::Result<PullOptions> {
-        let credentials = match self.creds {
-            Some(credentials) => Some(credentials),
-            None => configured_credentials(image)?,
+        let credentials = match (self.creds, self.username) {
+            (Some(credentials), _) => Some(credentials),
+            (None, Some(username)) => Some(Credentials {
+                username,
+                password: read_password(std::io::stdin().lock())?,
+            }),
+            (None, None) => configured_credentials(image)?,
         };
         Ok(PullOptions {
             credentials,
@@ -98,6 +108,10 @@ impl RegistryArgs {
 
 /// Runs the subcommand.
 pub(crate) async fn run(args: ImageArgs) -> anyhow::Result<()> {
+    if let ImageCommand::Build { disk, tag } = &args.command {
+        // Before there is a store: what cannot be built leaves none.
+        Store::check_build(disk, tag)?;
+    }
     let store = Store::open_with(&args.root, Limits::default())?;
     match args.command {
         ImageCommand::Build { disk, tag } => {
@@ -173,6 +187,16 @@ fn parse_credentials(text: &str) -> Result<Credentials, String> {
         // The text may be a password: it is not repeated.
         _ => Err("expected USER:PASSWORD".to_owned()),
     }
+}
+
+/// The password is the first line; a line end is not part of it.
+fn read_password(mut from: impl std::io::BufRead) -> anyhow::Result<String> {
+    let mut line = String::new();
+    from.read_line(&mut line)
+        .context("reading the password from standard input")?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    ensure!(!password.is_empty(), "no password on standard input");
+    Ok(password.to_owned())
 }
 
 /// What `docker login` left in `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
@@ -304,6 +328,14 @@ mod tests {
             table(&[], SystemTime::now()),
             "NAME   DIGEST   SIZE   SOURCE   AGE\n"
         );
+    }
+
+    #[test]
+    fn a_password_is_one_line() {
+        assert_eq!(read_password(&b"s e:same\r\nmore"[..]).unwrap(), "s e:same");
+        assert_eq!(read_password(&b"sesame"[..]).unwrap(), "sesame");
+        assert!(read_password(&b"\n"[..]).is_err());
+        assert!(read_password(&b""[..]).is_err());
     }
 
     #[test]

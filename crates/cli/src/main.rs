@@ -31,7 +31,8 @@ struct Cli {
         global = true,
         env = "BERTH_LOG",
         default_value = "info",
-        hide_default_value = true
+        hide_default_value = true,
+        value_parser = log_filter
     )]
     log: String,
     /// How to log.
@@ -120,8 +121,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// A filter that cannot be read is an error of the command line, not one to be guessed away.
+fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; expected e.g. info or berth_node=debug")),
+    }
+}
+
 fn start_log(filter: &str, format: LogFormat) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // Read once already, by `log_filter`.
+    let filter = EnvFilter::new(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     match format {

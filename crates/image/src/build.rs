@@ -10,7 +10,7 @@ use std::path::Path;
 use thiserror::Error;
 
 use crate::digest::Hasher;
-use crate::format::{self, DiskFormat, FormatError};
+use crate::format::{self, DiskFormat, DiskInfo, FormatError};
 use crate::manifest::{OCI_CONFIG, OCI_LAYER_ZSTD, OCI_MANIFEST, architecture};
 use crate::store::failed;
 use crate::{Digest, Image, ImageRef, Store, StoreError};
@@ -58,24 +58,31 @@ pub enum BuildError {
 }
 
 impl Store {
+    /// Whether `disk` can become an image named `tag`, as far as that is known without a store.
+    ///
+    /// # Errors
+    /// What [`Store::build`] would say.
+    pub fn check_build(disk: &Path, tag: &ImageRef) -> Result<(), BuildError> {
+        if tag.digest().is_some() {
+            return Err(BuildError::ByDigest {
+                image: tag.to_string(),
+            });
+        }
+        open_disk(disk, tag).map(drop)
+    }
+
     /// Makes an image named `tag` whose disk is the file `disk`, which must be raw or qcow2. Blocking.
     pub fn build(&self, disk: &Path, tag: &ImageRef) -> Result<Image, BuildError> {
         let image = tag.to_string();
         if tag.digest().is_some() {
             return Err(BuildError::ByDigest { image });
         }
-        let shown = disk.display().to_string();
         let unreadable = |e: io::Error| BuildError::Read {
             image: tag.to_string(),
             disk: disk.display().to_string(),
             cause: e.to_string(),
         };
-        let file = File::open(disk).map_err(unreadable)?;
-        let info = format::inspect_file(&file).map_err(|cause| BuildError::Disk {
-            image: image.clone(),
-            disk: shown.clone(),
-            cause,
-        })?;
+        let (file, info) = open_disk(disk, tag)?;
         let store_error = |cause| BuildError::Store {
             image: tag.to_string(),
             cause,
@@ -140,6 +147,21 @@ impl Store {
         });
         self.put_blob(manifest.to_string().as_bytes())
     }
+}
+
+fn open_disk(disk: &Path, tag: &ImageRef) -> Result<(File, DiskInfo), BuildError> {
+    let (image, shown) = (tag.to_string(), disk.display().to_string());
+    let file = File::open(disk).map_err(|e| BuildError::Read {
+        image: image.clone(),
+        disk: shown.clone(),
+        cause: e.to_string(),
+    })?;
+    let info = format::inspect_file(&file).map_err(|cause| BuildError::Disk {
+        image,
+        disk: shown,
+        cause,
+    })?;
+    Ok((file, info))
 }
 
 /// The tar of the layer on its way into the compressor.

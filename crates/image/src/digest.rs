@@ -37,7 +37,7 @@ impl Digest {
     }
 
     /// The digest whose hex part is `hex`.
-    pub(crate) fn from_hex(hex: &str) -> Option<Self> {
+    pub fn from_hex(hex: &str) -> Option<Self> {
         Self::is_hex(hex).then(|| Self(hex.to_owned()))
     }
 }

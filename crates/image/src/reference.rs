@@ -190,7 +190,7 @@ fn check_registry(registry: &str) -> Result<(), &'static str> {
         return Err("the registry is not a host name");
     }
     if port.is_some_and(|port| {
-        !port.bytes().all(|b| b.is_ascii_digit()) || port.parse::<u16>().is_err()
+        !port.bytes().all(|b| b.is_ascii_digit()) || !port.parse::<u16>().is_ok_and(|n| n > 0)
     }) {
         return Err("the registry's port is not a number");
     }
@@ -306,6 +306,7 @@ mod tests {
             "x y",
             "reg.io:99999/x",
             "reg.io:/x",
+            "reg.io:0/x",
             "[::1/x",
             "re_g.io/x",
             "ä",

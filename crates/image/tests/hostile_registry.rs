@@ -47,6 +47,8 @@ struct Registry {
     mood: Mood,
     /// User and password that the token server wants; then blobs need the token.
     account: Option<(String, String)>,
+    /// The token server never comes to an end.
+    endless_token: bool,
     address: Mutex<Option<SocketAddr>>,
     requests: AtomicUsize,
     transfers: AtomicUsize,
@@ -60,6 +62,7 @@ impl Registry {
             blobs: HashMap::new(),
             mood,
             account: None,
+            endless_token: false,
             address: Mutex::default(),
             requests: AtomicUsize::new(0),
             transfers: AtomicUsize::new(0),
@@ -152,6 +155,12 @@ async fn answer(
 
 fn token(registry: &Registry, authorization: Option<&str>) -> Response {
     use base64::Engine as _;
+    if registry.endless_token {
+        let first = Bytes::from_static(b"{\"token\": \"");
+        let rest = futures::stream::repeat_with(|| Bytes::from_static(&[b'x'; 4096]));
+        let whole = futures::stream::iter([first]).chain(rest);
+        return Body::from_stream(whole.map(Ok::<_, std::io::Error>)).into_response();
+    }
     let (user, password) = registry.account.as_ref().unwrap();
     let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
     if authorization != Some(&format!("Basic {pair}")) {
@@ -505,6 +514,22 @@ async fn a_token_is_fetched_and_renewed() {
         .pull(&image, &with("secret"), &NoProgress)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_token_without_end_is_not_waited_for() {
+    let mut registry = Registry::with_layer(layer(), Mood::Honest);
+    registry.account = Some(("user".into(), "secret".into()));
+    registry.endless_token = true;
+    let (_, error, _) = tokio::time::timeout(Duration::from_secs(20), refused(registry))
+        .await
+        .unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains("a token of more than 65536 bytes"),
+        "{error}"
+    );
 }
 
 #[derive(Default)]

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_image::{Credentials, NoProgress, PullError, PullOptions, PullPolicy, PushError};
-use common::{Layer, fixture, gzip, noise, qcow2, reference, skipped};
+use common::{Layer, fixture, gzip, noise, qcow2, reference};
 use tempfile::TempDir;
 
 struct Registry {
@@ -31,7 +31,7 @@ impl Registry {
         for program in ["docker-registry", "htpasswd"] {
             let needed = program != "htpasswd" || account.is_some();
             if needed && !installed(program) {
-                skipped(test, &format!("{program} is not installed"));
+                berth_testing::skip(test, &format!("{program} is not installed"));
                 return None;
             }
         }
@@ -213,7 +213,7 @@ async fn credentials_are_asked_for_and_used() {
 async fn skopeo_agrees_with_us() {
     let test = "skopeo_agrees_with_us";
     if !installed("skopeo") {
-        return skipped(test, "skopeo is not installed");
+        return berth_testing::skip(test, "skopeo is not installed");
     }
     let Some(registry) = Registry::start(test, None) else {
         return;

@@ -196,7 +196,7 @@ fn disks_that_are_held_mounted_or_in_use_stay() {
                 assert_eq!(f.store.collect(&BTreeSet::new()).unwrap().disks, 0);
                 assert!(disk.file.exists());
             } else {
-                common::skipped(
+                berth_testing::skip(
                     "disks_that_are_held_mounted_or_in_use_stay (the mount)",
                     "cannot mount here",
                 );
@@ -204,7 +204,7 @@ fn disks_that_are_held_mounted_or_in_use_stay() {
             drop(pod.stdin.take());
             pod.wait().unwrap();
         }
-        Err(e) => common::skipped(
+        Err(e) => berth_testing::skip(
             "disks_that_are_held_mounted_or_in_use_stay (the mount)",
             &e.to_string(),
         ),
@@ -510,7 +510,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
         None
     });
     if let Some(reason) = thread.join().unwrap() {
-        common::skipped("a_full_disk_is_an_error_that_leaves_nothing", &reason);
+        berth_testing::skip("a_full_disk_is_an_error_that_leaves_nothing", &reason);
     }
 }
 
@@ -553,4 +553,23 @@ fn full(dir: &Path) {
         .read_to_string(&mut index)
         .unwrap();
     assert!(index.contains("library/x:latest"), "{index}");
+}
+
+#[test]
+fn the_store_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let f = fixture();
+    let mode = || {
+        std::fs::metadata(f.store.root())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    assert_eq!(mode(), 0o700);
+    // One that was left open is closed.
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(f.store.root(), open).unwrap();
+    berth_image::Store::open(f.store.root()).unwrap();
+    assert_eq!(mode(), 0o700);
 }

@@ -148,6 +148,8 @@ impl Dirs {
 struct Flavour {
     program: &'static str,
     socket: &'static str,
+    /// The socket that it makes after it listens on the other.
+    last_socket: &'static str,
     /// How the client library has to treat the socket.
     mode: &'static str,
 }
@@ -157,12 +159,14 @@ const FLAVOURS: [Flavour; 2] = [
     Flavour {
         program: "virtqemud",
         socket: "virtqemud-sock",
+        last_socket: "virtqemud-admin-sock",
         mode: "direct",
     },
     // Everything in one; the only one that Debian 12 has.
     Flavour {
         program: "libvirtd",
         socket: "libvirt-sock",
+        last_socket: "libvirt-admin-sock",
         mode: "legacy",
     },
 ];
@@ -206,10 +210,11 @@ impl Libvirtd {
     }
 
     fn socket(&self) -> PathBuf {
-        self.dirs
-            .runtime()
-            .join("libvirt")
-            .join(self.flavour.socket)
+        self.in_runtime(self.flavour.socket)
+    }
+
+    fn in_runtime(&self, name: &str) -> PathBuf {
+        self.dirs.runtime().join("libvirt").join(name)
     }
 
     fn configure(&self) -> Result<PathBuf, DaemonError> {
@@ -250,16 +255,12 @@ impl Libvirtd {
     }
 
     async fn wait_for_socket(&self, pid: u32, socket: &Path) -> Result<(), DaemonError> {
+        let last = self.in_runtime(self.flavour.last_socket);
         let there = async {
-            socket::exists(socket).await?;
-            // It exists from bind() on and takes connections from listen() on, a moment later, of which nothing tells.
-            while let Err(error) = socket::connect(socket).await {
-                if error.kind() != io::ErrorKind::ConnectionRefused {
-                    return Err(error);
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            Ok(())
+            // A socket exists from bind() on and takes connections from listen() on, a moment later, of which nothing
+            // tells. But the daemon makes its sockets one after the other: when the last one exists, the first listens.
+            socket::exists(&last).await?;
+            socket::connect(socket).await.map(drop)
         };
         let program = || self.program.clone();
         tokio::select! {
@@ -281,15 +282,14 @@ impl Daemon for Libvirtd {
         self.dirs.create()?;
         let config = self.configure()?;
         let socket = self.socket();
-        // One that a killed daemon left behind would be taken for the new one's.
-        match std::fs::remove_file(&socket) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(DaemonError::Configure {
-                    path: socket,
-                    source,
-                });
+        // Those that a killed daemon left behind would be taken for the new one's.
+        for path in [socket.clone(), self.in_runtime(self.flavour.last_socket)] {
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(DaemonError::Configure { path, source });
+                }
+                _ => {}
             }
-            _ => {}
         }
         let mut child = self
             .reaper

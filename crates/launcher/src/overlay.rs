@@ -160,11 +160,11 @@ mod tests {
 
     use super::*;
 
-    fn qemu_img(args: &[&str]) -> Option<serde_json::Value> {
+    fn qemu_img(test: &str, args: &[&str]) -> Option<serde_json::Value> {
         let output = match Command::new("qemu-img").args(args).output() {
             Ok(output) => output,
             Err(error) => {
-                eprintln!("SKIPPED: qemu-img: {error}");
+                berth_testing::skip(test, &format!("qemu-img: {error}"));
                 return None;
             }
         };
@@ -178,20 +178,23 @@ mod tests {
 
     #[test]
     fn qemu_reads_our_overlays_of_every_size() {
+        const TEST: &str = "qemu_reads_our_overlays_of_every_size";
         let dir = tempfile::tempdir().unwrap();
         let backing = dir.path().join("disk.img");
         let overlay = dir.path().join("overlay.qcow2");
         for size in [512_u64, (1 << 20) + 1, 1 << 29, (1 << 29) + 512, 5 << 40] {
             File::create(&backing).unwrap().set_len(size).unwrap();
             create(&overlay, backing.to_str().unwrap(), "raw").unwrap();
-            let Some(info) = qemu_img(&["info", "--output=json", overlay.to_str().unwrap()]) else {
+            let Some(info) = qemu_img(TEST, &["info", "--output=json", overlay.to_str().unwrap()])
+            else {
                 return;
             };
             assert_eq!(info["format"], "qcow2");
             assert_eq!(info["virtual-size"], size.div_ceil(512) * 512);
             assert_eq!(info["backing-filename"], backing.to_str().unwrap());
             assert_eq!(info["backing-filename-format"], "raw");
-            let check = qemu_img(&["check", "--output=json", overlay.to_str().unwrap()]).unwrap();
+            let check =
+                qemu_img(TEST, &["check", "--output=json", overlay.to_str().unwrap()]).unwrap();
             assert_eq!(check["check-errors"], 0, "{check}");
             assert_eq!(check.get("leaks"), None, "{check}");
             assert_eq!(check.get("corruptions"), None, "{check}");
@@ -200,15 +203,16 @@ mod tests {
 
     #[test]
     fn a_qcow2_disk_gives_its_virtual_size() {
+        const TEST: &str = "a_qcow2_disk_gives_its_virtual_size";
         let dir = tempfile::tempdir().unwrap();
         let backing = dir.path().join("disk.qcow2");
         let overlay = dir.path().join("overlay.qcow2");
         let path = backing.to_str().unwrap();
-        if qemu_img(&["create", "-q", "-f", "qcow2", path, "10G"]).is_none() {
+        if qemu_img(TEST, &["create", "-q", "-f", "qcow2", path, "10G"]).is_none() {
             return;
         }
         create(&overlay, path, "qcow2").unwrap();
-        let info = qemu_img(&["info", "--output=json", overlay.to_str().unwrap()]).unwrap();
+        let info = qemu_img(TEST, &["info", "--output=json", overlay.to_str().unwrap()]).unwrap();
         assert_eq!(
             (&info["virtual-size"], &info["backing-filename-format"]),
             (&(10_u64 << 30).into(), &"qcow2".into())

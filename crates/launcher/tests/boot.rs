@@ -30,11 +30,8 @@ const SANDBOX: &str =
     "mount -t tmpfs -o mode=755 tmpfs /dev/net; mknod -m 666 /dev/net/tun c 10 200; exec \"$@\"";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Why these tests cannot run here.
-fn missing() -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("not root".to_owned());
-    }
+/// Whether this test cannot run here; says so then.
+fn missing(test: &str) -> bool {
     let needed = [
         "/usr/sbin/libvirtd",
         "/usr/bin/qemu-system-x86_64",
@@ -42,19 +39,7 @@ fn missing() -> Option<String> {
         "/usr/bin/setpriv",
         "/dev/net/tun",
     ];
-    needed
-        .iter()
-        .find(|path| !Path::new(path).exists())
-        .map(|path| format!("no {path}"))
-}
-
-macro_rules! need_qemu {
-    () => {
-        if let Some(reason) = missing() {
-            eprintln!("SKIPPED: {reason}");
-            return;
-        }
-    };
+    berth_testing::not_root(test) || berth_testing::lacks(test, &needed)
 }
 
 fn run(program: &str, args: &[&str]) {
@@ -344,7 +329,9 @@ fn domain(state: &LauncherState) -> DomainState {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_boots_gets_its_address_and_is_killed() {
-    need_qemu!();
+    if missing("a_guest_boots_gets_its_address_and_is_killed") {
+        return;
+    }
     let pod = Pod::start();
     let client = pod.client().await;
     let socket = pod.dhcp_socket();
@@ -420,7 +407,9 @@ fn memory(pod: &Pod) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_ignores_the_button_loses_its_power_after_the_grace() {
-    need_qemu!();
+    if missing("a_guest_that_ignores_the_button_loses_its_power_after_the_grace") {
+        return;
+    }
     let pod = Pod::start();
     let client = pod.client().await;
     client.sync(ipxe(), vec![pod.dhcp_socket()]).await.unwrap();
@@ -447,10 +436,15 @@ async fn a_guest_that_ignores_the_button_loses_its_power_after_the_grace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_obeys_the_button_is_given_the_time_it_needs() {
-    need_qemu!();
+    if missing("a_guest_that_obeys_the_button_is_given_the_time_it_needs") {
+        return;
+    }
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/guest.qcow2");
     if !guest.exists() {
-        eprintln!("SKIPPED: no small guest: guest/build.sh .cache/guest.qcow2 makes it");
+        berth_testing::skip(
+            "a_guest_that_obeys_the_button_is_given_the_time_it_needs",
+            "no small guest: guest/build.sh .cache/guest.qcow2 makes it",
+        );
         return;
     }
     let pod = Pod::start();
@@ -480,7 +474,9 @@ async fn a_guest_that_obeys_the_button_is_given_the_time_it_needs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_gives_the_guest_its_grace() {
-    need_qemu!();
+    if missing("sigterm_gives_the_guest_its_grace") {
+        return;
+    }
     let pod = Pod::start();
     let client = pod.client().await;
     client.sync(ipxe(), vec![pod.dhcp_socket()]).await.unwrap();
@@ -500,7 +496,9 @@ async fn sigterm_gives_the_guest_its_grace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_qemu_is_told_in_clear_words() {
-    need_qemu!();
+    if missing("a_killed_qemu_is_told_in_clear_words") {
+        return;
+    }
     let pod = Pod::start();
     let client = pod.client().await;
     let state = client.sync(ipxe(), vec![pod.dhcp_socket()]).await.unwrap();
@@ -524,7 +522,9 @@ async fn a_killed_qemu_is_told_in_clear_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_libvirt_comes_back_and_takes_the_guest_over() {
-    need_qemu!();
+    if missing("a_killed_libvirt_comes_back_and_takes_the_guest_over") {
+        return;
+    }
     let pod = Pod::start();
     let client = pod.client().await;
     let state = client.sync(ipxe(), vec![pod.dhcp_socket()]).await.unwrap();
@@ -555,7 +555,9 @@ async fn a_killed_libvirt_comes_back_and_takes_the_guest_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_qemu_or_libvirt_refuses_can_be_corrected() {
-    need_qemu!();
+    if missing("what_qemu_or_libvirt_refuses_can_be_corrected") {
+        return;
+    }
     let pod = Pod::start();
     let client = pod.client().await;
     // No such tap: QEMU cannot be started.
@@ -609,7 +611,9 @@ async fn what_qemu_or_libvirt_refuses_can_be_corrected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_launcher_without_a_guest_ends_when_told() {
-    need_qemu!();
+    if missing("a_launcher_without_a_guest_ends_when_told") {
+        return;
+    }
     let pod = Pod::start();
     let client = pod.client().await;
     client.kill().await.unwrap();
@@ -622,7 +626,9 @@ async fn a_launcher_without_a_guest_ends_when_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_libvirt_learnt_of_qemu_serves_another() {
-    need_qemu!();
+    if missing("what_one_libvirt_learnt_of_qemu_serves_another") {
+        return;
+    }
     let node = tempfile::tempdir().unwrap();
     let cache = node.path().join("qemu-capabilities");
     run(
@@ -655,7 +661,9 @@ async fn what_one_libvirt_learnt_of_qemu_serves_another() {
 
 #[test]
 fn garbage_on_the_control_socket_hurts_only_its_sender() {
-    need_qemu!();
+    if missing("garbage_on_the_control_socket_hurts_only_its_sender") {
+        return;
+    }
     let pod = Pod::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = runtime.block_on(pod.client());

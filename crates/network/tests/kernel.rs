@@ -44,17 +44,7 @@ impl Node {
 
 /// Runs a test on a node of its own; without root it is skipped and says so.
 fn on_a_node(test: &str, body: impl FnOnce(&Node) + Send + 'static) {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: {test}: not root");
-        if let Some(log) = std::env::var_os("BERTH_SKIP_LOG") {
-            use std::io::Write as _;
-            let mut file = std::fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(log)
-                .unwrap();
-            writeln!(file, "SKIPPED: {test}: not root").unwrap();
-        }
+    if berth_testing::not_root(test) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -334,7 +324,7 @@ fn dhclient_lets_a_wrong_address_go() {
         .iter()
         .any(|path| Path::new(path).exists())
     {
-        eprintln!("SKIPPED: dhclient: the package isc-dhcp-client is missing");
+        berth_testing::skip("dhclient", "the package isc-dhcp-client is missing");
         return;
     }
     on_a_node("dhclient", |node| {

@@ -47,12 +47,7 @@ impl Node {
 }
 
 fn with_a_pod(test: &str, body: impl FnOnce(&Node) + Send + 'static) {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: {test}: not root");
-        if let Some(log) = std::env::var_os("BERTH_SKIP_LOG") {
-            let mut file = File::options().append(true).create(true).open(log).unwrap();
-            writeln!(file, "SKIPPED: {test}: not root").unwrap();
-        }
+    if berth_testing::not_root(test) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -34,12 +34,7 @@ fn on_a_machine<F: Future<Output = ()>>(
     name: &str,
     test: impl FnOnce(Machine) -> F + Send + 'static,
 ) {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED {name}: needs root");
-        return;
-    }
-    if !Path::new(BUSYBOX).exists() {
-        println!("SKIPPED {name}: needs {BUSYBOX}");
+    if berth_testing::not_root(name) || berth_testing::lacks(name, &[BUSYBOX]) {
         return;
     }
     let thread = std::thread::spawn(move || {
@@ -694,10 +689,29 @@ fn image_volumes_are_mounted_and_missing_images_are_told() {
         .await;
         // Nothing was made for it.
         assert!(!machine.pod_dir(&lost).exists());
+
+        // Its name means another image now: the old one stays for as long as a pod needs it, and goes with the pod.
+        let disks = store.root().join("disks");
+        let old = fs::read_dir(&disks)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        fs::write(&disk, vec![8; 1 << 20]).unwrap();
+        store.build(&disk, &"guest:1".parse().unwrap()).unwrap();
+        store.collect(&BTreeSet::new()).unwrap();
+        assert!(old.exists());
         for name in ["disk", "lost"] {
             machine.delete(name, Some(1)).await;
             machine.until_gone(name).await;
         }
+        within("the unused disk's end", async {
+            while old.exists() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
         machine.stop_agent_and_check().await;
     });
 }

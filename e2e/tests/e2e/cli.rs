@@ -1,6 +1,5 @@
 //! berth's own command, as a person meets it.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
@@ -33,11 +32,13 @@ fn errors_take_one_line_and_exit_codes_tell_kinds_apart() -> anyhow::Result<()> 
     );
     let wrong = berth(&["--no-such-flag"])?;
     ensure!(wrong.code == 2, "{wrong}");
+    let directory = tempfile::tempdir()?;
+    let store = directory.path().join("store");
     let missing = berth(&[
         "image",
         "build",
         "--root",
-        "/tmp/berth-e2e-none",
+        &store.to_string_lossy(),
         "-t",
         "a:b",
         "/no/such/disk",
@@ -46,10 +47,9 @@ fn errors_take_one_line_and_exit_codes_tell_kinds_apart() -> anyhow::Result<()> 
         missing.code == 1 && missing.stderr.contains("/no/such/disk"),
         "{missing}"
     );
-    ensure!(
-        !Path::new("/tmp/berth-e2e-none/index.json").exists(),
-        "a failed build left a store"
-    );
+    ensure!(!store.exists(), "a failed build left a store");
+    let log = berth(&["--log", "berth=loud", "crds"])?;
+    ensure!(log.code == 2 && log.stderr.contains("berth=loud"), "{log}");
     for shell in ["bash", "zsh", "fish"] {
         let script = berth(&["completion", shell])?.ok()?;
         ensure!(

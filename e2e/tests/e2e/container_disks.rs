@@ -1,6 +1,7 @@
 //! Container disks: where they come from, and what is wrong with some of them.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -55,6 +56,15 @@ fn a_registry_by_tag_and_by_digest_with_credentials() -> anyhow::Result<()> {
     machine.apply(&manifest("stranger", &image, MEMORY))?;
     machine.wait_condition("stranger", "Synchronized", REGISTRY, SOON)?;
     machine.delete("stranger", SOON)?;
+    // A secret that is not there is named where the user looks.
+    machine.apply(&manifest("forgetful", &image, MEMORY).replace(
+        &format!("      image: {image}\n"),
+        &format!("      image: {image}\n      imagePullSecret: annas\n"),
+    ))?;
+    let named = r#"imagePullSecret "annas" does not exist"#;
+    machine.wait_condition("forgetful", "Synchronized", named, SOON)?;
+    wait_for_event(&machine, "forgetful", named)?;
+    machine.delete("forgetful", SOON)?;
     machine
         .kubectl(&[
             "create",
@@ -94,6 +104,15 @@ fn a_registry_by_tag_and_by_digest_with_credentials() -> anyhow::Result<()> {
             &image,
         ])?
         .ok()?;
+    let by_stdin = run(
+        machine
+            .inside(&berth_e2e::berth_binary())
+            .args(["image", "pull", "--root", &other, "--plain-http"])
+            .args(["--username", "anna", "--password-stdin", &image]),
+        "sesame\n",
+    )?
+    .ok()?;
+    ensure!(by_stdin == pulled, "{by_stdin:?} is not {pulled:?}");
     let digest = pulled
         .split_whitespace()
         .find(|word| word.starts_with("sha256:"));
@@ -106,6 +125,88 @@ fn a_registry_by_tag_and_by_digest_with_credentials() -> anyhow::Result<()> {
     machine.wait_nothing_left(SOON)?;
     let log = fs::read_to_string(machine.log_path())?;
     ensure!(!log.contains("sesame"), "the password is in the log");
+    Ok(())
+}
+
+/// Waits for a warning about the VMI itself.
+fn wait_for_event(machine: &Machine, vmi: &str, text: &str) -> anyhow::Result<()> {
+    let about = format!(
+        "type=Warning,involvedObject.kind=VirtualMachineInstance,involvedObject.name={vmi}"
+    );
+    berth_e2e::wait_for(&format!("an event of {vmi} says {text:?}"), SOON, || {
+        let events = machine
+            .kubectl(&[
+                "get",
+                "events",
+                "--field-selector",
+                &about,
+                "-o",
+                "jsonpath={.items[*].message}",
+            ])?
+            .ok()?;
+        ensure!(events.contains(text), "{events}");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_a_registry_does_wrong_is_told_on_the_vmi() -> anyhow::Result<()> {
+    if missing("a bad registry", &[Need::Root, Need::Qemu, Need::Registry]) {
+        return Ok(());
+    }
+    let machine = Machine::start_with(insecure())?;
+    let registry = Registry::on(&machine, None)?;
+    let elsewhere = tempfile::tempdir()?;
+    let root = elsewhere.path().join("store");
+    let disk = elsewhere.path().join("disk.img");
+    for (name, told) in [("liar", "has wrong content"), ("stub", "has wrong size")] {
+        let image = format!("{REGISTRY}/bad/{name}:1");
+        // Nothing that compresses: the layer must be the largest blob.
+        let mut noise = vec![0; 200 << 10];
+        fs::File::open("/dev/urandom")?.read_exact(&mut noise)?;
+        fs::write(&disk, noise)?;
+        let at = root.to_string_lossy();
+        machine
+            .berth(&[
+                "image",
+                "build",
+                "--root",
+                &at,
+                "-t",
+                &image,
+                &disk.to_string_lossy(),
+            ])?
+            .ok()?;
+        machine
+            .berth(&["image", "push", "--root", &at, "--plain-http", &image])?
+            .ok()?;
+        // Behind the registry's back: it serves what it finds.
+        let layer = registry.largest_blob()?;
+        let mut blob = fs::read(&layer)?;
+        match name {
+            "liar" => blob.reverse(),
+            _ => blob.truncate(blob.len() / 2),
+        }
+        fs::write(&layer, blob)?;
+        machine.apply(&manifest(name, &image, "64Mi"))?;
+        machine.wait_condition(name, "Synchronized", told, SOON)?;
+        wait_for_event(&machine, name, told)?;
+        machine.delete(name, SOON)?;
+        fs::remove_file(&layer)?;
+    }
+    // Nothing of either is in the node's store.
+    let store = machine.state().join("images");
+    let list = machine
+        .berth(&["image", "list", "--root", &store.to_string_lossy()])?
+        .ok()?;
+    ensure!(!list.contains("bad/"), "{list}");
+    for part in ["disks", "tmp"] {
+        ensure!(
+            fs::read_dir(store.join(part))?.next().is_none(),
+            "{part} is not empty"
+        );
+    }
+    machine.wait_nothing_left(SOON)?;
     Ok(())
 }
 
@@ -128,6 +229,16 @@ fn archive(
     directory: &Path,
     kind: &str,
     files: &[(&str, &Path)],
+) -> anyhow::Result<std::path::PathBuf> {
+    archive_with(directory, kind, files, &[])
+}
+
+/// The same, with more arguments for the tar of the layer.
+fn archive_with(
+    directory: &Path,
+    kind: &str,
+    files: &[(&str, &Path)],
+    tar: &[&str],
 ) -> anyhow::Result<std::path::PathBuf> {
     let tree = directory.join("tree");
     for (inside, from) in files {
@@ -152,6 +263,7 @@ fn archive(
         Command::new("tar")
             .arg("-cf")
             .arg(&layer)
+            .args(tar)
             .arg("-C")
             .arg(&tree)
             .arg("."),
@@ -288,6 +400,40 @@ fn images_with_no_disk_or_several_are_told_apart() -> anyhow::Result<()> {
         ensure!(events.contains("/disk"), "{events}");
         machine.delete(name, SOON)?;
     }
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
+}
+
+#[test]
+fn a_path_that_climbs_out_is_told_on_the_vmi() -> anyhow::Result<()> {
+    if missing("climbing path", &[Need::Root, Need::Qemu, Need::Skopeo]) {
+        return Ok(());
+    }
+    let machine = Machine::start()?;
+    let root = machine
+        .state()
+        .join("images")
+        .to_string_lossy()
+        .into_owned();
+    let directory = tempfile::tempdir()?;
+    let climb = ["-P", "--transform", "s,^./disk/,../disk/,"];
+    let files = [("disk/one.img", Path::new("/etc/hostname"))];
+    let tar = archive_with(directory.path(), "oci-archive", &files, &climb)?;
+    machine
+        .berth(&[
+            "image",
+            "import",
+            "--root",
+            &root,
+            "-t",
+            "bad/climber:1",
+            &tar.to_string_lossy(),
+        ])?
+        .ok()?;
+    machine.apply(&manifest("climber", "bad/climber:1", "64Mi"))?;
+    machine.wait_condition("climber", "Synchronized", "climbs out of the image", SOON)?;
+    wait_for_event(&machine, "climber", "climbs out of the image")?;
+    machine.delete("climber", SOON)?;
     machine.wait_nothing_left(SOON)?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use berth_e2e::{MACHINE, OUTSIDE, Outside, manifest};
+use berth_e2e::{MACHINE, Machine, OUTSIDE, Outside, manifest};
 
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
 
@@ -46,6 +46,8 @@ fn a_manifest_becomes_a_guest_with_address_console_and_a_way_out() -> anyhow::Re
         mtu.contains("1500") && mtu.contains("first") && mtu.contains("default via 10.98.0.1"),
         "{mtu}"
     );
+
+    every_described_status_field_is_shown(&machine, "first")?;
 
     machine.ping(&address, SOON)?;
     let page = machine
@@ -145,5 +147,42 @@ fn what_kubectl_shows(machine: &berth_e2e::Machine, address: &str) -> anyhow::Re
         described.contains("Phase:") && described.contains("Running"),
         "{described}"
     );
+    Ok(())
+}
+
+/// A field that the CRD describes is one that somebody writes; `reason` alone is for machines that failed.
+fn every_described_status_field_is_shown(machine: &Machine, name: &str) -> anyhow::Result<()> {
+    let parsed = |text: String| serde_json::from_str::<serde_json::Value>(&text);
+    let vmi = parsed(machine.kubectl(&["get", "vmi", name, "-o", "json"])?.ok()?)?;
+    let crds = parsed(machine.berth(&["crds", "--output", "json"])?.ok()?)?;
+    let schema = crds["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|crd| crd["spec"]["names"]["kind"] == "VirtualMachineInstance")
+        .map(|crd| &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"])
+        .context("no such CRD")?;
+    let fields = |schema: &serde_json::Value| -> Vec<String> {
+        let properties = schema["properties"].as_object().into_iter().flatten();
+        properties.map(|(field, _)| field.clone()).collect()
+    };
+    for field in fields(schema).iter().filter(|field| *field != "reason") {
+        ensure!(
+            !vmi["status"][field].is_null(),
+            "status.{field} is described and not shown: {}",
+            vmi["status"]
+        );
+    }
+    let interface = &schema["properties"]["interfaces"]["items"];
+    ensure!(
+        !fields(interface).is_empty(),
+        "interfaces are not described"
+    );
+    for field in fields(interface) {
+        ensure!(
+            !vmi["status"]["interfaces"][0][&field].is_null(),
+            "status.interfaces[0].{field} is described and not shown"
+        );
+    }
     Ok(())
 }

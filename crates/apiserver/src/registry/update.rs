@@ -240,7 +240,8 @@ fn check_revision(
             target: scope.target(name),
             causes: vec![Cause::invalid(
                 "metadata.resourceVersion",
-                "0",
+                // As Kubernetes wrote it up to 1.33, and scripts look for it; 1.34 has a plain 0.
+                "0x0",
                 "must be specified for an update",
             )],
         }),

@@ -38,10 +38,10 @@ pub(crate) struct Kubectl {
 }
 
 impl Kubectl {
-    pub(crate) async fn start() -> Option<Self> {
+    pub(crate) async fn start(test: &str) -> Option<Self> {
         let found = programs().await.into_iter().next();
         if found.is_none() {
-            println!("SKIPPED: no kubectl on this machine");
+            berth_testing::skip(test, "no kubectl on this machine");
         }
         Some(Self::of(found?).await)
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use berth_api::kubevirt::v1::{
     CPU, ContainerDiskSource, ResourceRequirements, VirtualMachineInstance,
-    VirtualMachineInstanceSpec,
+    VirtualMachineInstanceSpec, hostname,
 };
 use berth_api::{labels, quantity};
 use k8s_openapi::api::core::v1 as core;
@@ -108,7 +108,7 @@ pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &
             ),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            hostname: Some(hostname(vmi.spec.hostname.as_deref().unwrap_or(&name))),
+            hostname: Some(hostname(&name, &vmi.spec)),
             node_selector: (!vmi.spec.node_selector.is_empty())
                 .then(|| vmi.spec.node_selector.clone()),
             image_pull_secrets: pull_secrets(&vmi.spec),
@@ -189,13 +189,6 @@ fn owner(vmi: &VirtualMachineInstance) -> Option<OwnerReference> {
 fn pod_name(vmi: &str, suffix: &str) -> String {
     let room = 253 - labels::LAUNCHER_PREFIX.len() - 1 - suffix.len();
     format!("{}{}-{suffix}", labels::LAUNCHER_PREFIX, cut(vmi, room))
-}
-
-/// A host name is one DNS label: no dots, at most 63 characters.
-fn hostname(name: &str) -> String {
-    cut(&name.replace('.', "-"), 63)
-        .trim_end_matches('-')
-        .to_owned()
 }
 
 fn cut(text: &str, max: usize) -> &str {
@@ -345,7 +338,5 @@ mod tests {
     fn names_stay_within_their_bounds() {
         let long = "a".repeat(253);
         assert_eq!(pod_name(&long, "abcde").len(), 253);
-        assert_eq!(hostname("first.light"), "first-light");
-        assert_eq!(hostname(&format!("{}-b", "a".repeat(62))), "a".repeat(62));
     }
 }

@@ -81,7 +81,7 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
     }
     match phase {
         Some(VmiPhase::Succeeded | VmiPhase::Failed) => plan_over(seen),
-        Some(VmiPhase::Scheduled | VmiPhase::Running | VmiPhase::Unknown) => plan_handed_over(seen),
+        Some(VmiPhase::Scheduled | VmiPhase::Running) => plan_handed_over(seen),
         None | Some(VmiPhase::Pending | VmiPhase::Scheduling) => plan_start(seen, phase),
     }
 }
@@ -349,7 +349,6 @@ impl<'a> Edit<'a> {
         self.status.node_name = Some(node.to_owned());
         self.status.active_pods = [(pod.uid().unwrap_or_default(), node.to_owned())].into();
         self.status.qos_class = pod.status.as_ref().and_then(|s| s.qos_class.clone());
-        self.status.migration_transport = Some("Unix".to_owned());
         let image = pod
             .spec
             .as_ref()

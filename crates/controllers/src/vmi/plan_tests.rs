@@ -209,7 +209,7 @@ fn a_ready_pod_hands_the_machine_to_its_node() {
 
 #[test]
 fn a_machine_on_its_node_is_left_alone() {
-    for phase in ["Scheduled", "Running", "Unknown"] {
+    for phase in ["Scheduled", "Running"] {
         assert_eq!(run(&vmi(in_phase(phase)), &[&ready_pod()]), [], "{phase}");
     }
     let unlabelled = vmi(json!({"status": {"phase": "Running", "nodeName": NODE}}));

@@ -6,10 +6,6 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use http::StatusCode;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference, RegistryOperation};
 
 use super::{PullError, PullOptions};
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST, clip};
@@ -20,15 +16,30 @@ const USER_AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
 /// What is read of an error's body.
 const MAX_ERROR: usize = 4096;
 
+/// What is to be done with a repository, as token servers distinguish it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    Pull,
+    Push,
+}
+
 /// Speaks to the registry of one image.
 pub(super) struct Client {
-    pub(super) oci: oci_client::Client,
-    pub(super) reference: Reference,
-    http: reqwest::Client,
-    base: String,
+    pub(super) http: reqwest::Client,
+    /// Without a limit to the silence before the answer, which is long where much is sent.
+    pub(super) upload: reqwest::Client,
+    /// Scheme, host and port.
+    pub(super) origin: String,
+    /// The address of the repository.
+    pub(super) base: String,
+    pub(super) repository: String,
+    pub(super) credentials: Option<Credentials>,
+    pub(super) plain_http: bool,
+    /// Longest silence.
+    pub(super) patience: Duration,
+    operation: Operation,
     image: String,
     registry: String,
-    credentials: Option<Credentials>,
     authorization: tokio::sync::Mutex<Option<HeaderValue>>,
 }
 
@@ -53,82 +64,59 @@ impl Client {
     pub(super) fn new(
         image: &ImageRef,
         options: &PullOptions,
-        read_timeout: Duration,
+        patience: Duration,
+        operation: Operation,
     ) -> Result<Self, String> {
-        let (registry, repository) = (image.registry().to_owned(), image.repository().to_owned());
-        let reference = match (image.digest(), image.tag()) {
-            (Some(digest), _) => {
-                Reference::with_digest(registry.clone(), repository, digest.to_string())
-            }
-            (None, tag) => Reference::with_tag(
-                registry.clone(),
-                repository,
-                tag.unwrap_or("latest").to_owned(),
-            ),
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(USER_AGENT)
+                .connect_timeout(CONNECT_TIMEOUT)
+                // A redirect must not take what was asked for securely over a plain connection.
+                .https_only(!options.plain_http)
         };
-        let config = ClientConfig {
-            protocol: if options.plain_http {
-                ClientProtocol::Http
-            } else {
-                ClientProtocol::Https
-            },
-            // One request for a blob instead of one for each few megabytes.
-            use_monolithic_push: true,
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(read_timeout),
-            user_agent: USER_AGENT,
-            ..ClientConfig::default()
-        };
-        let oci = oci_client::Client::try_from(config).map_err(|e| chain(&e))?;
-        let http = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(read_timeout)
-            // A redirect must not take what was asked for securely over a plain connection.
-            .https_only(!options.plain_http)
+        let http = builder()
+            .read_timeout(patience)
             .build()
             .map_err(|e| chain(&e))?;
+        let upload = builder().build().map_err(|e| chain(&e))?;
         let scheme = if options.plain_http { "http" } else { "https" };
+        let host = match image.registry() {
+            "docker.io" => "index.docker.io",
+            other => other,
+        };
+        let origin = format!("{scheme}://{host}");
         Ok(Self {
-            oci,
             http,
-            base: format!(
-                "{scheme}://{}/v2/{}",
-                reference.resolve_registry(),
-                image.repository()
-            ),
-            reference,
-            image: image.to_string(),
-            registry,
+            upload,
+            base: format!("{origin}/v2/{}", image.repository()),
+            origin,
+            repository: image.repository().to_owned(),
             credentials: options.credentials.clone(),
+            plain_http: options.plain_http,
+            patience,
+            operation,
+            image: image.to_string(),
+            registry: image.registry().to_owned(),
             authorization: tokio::sync::Mutex::default(),
         })
     }
 
     /// Finds out how the registry wants to be asked, and gets a token where it gives tokens.
-    pub(super) async fn authenticate(&self, operation: RegistryOperation) -> Result<(), Failed> {
-        let auth = match &self.credentials {
-            Some(c) => RegistryAuth::Basic(c.username.clone(), c.password.clone()),
-            None => RegistryAuth::Anonymous,
-        };
-        let token = self
-            .oci
-            .auth(&self.reference, &auth, operation)
-            .await
-            .map_err(|e| failed(&e))?;
-        let header = match (token, &self.credentials) {
-            (Some(token), _) => Some(format!("Bearer {token}")),
-            (None, Some(c)) => Some(basic(c)),
-            (None, None) => None,
-        };
-        let header = header.map(|text| HeaderValue::from_str(&text)).transpose();
-        let mut header =
-            header.map_err(|_| Failed::Unauthorized("the token is not printable".to_owned()))?;
-        if let Some(header) = &mut header {
-            header.set_sensitive(true);
-        }
+    pub(super) async fn authenticate(&self) -> Result<(), Failed> {
+        let header = self.authorization(self.operation).await?;
         *self.authorization.lock().await = header;
         Ok(())
+    }
+
+    /// The request with what [`Client::authenticate`] found out.
+    pub(super) async fn authorized(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> reqwest::RequestBuilder {
+        match &*self.authorization.lock().await {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        }
     }
 
     /// Fetches the manifest or index named by a tag or digest.
@@ -144,16 +132,8 @@ impl Client {
         let claimed = claimed
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
-        let mut bytes = Vec::new();
-        let mut body = response.bytes_stream();
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece.map_err(|e| Failed::Transient(chain(&e)))?);
-            if bytes.len() as u64 > MAX_MANIFEST {
-                return Err(Failed::Refused(format!(
-                    "a manifest of more than {MAX_MANIFEST} bytes"
-                )));
-            }
-        }
+        let most = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
+        let bytes = body(response, most, "a manifest").await?;
         Ok(RawManifest { bytes, claimed })
     }
 
@@ -172,45 +152,35 @@ impl Client {
         self.get(&format!("blobs/{digest}"), headers).await
     }
 
-    /// One GET; when the token ran out, a second one with a new token.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<reqwest::Response, Failed> {
-        for last in [false, true] {
-            let mut request = self
-                .http
+        let request = || {
+            self.http
                 .get(format!("{}/{path}", self.base))
-                .headers(headers.clone());
-            if let Some(authorization) = &*self.authorization.lock().await {
-                request = request.header(AUTHORIZATION, authorization);
-            }
-            let response = request
+                .headers(headers.clone())
+        };
+        self.send(request).await
+    }
+
+    /// One request; when the token ran out, a second one with a new token. Only an answer of success is returned.
+    pub(super) async fn send(
+        &self,
+        request: impl Fn() -> reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, Failed> {
+        let mut renewed = false;
+        loop {
+            let response = self
+                .authorized(request())
+                .await
                 .send()
                 .await
                 .map_err(|e| Failed::Transient(chain(&e)))?;
-            let status = response.status();
-            if status.is_success() {
-                return Ok(response);
-            }
-            if status == StatusCode::UNAUTHORIZED && !last {
-                self.authenticate(RegistryOperation::Pull).await?;
+            if response.status() == StatusCode::UNAUTHORIZED && !renewed {
+                self.authenticate().await?;
+                renewed = true;
                 continue;
             }
-            let said = said(response).await;
-            let text = if said.is_empty() {
-                status.to_string()
-            } else {
-                format!("{status}: {said}")
-            };
-            return Err(match status {
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failed::Unauthorized(text),
-                StatusCode::NOT_FOUND => Failed::NotFound,
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
-                    Failed::Transient(text)
-                }
-                _ if status.is_server_error() => Failed::Transient(text),
-                _ => Failed::Refused(text),
-            });
+            return accepted(response).await;
         }
-        unreachable!("the second round always returns")
     }
 
     /// The failure as the user sees it.
@@ -237,17 +207,46 @@ impl Client {
     }
 }
 
-fn basic(credentials: &Credentials) -> String {
-    use base64::Engine as _;
-    let pair = format!("{}:{}", credentials.username, credentials.password);
-    format!(
-        "Basic {}",
-        base64::engine::general_purpose::STANDARD.encode(pair)
-    )
+/// The answer, if it is one of success.
+pub(super) async fn accepted(response: reqwest::Response) -> Result<reqwest::Response, Failed> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let said = said(response).await;
+    let text = if said.is_empty() {
+        status.to_string()
+    } else {
+        format!("{status}: {said}")
+    };
+    Err(match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failed::Unauthorized(text),
+        StatusCode::NOT_FOUND => Failed::NotFound,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Failed::Transient(text),
+        _ if status.is_server_error() => Failed::Transient(text),
+        _ => Failed::Refused(text),
+    })
+}
+
+/// The whole of an answer that must not be longer than `most` bytes.
+pub(super) async fn body(
+    response: reqwest::Response,
+    most: usize,
+    what: &str,
+) -> Result<Vec<u8>, Failed> {
+    let mut bytes = Vec::new();
+    let mut body = response.bytes_stream();
+    while let Some(piece) = body.next().await {
+        bytes.extend_from_slice(&piece.map_err(|e| Failed::Transient(chain(&e)))?);
+        if bytes.len() > most {
+            return Err(Failed::Refused(format!("{what} of more than {most} bytes")));
+        }
+    }
+    Ok(bytes)
 }
 
 /// The beginning of an error's body; the message in it when it is the registry's JSON.
-async fn said(response: reqwest::Response) -> String {
+pub(super) async fn said(response: reqwest::Response) -> String {
     let mut body = response.bytes_stream();
     let mut bytes = Vec::new();
     while let Some(Ok(piece)) = body.next().await {
@@ -265,29 +264,6 @@ async fn said(response: reqwest::Response) -> String {
     match message {
         Some(message) => clip(message),
         None => clip(&String::from_utf8_lossy(&bytes)),
-    }
-}
-
-/// What oci-client reports, sorted by what can be done about it.
-pub(super) fn failed(error: &OciDistributionError) -> Failed {
-    use OciDistributionError as E;
-    let text = chain(error);
-    match error {
-        E::AuthenticationFailure(said) if said.trim().is_empty() => {
-            Failed::Unauthorized("the credentials were not accepted".to_owned())
-        }
-        E::AuthenticationFailure(_) | E::UnauthorizedError { .. } => Failed::Unauthorized(text),
-        E::RequestError(e)
-            if matches!(
-                e.status(),
-                Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            ) =>
-        {
-            Failed::Unauthorized(text)
-        }
-        E::RequestError(_) | E::IoError(_) => Failed::Transient(text),
-        E::ServerError { code, .. } if *code >= 500 || *code == 429 => Failed::Transient(text),
-        _ => Failed::Refused(text),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Moving images from and to registries.
 //!
-//! Authentication and uploads are oci-client's; manifests and blobs are fetched by our own few lines, because a registry
-//! is not trusted: what it sends is bounded, hashed and counted before anything believes it.
+//! A registry is not trusted: what it sends is bounded, hashed and counted before anything believes it, and what it names
+//! (token servers, redirects, upload locations) is asked over TLS unless the registry itself is spoken to without.
 
+mod auth;
 mod client;
 mod pull;
 mod push;

@@ -10,11 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use futures::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::StatusCode;
-use oci_client::RegistryOperation;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::client::{Client, Failed, chain};
+use super::client::{Client, Failed, Operation, chain};
 use super::{PullError, PullOptions, PullPolicy};
 use crate::manifest::{self, Descriptor, Document, Manifest};
 use crate::store::{BlobWriter, failed};
@@ -139,14 +138,17 @@ async fn fetch_image(
 ) -> Result<Image, PullError> {
     let image = reference.to_string();
     let known = store.known(&reference).await?;
-    let client =
-        Client::new(&reference, &options, store.limits().read_timeout).map_err(|cause| {
-            PullError::Unreachable {
-                image: image.clone(),
-                registry: reference.registry().to_owned(),
-                cause,
-            }
-        })?;
+    let client = Client::new(
+        &reference,
+        &options,
+        store.limits().read_timeout,
+        Operation::Pull,
+    )
+    .map_err(|cause| PullError::Unreachable {
+        image: image.clone(),
+        registry: reference.registry().to_owned(),
+        cause,
+    })?;
     let fetch = Fetch {
         store,
         reference,
@@ -265,7 +267,7 @@ impl Fetch {
         let raw = loop {
             attempt += 1;
             let asked = async {
-                self.client.authenticate(RegistryOperation::Pull).await?;
+                self.client.authenticate().await?;
                 self.client.manifest(version).await
             };
             match asked.await {

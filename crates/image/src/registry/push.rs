@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use futures::Stream;
-use http::HeaderValue;
-use oci_client::RegistryOperation;
-use oci_client::errors::OciDistributionError;
+use http::StatusCode;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::Url;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
 
-use super::client::{Client, Failed, failed as sort};
+use super::client::{Client, Failed, Operation, accepted, chain};
 use super::{PullOptions, PushError};
 use crate::manifest::Descriptor;
 use crate::store::failed;
@@ -41,10 +41,11 @@ impl Store {
         else {
             return Err(PushError::NotPresent { image });
         };
-        let client = Client::new(reference, options, self.limits().read_timeout)
+        let patience = self.limits().read_timeout;
+        let client = Client::new(reference, options, patience, Operation::Push)
             .map_err(|cause| refused(reference, "anything", cause))?;
         client
-            .authenticate(RegistryOperation::Push)
+            .authenticate()
             .await
             .map_err(|e| push_error(reference, "anything", e))?;
 
@@ -56,11 +57,16 @@ impl Store {
             }
             let media_type = HeaderValue::from_str(&manifest.media_type)
                 .map_err(|e| refused(reference, "the manifest", e.to_string()))?;
-            let pushed = client
-                .oci
-                .push_manifest_raw(&client.reference, bytes.clone(), media_type)
-                .await;
-            pushed.map_err(|e| push_error(reference, "the manifest", sort(&e)))
+            let version = reference.tag().unwrap_or("latest");
+            let put = || {
+                client
+                    .http
+                    .put(format!("{}/manifests/{version}", client.base))
+                    .header(CONTENT_TYPE, media_type.clone())
+                    .body(bytes.clone())
+            };
+            let pushed = client.send(put).await;
+            pushed.map_err(|e| push_error(reference, "the manifest", e))
         };
         tokio::pin!(send);
         loop {
@@ -86,11 +92,12 @@ impl Store {
         tell: &watch::Sender<Transferred>,
     ) -> Result<(), PushError> {
         let name = blob.digest.to_string();
-        let there = client.oci.blob_exists(&client.reference, &name).await;
-        if there.map_err(|e| push_error(reference, &name, sort(&e)))? {
+        let wrong = |failed| push_error(reference, &name, failed);
+        if client.has_blob(&name).await.map_err(wrong)? {
             tell.send_modify(|t| t.done += blob.size);
             return Ok(());
         }
+        let location = client.begin_upload(&name).await.map_err(wrong)?;
         let path = self.blob_path(&blob.digest);
         let file = tokio::fs::File::open(&path)
             .await
@@ -98,13 +105,83 @@ impl Store {
                 image: reference.to_string(),
                 cause: failed("open", &path)(e),
             })?;
-        let stream = pieces(file, tell.clone());
-        let sent = client
-            .oci
-            .push_blob_stream(&client.reference, stream, &name, Some(blob.size))
-            .await;
-        sent.map_err(|e| push_error(reference, &name, sort(&e)))?;
-        Ok(())
+        client
+            .upload(location, file, blob.size, tell)
+            .await
+            .map_err(wrong)
+    }
+}
+
+impl Client {
+    async fn has_blob(&self, digest: &str) -> Result<bool, Failed> {
+        let head = || self.http.head(format!("{}/blobs/{digest}", self.base));
+        match self.send(head).await {
+            Ok(_) => Ok(true),
+            Err(Failed::NotFound) => Ok(false),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// Asks where a blob is to be sent.
+    async fn begin_upload(&self, digest: &str) -> Result<Url, Failed> {
+        let post = || {
+            self.http
+                .post(format!("{}/blobs/uploads/", self.base))
+                .header(CONTENT_LENGTH, 0)
+        };
+        let response = self.send(post).await?;
+        let location = response.headers().get(LOCATION);
+        // It may be relative to what was asked.
+        let url = location
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| response.url().join(text).ok());
+        let mut url =
+            url.ok_or_else(|| Failed::Refused("without a location for the upload".to_owned()))?;
+        url.query_pairs_mut().append_pair("digest", digest);
+        Ok(url)
+    }
+
+    /// Sends a blob in one request, for as long as it moves on.
+    async fn upload(
+        &self,
+        to: Url,
+        file: tokio::fs::File,
+        size: u64,
+        tell: &watch::Sender<Transferred>,
+    ) -> Result<(), Failed> {
+        let own = self
+            .origin
+            .parse::<Url>()
+            .is_ok_and(|origin| origin.origin() == to.origin());
+        let mut request = self
+            .upload
+            .put(to)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(CONTENT_LENGTH, size)
+            .body(reqwest::Body::wrap_stream(pieces(file, tell.clone())));
+        if own {
+            // Nobody but the registry is shown the token.
+            request = self.authorized(request).await;
+        }
+        let mut moved = tell.subscribe();
+        let send = request.send();
+        tokio::pin!(send);
+        let response = loop {
+            tokio::select! {
+                response = &mut send => break response.map_err(|e| Failed::Transient(chain(&e)))?,
+                Ok(()) = moved.changed() => {}
+                () = tokio::time::sleep(self.patience) => {
+                    let seconds = self.patience.as_secs();
+                    return Err(Failed::Transient(format!("nothing moved for {seconds} s")));
+                }
+            }
+        };
+        let status = accepted(response).await?.status();
+        if status == StatusCode::CREATED {
+            Ok(())
+        } else {
+            Err(Failed::Refused(status.to_string()))
+        }
     }
 }
 
@@ -112,7 +189,7 @@ impl Store {
 fn pieces(
     file: tokio::fs::File,
     tell: watch::Sender<Transferred>,
-) -> impl Stream<Item = Result<Bytes, OciDistributionError>> + Send + 'static {
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
     futures::stream::try_unfold((file, tell), |(mut file, tell)| async move {
         let mut piece = bytes::BytesMut::with_capacity(PIECE);
         let n = file.read_buf(&mut piece).await?;

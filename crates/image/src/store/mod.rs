@@ -1,12 +1,17 @@
 //! The image store of a node.
 //!
 //! ```text
+//! <root>/                            0700
 //! <root>/blobs/sha256/<hex>          manifests, configs and layers, named by their digest
 //! <root>/index.json                  image name -> manifest digest
 //! <root>/disks/<hex>[-<path>]/disk/  the disk file of the image whose manifest is <hex>, extracted
 //! <root>/tmp/                        what is being written; emptied when nobody writes
 //! <root>/{index,activity}.lock       locks between processes
 //! ```
+//!
+//! An image that a machine has used is here twice: as it came, and extracted. The first is what is pushed, what a later
+//! pull of a changed tag need not fetch again, and what tells whether the image is still whole; the second is what starts
+//! a machine without unpacking gigabytes. The extracted disk is shared by all machines that use it.
 //!
 //! # Guarantees
 //! Files appear under their final name by rename, after they were verified and flushed; the index is replaced the same
@@ -18,9 +23,9 @@ mod collect;
 mod index;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -162,6 +167,7 @@ impl Store {
                 extractions: Mutex::default(),
             }),
         };
+        store.make_private()?;
         for dir in [store.blobs_dir(), store.disks_dir(), store.tmp_dir()] {
             fs::create_dir_all(&dir).map_err(failed("make the directory", &dir))?;
         }
@@ -294,6 +300,26 @@ impl Store {
             .open(&path)
             .map_err(failed("open", &path))?;
         Ok((file, path))
+    }
+
+    /// The store is its owner's alone, also one that an earlier berth left open: it holds disks of private images. Pods
+    /// reach theirs by a bind mount, which does not pass here.
+    fn make_private(&self) -> Result<(), StoreError> {
+        let root = self.root();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(failed("make the directory", root))?;
+        let mode = fs::metadata(root)
+            .map_err(failed("look at", root))?
+            .permissions()
+            .mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(root, Permissions::from_mode(0o700))
+                .map_err(failed("make private", root))?;
+        }
+        Ok(())
     }
 
     fn clean_up(&self) -> Result<(), StoreError> {

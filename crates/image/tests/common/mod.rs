@@ -193,16 +193,3 @@ pub(crate) fn noise(length: usize) -> Vec<u8> {
     bytes.truncate(length);
     bytes
 }
-
-/// Says that a test did not run, where `make test` counts it.
-pub(crate) fn skipped(test: &str, reason: &str) {
-    println!("SKIPPED: {test}: {reason}");
-    if let Some(path) = std::env::var_os("BERTH_SKIP_LOG")
-        && let Ok(mut log) = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(path)
-    {
-        let _ = writeln!(log, "SKIPPED: {test}: {reason}");
-    }
-}

@@ -28,7 +28,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use rustix::process::Signal;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) recorder: Recorder,
     /// Turns true when QEMU's capabilities are known, or are not going to be.
     pub(crate) warm: watch::Receiver<bool>,
+    /// Told when a pod is gone from this machine.
+    pub(crate) pod_gone: Notify,
 }
 
 /// The runtime of this machine.
@@ -96,6 +98,7 @@ impl Runtime {
                 store,
                 recorder,
                 warm,
+                pod_gone: Notify::new(),
             }),
             warmed,
         })
@@ -105,8 +108,9 @@ impl Runtime {
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { shared, warmed } = self;
         let warming = warm::ensure(shared.config.clone(), warmed);
-        let pods = watch_pods(shared, shutdown.clone());
-        tokio::join!(pods, async {
+        let pods = watch_pods(shared.clone(), shutdown.clone());
+        let collecting = images::collect_unused(&shared, &shutdown);
+        tokio::join!(pods, collecting, async {
             tokio::select! {
                 () = warming => {}
                 () = shutdown.cancelled() => {}
@@ -130,7 +134,10 @@ async fn watch_pods(shared: Arc<Shared>, shutdown: CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => break,
             Some(ended) = tasks.join_next() => match ended {
-                Ok(uid) => drop(feeds.remove(&uid)),
+                Ok(uid) => {
+                    feeds.remove(&uid);
+                    shared.pod_gone.notify_one();
+                }
                 Err(error) => tracing::error!(%error, "a pod's task panicked"),
             },
             event = events.try_next() => match event {

@@ -509,7 +509,7 @@ fn signal_to(record: &Record, process: &WatchedProcess, signal: Signal) {
 
 async fn provide(shared: &Shared, pod: &Pod) -> Result<Vec<Provided>, NotStarted> {
     let volumes = images::image_volumes(pod);
-    let secrets = images::pull_secrets(&shared.client, pod).await;
+    let secrets = images::pull_secrets(&shared.client, &shared.recorder, pod).await;
     let mut provided = Vec::new();
     for volume in volumes {
         let got = images::provide(

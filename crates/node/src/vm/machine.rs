@@ -183,7 +183,7 @@ impl Machine {
         loop {
             match self.vmi.status.as_ref().and_then(|s| s.phase) {
                 Some(VmiPhase::Succeeded | VmiPhase::Failed) => return Ok(None),
-                Some(VmiPhase::Scheduled | VmiPhase::Running | VmiPhase::Unknown) => break,
+                Some(VmiPhase::Scheduled | VmiPhase::Running) => break,
                 None | Some(VmiPhase::Pending | VmiPhase::Scheduling) => {
                     // Until the controller hands the machine over, its time does not count as ours.
                     self.clock = Stopwatch::new();

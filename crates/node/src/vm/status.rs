@@ -312,7 +312,6 @@ fn interface(nic: &WiredNic) -> NetworkInterfaceStatus {
         info_source: Some("domain".to_owned()),
         link_state: Some("up".to_owned()),
         queue_count: Some(1),
-        ..NetworkInterfaceStatus::default()
     }
 }
 

@@ -35,7 +35,8 @@ pub struct Devices {
     /// Whether a machine that names no network gets an interface on the pod network. Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoattach_pod_interface: Option<bool>,
-    /// Whether what the guest writes to its serial console is kept in the log of the launcher. Default true.
+    /// Whether a copy of what the guest writes to its serial console is kept in the file `serial.log` of the
+    /// launcher's directory, bounded in size. Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_serial_console: Option<bool>,
 }
@@ -104,7 +105,8 @@ pub struct Interface {
     /// Emulated card: `virtio` (the default), `e1000`, `e1000e` or `rtl8139`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Hardware address, six hex bytes with colons, unicast. Default: one that is derived from the machine.
+    /// Hardware address, six hex bytes with colons or dashes, unicast. Default: that of the pod's interface, which
+    /// the machine takes over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_address: Option<String>,
     /// Place in the boot order (network boot by the card's own ROM), 1 first; unique among all devices.

@@ -65,3 +65,33 @@ pub struct Network {
 /// The network of the pod that the machine runs in. It has no settings.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 pub struct PodNetwork {}
+
+/// The host name of a machine: the one in its spec, else its name up to the first dot, at most 63 characters.
+pub fn hostname(name: &str, spec: &VirtualMachineInstanceSpec) -> String {
+    let given = spec.hostname.as_deref().filter(|h| !h.is_empty());
+    let label = given.unwrap_or_else(|| name.split('.').next().unwrap_or_default());
+    label[..label.floor_char_boundary(63)]
+        .trim_end_matches('-')
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_is_one_label() {
+        let spec = VirtualMachineInstanceSpec::default();
+        assert_eq!(hostname("first-light", &spec), "first-light");
+        assert_eq!(hostname("web.shop", &spec), "web");
+        assert_eq!(
+            hostname(&format!("{}-b", "a".repeat(62)), &spec),
+            "a".repeat(62)
+        );
+        let given = VirtualMachineInstanceSpec {
+            hostname: Some("door".to_owned()),
+            ..spec
+        };
+        assert_eq!(hostname("web.shop", &given), "door");
+    }
+}

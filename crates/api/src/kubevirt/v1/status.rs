@@ -9,7 +9,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Machine;
 use crate::quantity;
 
 /// Where a VirtualMachineInstance is in its life.
@@ -34,8 +33,6 @@ pub enum VirtualMachineInstancePhase {
     Succeeded,
     /// It ended by a failure.
     Failed,
-    /// The node has not been heard of.
-    Unknown,
 }
 
 /// Short name of [`VirtualMachineInstancePhase`].
@@ -51,7 +48,6 @@ impl VirtualMachineInstancePhase {
             Self::Running => "Running",
             Self::Succeeded => "Succeeded",
             Self::Failed => "Failed",
-            Self::Unknown => "Unknown",
         }
     }
 
@@ -92,30 +88,12 @@ pub struct VirtualMachineInstanceStatus {
     /// The pods that hold this machine: UID to node name (empty while not scheduled).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub active_pods: BTreeMap<String, String>,
-    /// The volumes, in the order of the spec.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub volume_status: Vec<VolumeStatus>,
-    /// How a live migration would move the disks: `LiveMigration` or `BlockMigration`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub migration_method: Option<String>,
-    /// How a live migration would move the memory: `Unix`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub migration_transport: Option<String>,
     /// Quality of service of the pod: `Guaranteed`, `Burstable` or `BestEffort`.
     #[serde(default, rename = "qosClass", skip_serializing_if = "Option::is_none")]
     pub qos_class: Option<String>,
-    /// User id that QEMU runs as.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub runtime_user: Option<i64>,
     /// Version of the launcher image that the machine was started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launcher_container_image_version: Option<String>,
-    /// SELinux context that QEMU runs in, `none` without SELinux.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selinux_context: Option<String>,
-    /// The mainboard that the guest really has, with its version.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub machine: Option<Machine>,
     /// The virtual processors that the guest really has.
     #[serde(
         default,
@@ -180,16 +158,13 @@ pub struct VirtualMachineInstanceNetworkInterface {
     /// Hardware address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// Name of the interface inside the guest, when an agent in the guest told it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interface_name: Option<String>,
     /// Name of the pod's interface behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_interface_name: Option<String>,
-    /// Who told this, joined by commas: `domain`, `guest-agent`, `multus-status`.
+    /// Who told this: `domain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info_source: Option<String>,
-    /// State of the link: `up` or `down`.
+    /// State of the link: `up`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_state: Option<String>,
     /// Number of queue pairs.
@@ -199,28 +174,6 @@ pub struct VirtualMachineInstanceNetworkInterface {
 
 /// Short name of [`VirtualMachineInstanceNetworkInterface`].
 pub type NetworkInterfaceStatus = VirtualMachineInstanceNetworkInterface;
-
-/// What is known of a volume.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeStatus {
-    /// Name of the volume in the spec.
-    pub name: String,
-    /// Name of the device in libvirt, for example `vda`; empty while there is none.
-    pub target: String,
-    /// Where the volume is in its life.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub phase: Option<String>,
-    /// One word for why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// A sentence for a reader.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// Size in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<i64>,
-}
 
 /// A processor topology.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]

@@ -18,10 +18,10 @@ pub struct Volume {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerDiskSource {
-    /// Image reference: `[registry/]name[:tag][@digest]`.
+    /// Image reference: `[registry/]name[:tag][@sha256:…]`.
     pub image: String,
-    /// When the image is pulled: `Always`, `IfNotPresent` or `Never`. Default: `Always` with the tag `latest` or
-    /// none, else `IfNotPresent`.
+    /// When the image is pulled: `Always`, `IfNotPresent` or `Never`. Default: an image that was built or imported
+    /// on the node is used as it is; any other is `Always` with the tag `latest` or none, else `IfNotPresent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<String>,
     /// Name of a secret of type `kubernetes.io/dockerconfigjson` in the same namespace with the registry's
