@@ -28,7 +28,7 @@ for package in go.etcd.io/etcd/server/v3 k8s.io/kubernetes/cmd/kubectl k8s.io/ku
     name=$(basename "$package")
     [ "$name" != v3 ] || name=etcd
     echo "reference: building $name $(go list -f '{{.Module.Version}}' "$package") (minutes, once)"
-    CGO_ENABLED=0 go build -trimpath -ldflags "$stamps" -o "$out/bin/$name" "$package"
+    CGO_ENABLED=0 go build -ldflags "$stamps" -o "$out/bin/$name" "$package"
 done
 echo "$stamp" >"$out/stamp"
 echo "reference: built in $((SECONDS - begin)) s"
