@@ -82,8 +82,7 @@ impl Client {
                 return Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
                     format!("user {listener} listens there, not the launcher's"),
-                )
-                .into());
+                ));
             }
             let pending = Pending::new(Mutex::new(Some(HashMap::new())));
             let (first, started) = oneshot::channel();
