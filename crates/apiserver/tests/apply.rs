@@ -25,6 +25,7 @@ async fn applied(client: &Client, path: &str, manager: &str, object: &Value) -> 
     answer
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a literal")]
 fn map(data: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": data})
 }

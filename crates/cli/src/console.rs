@@ -54,7 +54,7 @@ pub(crate) async fn run(args: ConsoleArgs) -> anyhow::Result<()> {
             bail!("{}", tried.swap_remove(0));
         };
         match connect(&client, namespace, name).await? {
-            Answer::Connected(socket) => break (socket, name, namespace),
+            Answer::Connected(socket) => break (*socket, name, namespace),
             Answer::NotFound(said) => tried.push(said),
         }
     };
@@ -82,7 +82,7 @@ fn targets(vmi: &str, namespace: Option<&str>, default: &str) -> Vec<(String, St
 }
 
 enum Answer {
-    Connected(Socket),
+    Connected(Box<Socket>),
     /// What the server said.
     NotFound(String),
 }
@@ -128,7 +128,7 @@ async fn connect(client: &kube::Client, namespace: &str, name: &str) -> anyhow::
         .await
         .context("WebSocket handshake")?;
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
-    Ok(Answer::Connected(socket))
+    Ok(Answer::Connected(Box::new(socket)))
 }
 
 /// The server's own words where it sent a Status, the code otherwise.

@@ -187,6 +187,7 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     node.search = host.search;
     node.insecure_registries = args.insecure_registries;
     let _lock = lock(&node.state_dir)?;
+    keep_node_name(&node.state_dir, &node.node_name)?;
 
     // Bound before anything is changed: an address in use must not leave half a set-up.
     let listener = TcpListener::bind(args.listen)
@@ -287,14 +288,14 @@ pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
     if !state_dir.exists() && !node.run_dir.exists() {
         return Ok(());
     }
-    let lock = lock(&state_dir)?;
+    // Held to the end: nobody starts on a directory that is being deleted.
+    let _lock = lock(&state_dir)?;
     let errors = berth_node::remove_all(&node).await;
     if !errors.is_empty() {
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         bail!("not everything could be removed: {}", errors.join("; "));
     }
     if args.purge {
-        drop(lock);
         std::fs::remove_dir_all(&state_dir)
             .with_context(|| format!("removing {}", state_dir.display()))?;
     }
@@ -303,7 +304,7 @@ pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
 
 /// One berth a state directory.
 pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
-    use std::os::unix::fs::DirBuilderExt as _;
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
     std::fs::DirBuilder::new()
         .recursive(true)
         // Pods' users pass through to their own files; nobody else can list what is here.
@@ -318,7 +319,17 @@ pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
         .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // A purge that ended just now took the name away, and with it what others would lock.
+            let named = std::fs::metadata(&path).map(|meta| meta.ino()).ok();
+            let held = file.metadata().map(|meta| meta.ino()).ok();
+            ensure!(
+                named == held,
+                "{} was deleted in this moment; try again",
+                state_dir.display()
+            );
+            Ok(file)
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => {
             bail!(
                 "a berth already runs on the state directory {}",
@@ -326,6 +337,27 @@ pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<File> {
             )
         }
         Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The pods of a state directory are bound to the name that its first start had: under another name none of them would be
+/// this node's.
+fn keep_node_name(state_dir: &Path, name: &str) -> anyhow::Result<()> {
+    let path = state_dir.join("node-name");
+    match std::fs::read_to_string(&path) {
+        Ok(kept) if kept.trim() == name => Ok(()),
+        // Torn by a crash at the first start, when there were no pods yet.
+        Ok(kept) if !kept.trim().is_empty() => bail!(
+            "{} belongs to the node {:?}, and this is the node {name:?}: give --node-name {}, or start on another --state-dir",
+            state_dir.display(),
+            kept.trim(),
+            kept.trim(),
+        ),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot read {}", path.display()))
+        }
+        Ok(_) | Err(_) => std::fs::write(&path, format!("{name}\n"))
+            .with_context(|| format!("cannot write {}", path.display())),
     }
 }
 
@@ -346,7 +378,35 @@ pub(crate) fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::Cidr;
+    use super::{Cidr, keep_node_name, lock};
+
+    #[test]
+    fn a_state_directory_keeps_the_name_of_its_node() {
+        let dir = tempfile::tempdir().unwrap();
+        keep_node_name(dir.path(), "one").unwrap();
+        keep_node_name(dir.path(), "one").unwrap();
+        let error = keep_node_name(dir.path(), "two").unwrap_err().to_string();
+        for part in ["\"one\"", "\"two\"", "--node-name one"] {
+            assert!(error.contains(part), "{error}");
+        }
+        keep_node_name(dir.path(), "one").unwrap();
+    }
+
+    #[test]
+    fn a_second_lock_is_refused_and_a_purged_directory_can_be_locked_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let first = lock(&state).unwrap();
+        assert!(
+            lock(&state)
+                .unwrap_err()
+                .to_string()
+                .contains("already runs")
+        );
+        std::fs::remove_dir_all(&state).unwrap();
+        drop(first);
+        lock(&state).unwrap();
+    }
 
     #[test]
     fn a_network_names_its_gateway_and_refuses_nonsense() {

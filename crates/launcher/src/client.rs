@@ -70,9 +70,20 @@ impl Client {
     /// Connects as soon as the launcher listens at `sock`, and waits for its first state.
     ///
     /// The directory of the socket must exist. Waiting costs nothing: the kernel says when the socket appears.
-    pub async fn connect(sock: &Path, deadline: Duration) -> Result<Self, ClientError> {
+    pub async fn connect(
+        sock: &Path,
+        owner: Option<u32>,
+        deadline: Duration,
+    ) -> Result<Self, ClientError> {
         let connecting = async {
             let stream = Arc::new(socket::connect_when_there(sock).await?);
+            let listener = stream.peer_cred()?.uid();
+            if owner.is_some_and(|owner| owner != listener) {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    format!("user {listener} listens there, not the launcher's"),
+                ));
+            }
             let pending = Pending::new(Mutex::new(Some(HashMap::new())));
             let (first, started) = oneshot::channel();
             let (closing, closed) = watch::channel(false);

@@ -176,8 +176,10 @@ pub mod reason {
     pub const PAUSED: &str = "paused";
     /// Shutting down by request, or by the guest's own will; and Shutoff: the guest powered off.
     pub const SHUTDOWN: &str = "shutdown";
-    /// Shutoff: the power was cut, by request or because the grace period was over.
+    /// Shutoff: the power was cut, by request or by somebody else.
     pub const DESTROYED: &str = "destroyed";
+    /// Shutoff: the guest was asked to power off and did not within its grace period, so the power was cut.
+    pub const GRACE_EXCEEDED: &str = "graceexceeded";
     /// Crashed: the guest did.
     pub const PANICKED: &str = "panicked";
     /// Crashed: QEMU was killed by a signal.

@@ -160,7 +160,7 @@ impl Pod {
     }
 
     async fn client(&self) -> Client {
-        Client::connect(&self.run_dir().join("launcher.sock"), PATIENCE)
+        Client::connect(&self.run_dir().join("launcher.sock"), None, PATIENCE)
             .await
             .unwrap()
     }
@@ -423,7 +423,7 @@ async fn a_guest_that_ignores_the_button_loses_its_power_after_the_grace() {
     let (code, state) = pod.ended();
     assert_eq!(
         (code, domain(&state).reason.as_str()),
-        (Some(0), reason::DESTROYED)
+        (Some(0), reason::GRACE_EXCEEDED)
     );
     assert!(
         domain(&state)

@@ -29,6 +29,7 @@ use tokio::net::UnixStream;
 use tracing::{debug, info};
 
 use crate::PodSandboxes;
+use crate::untrusted::Socket;
 
 const GROUP: &str = "subresources.kubevirt.io";
 const VERSIONS: [&str; 2] = ["v1", "v1alpha3"];
@@ -179,10 +180,10 @@ impl Consoles {
         let pod = pods
             .next()
             .ok_or_else(|| conflict("its launcher pod is not on this node".to_owned()))?;
-        let path = pod.run_dir.join(SOCKET);
-        UnixStream::connect(&path)
-            .await
-            .map_err(|error| conflict(format!("its console does not answer: {error}")))
+        let silent =
+            |error: std::io::Error| conflict(format!("its console does not answer: {error}"));
+        let socket = Socket::open(&pod.run_dir.join(SOCKET), pod.uid).map_err(silent)?;
+        UnixStream::connect(socket.path()).await.map_err(silent)
     }
 }
 
@@ -254,7 +255,7 @@ mod tests {
                 netns: PathBuf::new(),
                 run_dir: self.0.clone(),
                 disks: std::collections::BTreeMap::new(),
-                uid: 107,
+                uid: rustix::process::geteuid().as_raw(),
                 gid: 107,
                 pid: 1,
             })

@@ -12,6 +12,7 @@ pub mod console;
 pub mod logs;
 pub mod pod;
 mod registration;
+mod untrusted;
 pub mod vm;
 
 use std::collections::BTreeMap;

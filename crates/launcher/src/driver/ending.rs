@@ -20,15 +20,17 @@ pub(super) fn last_words(
             "the guest powered off".to_owned(),
         ),
         (_, _) if asked => {
-            let message = match grace_exceeded {
-                Some(seconds) => {
+            let (reason, message) = match grace_exceeded {
+                // Without a grace period there was nothing to exceed.
+                Some(seconds) if seconds > 0 => (
+                    reason::GRACE_EXCEEDED,
                     format!(
                         "the guest did not power off within {seconds} s of being asked (ACPI), and its power was cut"
-                    )
-                }
-                None => "the power was cut on request".to_owned(),
+                    ),
+                ),
+                _ => (reason::DESTROYED, "the power was cut on request".to_owned()),
             };
-            (DomainPhase::Shutoff, reason::DESTROYED, message)
+            (DomainPhase::Shutoff, reason, message)
         }
         (StopReason::Destroyed, _) => (
             DomainPhase::Shutoff,
@@ -108,8 +110,17 @@ mod tests {
                 true,
                 Some(3),
                 DomainPhase::Shutoff,
-                reason::DESTROYED,
+                reason::GRACE_EXCEEDED,
                 "within 3 s",
+            ),
+            (
+                StopReason::Destroyed,
+                kill,
+                true,
+                Some(0),
+                DomainPhase::Shutoff,
+                reason::DESTROYED,
+                "on request",
             ),
             (
                 StopReason::Crashed,

@@ -282,7 +282,7 @@ async fn a_guest_that_does_not_obey_loses_its_power_after_the_grace() {
     assert_eq!(begin.elapsed().as_secs(), 12);
     assert_eq!(
         (domain.state, domain.reason.as_str()),
-        (DomainPhase::Shutoff, reason::DESTROYED)
+        (DomainPhase::Shutoff, reason::GRACE_EXCEEDED)
     );
     assert!(
         domain.message.contains("did not power off within 12 s"),

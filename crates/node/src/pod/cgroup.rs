@@ -85,6 +85,38 @@ pub(crate) fn create(paths: &[PathBuf], limits: &Limits) -> io::Result<()> {
             }
         }
     }
+    check_limits(paths, limits)
+}
+
+/// A limit that was asked for and is nowhere would let the guest take the whole machine.
+fn check_limits(paths: &[PathBuf], limits: &Limits) -> io::Result<()> {
+    let asked = [
+        (
+            "memory",
+            limits.memory.is_some(),
+            ["memory.max", "memory.limit_in_bytes"],
+        ),
+        (
+            "cpu",
+            limits.cpu_max_millis.is_some(),
+            ["cpu.max", "cpu.cfs_quota_us"],
+        ),
+    ];
+    for (controller, is_limited, files) in asked {
+        let is_set = || {
+            paths
+                .iter()
+                .any(|path| files.iter().any(|file| path.join(file).exists()))
+        };
+        if is_limited && !is_set() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!(
+                    "the pod has a {controller} limit, and this machine has no {controller} controller"
+                ),
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -297,6 +329,22 @@ mod tests {
             [Path::new("/sys/fs/cgroup/berth/u1")]
         );
         assert_eq!(parse_layout("", ""), Layout::None);
+    }
+
+    #[test]
+    fn a_limit_without_its_controller_is_an_error() {
+        let group = tempfile::tempdir().unwrap();
+        let paths = [group.path().to_owned()];
+        check_limits(&[], &Limits::default()).unwrap();
+        let error = |limits| check_limits(&paths, &limits).unwrap_err().to_string();
+        assert!(error(limited()).contains("no memory controller"));
+        let capped = Limits {
+            cpu_max_millis: Some(500),
+            ..Limits::default()
+        };
+        assert!(error(capped).contains("no cpu controller"));
+        fs::write(group.path().join("memory.max"), "").unwrap();
+        check_limits(&paths, &limited()).unwrap();
     }
 
     #[test]

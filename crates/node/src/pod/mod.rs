@@ -29,9 +29,11 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use record::Record;
 pub use record::Sandboxes;
 pub use sandbox::TeardownError;
 
@@ -39,6 +41,10 @@ use crate::{Error, NodeConfig, blocking};
 
 /// How long killed processes may take to be gone.
 const END: Duration = Duration::from_secs(10);
+/// Before it is asked again whether a sandbox that no pod of this node stands for is still wanted.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Before a task that panicked is started again.
+const AFTER_PANIC: Duration = Duration::from_secs(10);
 
 /// What all pod tasks share.
 pub(crate) struct Shared {
@@ -128,17 +134,49 @@ async fn watch_pods(shared: Arc<Shared>, shutdown: CancellationToken) {
     let mut events =
         Box::pin(watcher(api, watcher::Config::default().fields(&selector)).default_backoff());
     let mut feeds: HashMap<String, Feed> = HashMap::new();
-    let mut tasks: JoinSet<String> = JoinSet::new();
+    let mut tasks = Tasks::default();
     let mut listed = HashSet::new();
+    // On record, and not among the pods of this node.
+    let mut strays: Vec<Record> = Vec::new();
+    let mut ask_at = Instant::now();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(ended) = tasks.join_next() => match ended {
-                Ok(uid) => {
+            Some((uid, ended)) = tasks.next() => match ended {
+                Ok(()) => {
                     feeds.remove(&uid);
                     shared.pod_gone.notify_one();
                 }
-                Err(error) => tracing::error!(%error, "a pod's task panicked"),
+                Err(error) => {
+                    tracing::error!(uid, %error, "a pod's task panicked, and is started again");
+                    if let Some(feed) = feeds.remove(&uid) {
+                        let pod = feed.borrow().clone();
+                        spawn(&shared, &mut feeds, &mut tasks, &shutdown, uid, pod, AFTER_PANIC);
+                    }
+                }
+            },
+            () = tokio::time::sleep_until(ask_at), if !strays.is_empty() => {
+                ask_at = Instant::now() + ASK_AGAIN;
+                let asked = std::mem::take(&mut strays);
+                for record in asked {
+                    if feeds.contains_key(&record.pod_uid) {
+                        continue;
+                    }
+                    match is_in_api(&shared.client, &record).await {
+                        Ok(false) => {
+                            tracing::info!(pod = record.name, "a sandbox without a pod is taken down");
+                            spawn(&shared, &mut feeds, &mut tasks, &shutdown, record.pod_uid, None, Duration::ZERO);
+                        }
+                        Ok(true) => tracing::error!(
+                            pod = record.name, node = shared.config.node_name,
+                            "a pod that runs here is bound to another node, and is left alone"
+                        ),
+                        Err(error) => {
+                            tracing::warn!(pod = record.name, %error, "whether the pod is still wanted is asked again");
+                            strays.push(record);
+                        }
+                    }
+                }
             },
             event = events.try_next() => match event {
                 Ok(None) => break,
@@ -153,12 +191,8 @@ async fn watch_pods(shared: Arc<Shared>, shutdown: CancellationToken) {
                         tracing::info!(uid, "a pod went away unseen");
                         feed.send_replace(None);
                     }
-                    for record in shared.sandboxes.all() {
-                        if !feeds.contains_key(&record.pod_uid) {
-                            tracing::info!(pod = record.name, "a sandbox without a pod is taken down");
-                            spawn(&shared, &mut feeds, &mut tasks, &shutdown, record.pod_uid, None);
-                        }
-                    }
+                    strays = shared.sandboxes.all();
+                    strays.retain(|record| !feeds.contains_key(&record.pod_uid));
                 }
                 Ok(Some(Event::Apply(pod))) => apply(&shared, &mut feeds, &mut tasks, &shutdown, pod),
                 Ok(Some(Event::Delete(pod))) => {
@@ -170,13 +204,43 @@ async fn watch_pods(shared: Arc<Shared>, shutdown: CancellationToken) {
         }
     }
     // Tasks see the shutdown too; what is in the middle of making a sandbox finishes first.
-    while tasks.join_next().await.is_some() {}
+    while tasks.next().await.is_some() {}
+}
+
+/// The tasks of pods, by the pods' UIDs: a panic must not make one unknown.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<()>,
+    uids: HashMap<tokio::task::Id, String>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, uid: String, work: impl Future<Output = ()> + Send + 'static) {
+        let id = self.set.spawn(work).id();
+        self.uids.insert(id, uid);
+    }
+
+    /// The next one that ended; none when there is none.
+    async fn next(&mut self) -> Option<(String, Result<(), JoinError>)> {
+        let (id, ended) = match self.set.join_next_with_id().await? {
+            Ok((id, ())) => (id, Ok(())),
+            Err(error) => (error.id(), Err(error)),
+        };
+        Some((self.uids.remove(&id).unwrap_or_default(), ended))
+    }
+}
+
+/// Whether the pod of a sandbox is still in the API, whatever node it is bound to.
+async fn is_in_api(client: &Client, record: &Record) -> Result<bool, kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &record.namespace);
+    let found = api.get_opt(&record.name).await?;
+    Ok(found.is_some_and(|pod| pod.metadata.uid.as_deref() == Some(&record.pod_uid)))
 }
 
 fn apply(
     shared: &Arc<Shared>,
     feeds: &mut HashMap<String, Feed>,
-    tasks: &mut JoinSet<String>,
+    tasks: &mut Tasks,
     shutdown: &CancellationToken,
     pod: Pod,
 ) {
@@ -184,24 +248,29 @@ fn apply(
     let pod = Some(Arc::new(pod));
     match feeds.get(&uid) {
         Some(feed) => drop(feed.send_replace(pod)),
-        None => spawn(shared, feeds, tasks, shutdown, uid, pod),
+        None => spawn(shared, feeds, tasks, shutdown, uid, pod, Duration::ZERO),
     }
 }
 
 fn spawn(
     shared: &Arc<Shared>,
     feeds: &mut HashMap<String, Feed>,
-    tasks: &mut JoinSet<String>,
+    tasks: &mut Tasks,
     shutdown: &CancellationToken,
     uid: String,
     pod: Option<Arc<Pod>>,
+    after: Duration,
 ) {
     let (feed, updates) = watch::channel(pod);
     feeds.insert(uid.clone(), feed);
     let task = task::PodTask::new(shared.clone(), uid.clone(), updates, shutdown.clone());
-    tasks.spawn(async move {
+    let stopped = shutdown.clone();
+    tasks.spawn(uid, async move {
+        tokio::select! {
+            () = tokio::time::sleep(after) => {}
+            () = stopped.cancelled() => {}
+        }
         task.run().await;
-        uid
     });
 }
 
@@ -243,11 +312,32 @@ pub async fn remove_all(config: &NodeConfig) -> Vec<TeardownError> {
                     pid,
                 });
             }
-            errors.extend(sandbox::release(&config, record));
-            errors.extend(sandbox::remove_files(&config, &record.pod_uid).err());
+            let left = sandbox::release(&config, record);
+            // The record goes with the files: what could not be released must be found by the next try.
+            if left.is_empty() {
+                errors.extend(sandbox::remove_files(&config, &record.pod_uid).err());
+            }
+            errors.extend(left);
         }
         errors.extend(config.network.remove().into_iter().map(TeardownError::Node));
         errors
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panicked_is_known_by_its_pod() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("bad".to_owned(), async { panic!("on purpose") });
+        let (uid, ended) = tasks.next().await.unwrap();
+        assert_eq!((uid.as_str(), ended.is_err()), ("bad", true));
+        tasks.spawn("good".to_owned(), async {});
+        let (uid, ended) = tasks.next().await.unwrap();
+        assert_eq!((uid.as_str(), ended.is_ok()), ("good", true));
+        assert!(tasks.next().await.is_none());
+    }
 }

@@ -21,7 +21,7 @@ use super::process::ProcessId;
 use crate::{NodeConfig, PodLocation, PodSandboxes};
 
 /// The first user and group of pods; each pod has its own.
-const USER_BASE: u32 = 2_000_000;
+pub(super) const USER_BASE: u32 = 2_000_000;
 /// Name of the pod volume that becomes the launcher's run directory.
 const RUN_VOLUME: &str = "run";
 /// What the pod volumes of container disks begin with; the machine's volume follows.
@@ -332,7 +332,7 @@ pub(crate) fn log_file(pod_dir: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use berth_network::NodeNetwork;
 

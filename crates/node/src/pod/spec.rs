@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::quantity;
+use berth_api::{labels, quantity};
 use k8s_openapi::api::core::v1::{Container, Pod};
+use kube::ResourceExt as _;
 
 use super::cgroup::Limits;
+use super::record::USER_BASE;
 use super::sandbox::Spec;
 
 /// A pod that this runtime does not run.
@@ -29,6 +31,12 @@ pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported>
         .spec
         .as_ref()
         .ok_or_else(|| unsupported("spec", "missing"))?;
+    if pod.labels().get(labels::APP).map(String::as_str) != Some(labels::LAUNCHER) {
+        return Err(unsupported(
+            format!("metadata.labels[{}]", labels::APP),
+            format!("not {}", labels::LAUNCHER),
+        ));
+    }
     let [container] = spec.containers.as_slice() else {
         return Err(unsupported(
             "spec.containers",
@@ -104,6 +112,11 @@ fn user(pod: &Pod, container: &Container) -> Result<Option<(u32, u32)>, Unsuppor
         .or_else(|| whole.and_then(|context| context.run_as_group));
     let Some(user) = user else { return Ok(None) };
     match (u32::try_from(user), u32::try_from(group.unwrap_or(user))) {
+        // From the base on they are given out, and a pod that chose one could be another's user.
+        (Ok(user), Ok(group)) if user >= USER_BASE || group >= USER_BASE => Err(unsupported(
+            "spec.securityContext.runAsUser",
+            format!("users and groups from {USER_BASE} on are given out by the node"),
+        )),
         (Ok(user), Ok(group)) if user > 0 && group > 0 => Ok(Some((user, group))),
         _ => Err(unsupported(
             "spec.securityContext.runAsUser",
@@ -137,7 +150,10 @@ mod tests {
 
     fn pod(change: impl FnOnce(&mut serde_json::Value)) -> Pod {
         let mut pod = json!({
-            "metadata": {"name": "virt-launcher-a-x", "namespace": "lab", "uid": "u1"},
+            "metadata": {
+                "name": "virt-launcher-a-x", "namespace": "lab", "uid": "u1",
+                "labels": {"kubevirt.io": "virt-launcher"},
+            },
             "spec": {
                 "hostname": "a",
                 "containers": [{
@@ -188,6 +204,14 @@ mod tests {
         assert!(
             refused(|pod| pod["spec"]["securityContext"] = json!({"runAsUser": 0}))
                 .contains("runAsUser")
+        );
+        assert!(
+            refused(|pod| pod["spec"]["securityContext"] = json!({"runAsUser": 2_000_000}))
+                .contains("given out by the node")
+        );
+        assert!(
+            refused(|pod| pod["metadata"]["labels"] = json!({"app": "web"}))
+                .contains("metadata.labels[kubevirt.io]")
         );
         assert!(
             refused(|pod| pod["spec"]["containers"][0]["command"] = json!([])).contains("command")

@@ -16,10 +16,12 @@
 //! Making a sandbox is not interrupted, only what comes before: half a sandbox is what nobody would look for.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::labels;
+use berth_launcher::protocol::FINAL_STATE;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -32,11 +34,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::images::{self, ImageError, Provided};
 use super::process::{Ending, WatchedProcess};
-use super::record::{Disk, Ended, Record, Request, run_dir};
+use super::record::{Disk, Ended, Record, Request, Sandboxes, run_dir};
 use super::sandbox::{self, Spec};
 use super::status::{Progress, status};
 use super::{Shared, cgroup, spec};
-use crate::blocking;
+use crate::{NodeConfig, blocking, untrusted};
 
 /// After the first failure; doubles up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_secs(5);
@@ -98,7 +100,9 @@ impl PodTask {
             },
             // Died in the middle of making it: nothing runs that anybody asked for.
             Some(record) => {
-                self.discard(record).await;
+                if !self.undo_until_gone(Some(record)).await {
+                    return;
+                }
                 None
             }
             None => None,
@@ -345,6 +349,7 @@ impl PodTask {
             let dir = shared.sandboxes.dir(&uid);
             record.ended = Some(how_it_ended(
                 &run_dir(&dir),
+                record.user,
                 ending,
                 cgroup::was_out_of_memory(&record.cgroups),
             ));
@@ -369,25 +374,37 @@ impl PodTask {
 
     // === The end ===
 
-    /// Removes a half-made sandbox.
-    async fn discard(&self, record: Record) {
-        let shared = self.shared.clone();
-        let errors = blocking(move || undo(&shared, &record)).await;
-        self.tell(&errors).await;
+    /// Tries until nothing is left, later and later; what stays at a shutdown is on record for the next agent.
+    async fn undo_until_gone(&self, record: Option<Record>) -> bool {
+        let mut pause = BACKOFF;
+        loop {
+            let (shared, uid, record) = (self.shared.clone(), self.uid.clone(), record.clone());
+            let errors = blocking(move || match record {
+                Some(record) => undo(&shared.config, &shared.sandboxes, &record),
+                None => sandbox::remove_files(&shared.config, &uid)
+                    .err()
+                    .into_iter()
+                    .collect(),
+            })
+            .await;
+            if errors.is_empty() {
+                return true;
+            }
+            self.tell(&errors).await;
+            tokio::select! {
+                () = self.shutdown.cancelled() => return false,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
     }
 
     /// Removes what is left, then lets the Pod go.
     async fn go(&self) {
-        let (shared, uid) = (self.shared.clone(), self.uid.clone());
-        let errors = blocking(move || match shared.sandboxes.get(&uid) {
-            Some(record) => undo(&shared, &record),
-            None => sandbox::remove_files(&shared.config, &uid)
-                .err()
-                .into_iter()
-                .collect(),
-        })
-        .await;
-        self.tell(&errors).await;
+        let record = self.shared.sandboxes.get(&self.uid);
+        if !self.undo_until_gone(record).await {
+            return;
+        }
         let Some(pod) = self.current() else { return };
         let api: Api<Pod> = Api::namespaced(
             self.shared.client.clone(),
@@ -558,13 +575,19 @@ fn make(
     request: Request,
     spec: &Spec,
 ) -> Result<(Record, WatchedProcess), String> {
+    // What an earlier attempt could not take down is in the way of another.
+    if let Some(left) = shared.sandboxes.get(&request.pod_uid)
+        && let Some(error) = undo(&shared.config, &shared.sandboxes, &left).first()
+    {
+        return Err(format!("what an earlier attempt left: {error}"));
+    }
     let mut record = shared
         .sandboxes
         .reserve(request)
         .map_err(|error| error.to_string())?;
     let result = start(shared, &mut record, spec);
     if result.is_err() {
-        for error in undo(shared, &record) {
+        for error in undo(&shared.config, &shared.sandboxes, &record) {
             tracing::error!("left behind: {error}");
         }
     }
@@ -587,7 +610,11 @@ fn start(shared: &Shared, record: &mut Record, spec: &Spec) -> Result<WatchedPro
 }
 
 /// Removes all of a pod from this machine and forgets it. Blocks.
-fn undo(shared: &Shared, record: &Record) -> Vec<sandbox::TeardownError> {
+fn undo(
+    config: &NodeConfig,
+    sandboxes: &Sandboxes,
+    record: &Record,
+) -> Vec<sandbox::TeardownError> {
     // A process that the record does not tell of cannot be: it is recorded before anything else happens. One that it tells
     // of has ended, unless the pod was taken away under it.
     if let Some(process) = record
@@ -596,20 +623,34 @@ fn undo(shared: &Shared, record: &Record) -> Vec<sandbox::TeardownError> {
         .and_then(|id| id.hold().ok().flatten())
     {
         let _ = process.signal(Signal::KILL);
-        if process.wait_blocking(super::END) {
-            // Inherited, and a zombie otherwise.
-            process.reap();
+        if !process.wait_blocking(super::END) {
+            return vec![sandbox::TeardownError::Process {
+                pod: format!("{}/{}", record.namespace, record.name),
+                pid: record.process.as_ref().map_or(0, |id| id.pid),
+            }];
         }
+        // Inherited, and a zombie otherwise.
+        process.reap();
     }
-    let mut errors = sandbox::release(&shared.config, record);
-    errors.extend(sandbox::remove_files(&shared.config, &record.pod_uid).err());
-    shared.sandboxes.forget(&record.pod_uid);
+    let mut errors = sandbox::release(config, record);
+    // The record goes with the files: what could not be released must be found again.
+    if errors.is_empty() {
+        errors.extend(sandbox::remove_files(config, &record.pod_uid).err());
+    }
+    if errors.is_empty() {
+        sandboxes.forget(&record.pod_uid);
+    }
     errors
 }
 
 /// How a pod ended, from its exit status where it is known and from what the launcher wrote down.
-fn how_it_ended(run_dir: &std::path::Path, ending: Ending, out_of_memory: bool) -> Ended {
-    let written: Option<Value> = std::fs::read(run_dir.join("final-state.json"))
+fn how_it_ended(
+    run_dir: &std::path::Path,
+    user: u32,
+    ending: Ending,
+    out_of_memory: bool,
+) -> Ended {
+    let written: Option<Value> = untrusted::read(&run_dir.join(FINAL_STATE), user)
         .ok()
         .and_then(|json| serde_json::from_slice(&json).ok());
     let text = |value: &Value| {
@@ -642,19 +683,31 @@ fn how_it_ended(run_dir: &std::path::Path, ending: Ending, out_of_memory: bool) 
     }
 }
 
-/// Keeps a log from growing without end: the older half goes. The writer appends, so it goes on at the new end.
+/// Keeps a log from growing without end: what is older than the last half of [`LOG_MAX`] goes. The writer appends, so it goes on at the new end.
 fn cut_log(path: &std::path::Path) {
     let cut = || -> std::io::Result<()> {
-        if std::fs::metadata(path)?.len() <= LOG_MAX {
+        let file = std::fs::File::options().read(true).write(true).open(path)?;
+        let len = file.metadata()?.len();
+        if len <= LOG_MAX {
             return Ok(());
         }
-        let text = std::fs::read(path)?;
-        let half = &text[text.len() / 2..];
-        let line = half
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .map_or(0, |at| at + 1);
-        std::fs::write(path, &half[line..])
+        // Piece by piece: what a guest can make its launcher say in a minute need not fit into memory.
+        let mut piece = vec![0; 64 << 10];
+        let mut from = len - LOG_MAX / 2;
+        let first = file.read_at(&mut piece, from)?;
+        let line = piece[..first].iter().position(|byte| *byte == b'\n');
+        from += line.map_or(0, |at| at as u64 + 1);
+        let mut to = 0;
+        while from < len {
+            let read = file.read_at(&mut piece, from)?;
+            if read == 0 {
+                break;
+            }
+            file.write_all_at(&piece[..read], to)?;
+            from += read as u64;
+            to += read as u64;
+        }
+        file.set_len(to)
     };
     if let Err(error) = cut() {
         tracing::debug!(path = %path.display(), %error, "the log is not cut");
@@ -669,7 +722,7 @@ mod tests {
     fn the_end_of_a_pod_in_every_case() {
         let dir = tempfile::tempdir().unwrap();
         let end = |ending, oom| {
-            let ended = how_it_ended(dir.path(), ending, oom);
+            let ended = how_it_ended(dir.path(), rustix::process::geteuid().as_raw(), ending, oom);
             (ended.exit_code, ended.reason, ended.message)
         };
         assert_eq!(end(Ending::Code(0), false), (0, "Completed".into(), None));
@@ -694,12 +747,47 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_released_stays_on_record_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = super::super::record::tests::config(dir.path());
+        let sandboxes = Sandboxes::new(config.clone());
+        sandboxes.read_all().unwrap();
+        // A directory that is not empty cannot be removed, as a group with a process that does not die.
+        let group = dir.path().join("group");
+        std::fs::create_dir_all(group.join("busy")).unwrap();
+        let record = sandboxes
+            .reserve(Request {
+                pod_uid: "kept".to_owned(),
+                namespace: "lab".to_owned(),
+                name: "pod-kept".to_owned(),
+                user: None,
+                cgroups: vec![group.clone()],
+                disks: BTreeMap::new(),
+            })
+            .unwrap();
+        assert!(!undo(&config, &sandboxes, &record).is_empty());
+        assert!(sandboxes.get("kept").is_some());
+        let found = super::super::record::read_dir(&config.pods_dir()).unwrap();
+        assert_eq!(
+            found,
+            std::slice::from_ref(&record),
+            "an agent that starts finds it"
+        );
+
+        std::fs::remove_dir(group.join("busy")).unwrap();
+        let errors = undo(&config, &sandboxes, &record);
+        assert!(errors.is_empty(), "{errors:?}");
+        assert!(sandboxes.get("kept").is_none());
+        assert!(!sandboxes.dir("kept").exists() && !group.exists());
+    }
+
+    #[test]
     fn a_long_log_loses_its_older_half_at_a_line() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let line = format!("{}\n", "x".repeat(99));
         std::fs::write(
             file.path(),
-            line.repeat(usize::try_from(LOG_MAX).unwrap() / 100 + 10),
+            line.repeat(usize::try_from(LOG_MAX).unwrap() / 20),
         )
         .unwrap();
         cut_log(file.path());

@@ -13,7 +13,12 @@ pub(super) fn guest_of(state: &LauncherState) -> Guest {
     match domain.state {
         DomainPhase::Running | DomainPhase::ShuttingDown => Guest::Running,
         DomainPhase::Paused => Guest::Paused(domain.reason.clone()),
-        DomainPhase::Shutoff if domain.reason == reason::DESTROYED => Guest::Ended(End::Destroyed),
+        DomainPhase::Shutoff if domain.reason == reason::DESTROYED => {
+            Guest::Ended(End::Destroyed(words(domain)))
+        }
+        DomainPhase::Shutoff if domain.reason == reason::GRACE_EXCEEDED => {
+            Guest::Ended(End::GraceExceeded(words(domain)))
+        }
         DomainPhase::Shutoff => Guest::Ended(End::Shutdown),
         DomainPhase::Crashed => Guest::Ended(End::Crashed(words(domain))),
     }
@@ -83,7 +88,12 @@ mod tests {
             (
                 DomainPhase::Shutoff,
                 "destroyed",
-                Guest::Ended(End::Destroyed),
+                Guest::Ended(End::Destroyed("destroyed".to_owned())),
+            ),
+            (
+                DomainPhase::Shutoff,
+                "graceexceeded",
+                Guest::Ended(End::GraceExceeded("graceexceeded".to_owned())),
             ),
             (
                 DomainPhase::Crashed,

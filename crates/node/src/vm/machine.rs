@@ -37,7 +37,7 @@ use super::domain::{end_of, guest_of};
 use super::nic;
 use super::status::{End, Guest, View, WiredNic, message_of, plan_status, reason_of};
 use super::{Agent, full_name, grace_seconds};
-use crate::{PodLocation, chain};
+use crate::{PodLocation, chain, untrusted};
 
 /// How long a launcher of a ready pod may take to answer on its socket.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
@@ -266,7 +266,7 @@ impl Machine {
             {
                 return Ok(None);
             }
-            let connecting = Client::connect(&socket, CONNECT_DEADLINE);
+            let connecting = Client::connect(&socket, Some(pod.uid), CONNECT_DEADLINE);
             let error = tokio::select! {
                 connected = connecting => match connected {
                     Ok(client) => return Ok(Some(client)),
@@ -624,7 +624,7 @@ fn disks(vmi: &VirtualMachineInstance, pod: &PodLocation) -> Result<Vec<DiskBack
 /// What the launcher wrote down when its domain ended.
 fn read_final_state(pod: &PodLocation) -> Option<LauncherState> {
     let path: PathBuf = pod.run_dir.join(FINAL_STATE);
-    match std::fs::read(&path) {
+    match untrusted::read(&path, pod.uid) {
         Ok(json) => match serde_json::from_slice(&json) {
             Ok(state) => Some(state),
             Err(error) => {
@@ -632,7 +632,11 @@ fn read_final_state(pod: &PodLocation) -> Option<LauncherState> {
                 None
             }
         },
-        Err(_) => None,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => {
+            warn!(path = %path.display(), %error, "final state is not read");
+            None
+        }
     }
 }
 

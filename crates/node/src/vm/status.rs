@@ -31,8 +31,10 @@ pub(crate) enum Guest {
 pub(crate) enum End {
     /// It shut down: by itself or because it was asked to.
     Shutdown,
-    /// It was destroyed after it had not shut down in time, or by `kill`.
-    Destroyed,
+    /// Its power was cut after it had not shut down in time.
+    GraceExceeded(String),
+    /// Its power was cut on request, or by somebody else.
+    Destroyed(String),
     /// QEMU or the guest died.
     Crashed(String),
     /// It could not be started.
@@ -115,10 +117,12 @@ pub(crate) fn plan_status(vmi: &VirtualMachineInstance, view: &View, now: &Time)
 fn phase_of_end(end: &End, acpi: bool) -> VmiPhase {
     match end {
         End::Shutdown | End::NeverStarted => VmiPhase::Succeeded,
-        End::Destroyed if !acpi => VmiPhase::Succeeded,
-        End::Destroyed | End::Crashed(_) | End::NotStarted(_) | End::LauncherGone => {
-            VmiPhase::Failed
-        }
+        End::GraceExceeded(_) | End::Destroyed(_) if !acpi => VmiPhase::Succeeded,
+        End::GraceExceeded(_)
+        | End::Destroyed(_)
+        | End::Crashed(_)
+        | End::NotStarted(_)
+        | End::LauncherGone => VmiPhase::Failed,
     }
 }
 
@@ -126,7 +130,8 @@ fn phase_of_end(end: &End, acpi: bool) -> VmiPhase {
 pub(crate) fn reason_of(end: &End) -> &'static str {
     match end {
         End::Shutdown | End::NeverStarted => labels::REASON_STOPPED,
-        End::Destroyed => "GracePeriodExceeded",
+        End::GraceExceeded(_) => "GracePeriodExceeded",
+        End::Destroyed(_) => "Destroyed",
         End::Crashed(_) => "GuestCrashed",
         End::NotStarted(_) => "StartFailed",
         End::LauncherGone => "LauncherGone",
@@ -140,9 +145,7 @@ pub(crate) fn message_of(end: &End) -> String {
         End::NeverStarted => {
             "The VirtualMachineInstance was deleted before its guest was started.".to_owned()
         }
-        End::Destroyed => {
-            "The guest did not shut down within its grace period and was destroyed.".to_owned()
-        }
+        End::GraceExceeded(why) | End::Destroyed(why) => format!("The guest was stopped: {why}."),
         End::Crashed(why) => format!("The guest crashed: {why}."),
         End::NotStarted(why) => format!("The guest could not be started: {why}"),
         End::LauncherGone => {
@@ -399,12 +402,23 @@ mod tests {
             (End::Shutdown, json!({}), VmiPhase::Succeeded, None),
             (End::NeverStarted, json!({}), VmiPhase::Succeeded, None),
             (
-                End::Destroyed,
+                End::GraceExceeded("slow".to_owned()),
                 json!({}),
                 VmiPhase::Failed,
                 Some("GracePeriodExceeded"),
             ),
-            (End::Destroyed, no_acpi, VmiPhase::Succeeded, None),
+            (
+                End::Destroyed("on request".to_owned()),
+                json!({}),
+                VmiPhase::Failed,
+                Some("Destroyed"),
+            ),
+            (
+                End::Destroyed("on request".to_owned()),
+                no_acpi,
+                VmiPhase::Succeeded,
+                None,
+            ),
             (
                 End::Crashed("panicked".to_owned()),
                 json!({}),

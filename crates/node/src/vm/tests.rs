@@ -282,7 +282,7 @@ impl World {
             netns: dir.path().join("netns"),
             run_dir: dir.path().to_owned(),
             disks: BTreeMap::new(),
-            uid: 107,
+            uid: rustix::process::geteuid().as_raw(),
             gid: 107,
             pid: 1,
         };
@@ -449,7 +449,9 @@ async fn deletion_asks_the_guest_and_gives_it_its_grace() {
         call.to_string().contains('7'),
         "the machine's own grace: {call}"
     );
-    launcher.state.send_replace(domain("Shutoff", "destroyed"));
+    launcher
+        .state
+        .send_replace(domain("Shutoff", "graceexceeded"));
     world.api.until_phase(VmiPhase::Failed).await;
     running.ended().await;
     let reasons = world.api.reasons();

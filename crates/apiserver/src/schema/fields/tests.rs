@@ -21,6 +21,7 @@ fn schema() -> Schema {
     .unwrap()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a literal")]
 fn spec(spec: Value) -> Value {
     json!({ "spec": spec })
 }

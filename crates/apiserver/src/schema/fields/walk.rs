@@ -121,18 +121,15 @@ static METADATA: LazyLock<Node> = LazyLock::new(|| {
 
 /// The step that leads to an item. A key that is left out counts with its default.
 fn step_of(item: &Value, list: Place<'_>, path: &str) -> Result<Box<str>, WalkError> {
-    let keys = match list.node.map(|list| &list.list) {
-        Some(ListType::Map(keys)) => keys,
-        _ => {
-            return if item.is_object() || item.is_array() {
-                Err(WalkError::Item(
-                    path.to_owned(),
-                    "associative list without keys has an element that's a map type",
-                ))
-            } else {
-                Ok(format!("v:{item}").into())
-            };
-        }
+    let Some(ListType::Map(keys)) = list.node.map(|list| &list.list) else {
+        return if item.is_object() || item.is_array() {
+            Err(WalkError::Item(
+                path.to_owned(),
+                "associative list without keys has an element that's a map type",
+            ))
+        } else {
+            Ok(format!("v:{item}").into())
+        };
     };
     let Some(item) = item.as_object() else {
         return Err(WalkError::Item(
