@@ -118,7 +118,7 @@ impl Server {
         let port = free_port()?;
         let mut command = Command::new(crate::berth_binary());
         command
-            .arg("apiserver")
+            .args(["apiserver", "--no-controllers"])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .arg("--state-dir")
             .arg(&state);

@@ -60,6 +60,9 @@ pub struct Tuning {
     pub limits: Limits,
     /// Where requests are recorded.
     pub audit: Option<AuditLog>,
+    /// Whether to do what a cluster's controller manager does: collect what has no owner, count quotas, give each
+    /// namespace its service account. Without it this is a bare API server, as kube-apiserver is one.
+    pub controllers: bool,
 }
 
 impl Default for Tuning {
@@ -68,6 +71,7 @@ impl Default for Tuning {
             store_limit: durable::DEFAULT_LIMIT,
             limits: Limits::default(),
             audit: None,
+            controllers: true,
         }
     }
 }
@@ -173,6 +177,7 @@ impl ApiServer {
             tokens: TokenKey::ensure(&directory)?,
             ca: certificates.ca(),
             objects,
+            controllers: tuning.controllers,
         };
 
         let stop = CancellationToken::new();

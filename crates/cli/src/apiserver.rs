@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use berth_apiserver::{ApiServer, Options};
+use berth_apiserver::{ApiServer, Options, Tuning};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,9 @@ pub(crate) struct ApiserverArgs {
     /// Where the API listens.
     #[arg(long, default_value = "127.0.0.1:6443")]
     listen: SocketAddr,
+    /// Leave undone what a cluster's controller manager does: a bare API server, as kube-apiserver is one.
+    #[arg(long)]
+    no_controllers: bool,
 }
 
 /// Serves until a signal.
@@ -34,16 +37,21 @@ pub(crate) async fn run(args: ApiserverArgs) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("the API cannot listen on {}", args.listen))?;
     let listen = listener.local_addr().context("listening address")?;
-    let server = ApiServer::open(Options {
+    let options = Options {
         data_dir: state_dir.clone(),
         listen,
         server_names: Vec::new(),
         admission: Arc::new(InProcess),
         crds: berth_api::crds(),
         access: access(),
-    })
-    .await
-    .context("the API server does not start")?;
+    };
+    let tuning = Tuning {
+        controllers: !args.no_controllers,
+        ..Tuning::default()
+    };
+    let server = ApiServer::open_tuned(options, tuning)
+        .await
+        .context("the API server does not start")?;
     server
         .write_kubeconfig(
             &state_dir.join("admin.kubeconfig"),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{ApiError, Cause, Target};
 use crate::registry::catalog::Scope;
 use crate::registry::content;
-use crate::registry::query::{Call, FieldValidation};
+use crate::registry::query::{Call, FieldValidation, MAX_FIELD_MANAGER};
 use crate::schema::{FieldError, builtin, strict};
 
 /// Reads the object of a create or replace; fields that occur twice are remembered for [`unknown`].
@@ -45,6 +45,13 @@ pub(crate) fn check_options(call: &Call) -> Result<(), ApiError> {
             format!("{validation:?}"),
             r#""", "Ignore", "Strict", "Warn""#,
         ));
+    }
+    if call.query.get("fieldManager").len() > MAX_FIELD_MANAGER {
+        causes.push(Cause {
+            reason: "FieldValueTooLong".into(),
+            field: "fieldManager".into(),
+            message: format!("Too long: may not be more than {MAX_FIELD_MANAGER} bytes"),
+        });
     }
     if causes.is_empty() {
         return Ok(());

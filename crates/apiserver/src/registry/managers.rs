@@ -368,7 +368,7 @@ fn apply_as(
         return Err(bad("the resource has no schema to apply by".into()));
     };
     let walk = |e: crate::schema::fields::WalkError| {
-        Refused::Other(ApiError::Internal(format!(
+        Refused::Other(ApiError::Unexplained(format!(
             "failed to create typed patch object ({}/{}; {}, Kind={}): {e}",
             meta::namespace(config),
             meta::name(config),

@@ -90,6 +90,8 @@ pub(crate) struct Identity {
     pub(crate) ca: String,
     /// Roles and bindings that are ensured.
     pub(crate) objects: Vec<Value>,
+    /// Whether to do what a cluster's controller manager does, too.
+    pub(crate) controllers: bool,
 }
 
 impl Core {
@@ -128,14 +130,16 @@ impl Core {
                 .map_err(|e| (format!("definition {name}"), e))?;
         }
         core.ensure_access(&identity.objects).await?;
-        core.settle_namespaces()
-            .await
-            .map_err(|e| ("service accounts".to_owned(), e))?;
         tokio::spawn(reaper::run(core.clone(), stop.clone()));
         tokio::spawn(bootstrap::run(core.clone(), stop.clone()));
-        tokio::spawn(accounts::run(core.clone(), stop.clone()));
-        tokio::spawn(crate::gc::run(core.clone(), stop.clone()));
-        tokio::spawn(crate::quota::run(core.clone(), stop));
+        if identity.controllers {
+            core.settle_namespaces()
+                .await
+                .map_err(|e| ("service accounts".to_owned(), e))?;
+            tokio::spawn(accounts::run(core.clone(), stop.clone()));
+            tokio::spawn(crate::gc::run(core.clone(), stop.clone()));
+            tokio::spawn(crate::quota::run(core.clone(), stop));
+        }
         Ok(core)
     }
 

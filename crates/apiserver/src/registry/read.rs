@@ -110,10 +110,15 @@ impl Core {
         let version = scope.api_version();
         let bytes: usize = page.items.iter().map(|stored| stored.value.len()).sum();
         let mut out = Vec::with_capacity(bytes + 64 * page.items.len() + 256);
+        let mut list_meta = json!({"resourceVersion": page.revision.to_string()});
+        if scope.def.crd {
+            // Upstream's lists of custom resources say so even where nothing goes on.
+            list_meta["continue"] = json!("");
+        }
         let head = json!({
             "apiVersion": version,
             "kind": scope.def.list_kind,
-            "metadata": {"resourceVersion": page.revision.to_string()},
+            "metadata": list_meta,
         })
         .to_string();
         out.extend_from_slice(head.trim_end_matches('}').as_bytes());

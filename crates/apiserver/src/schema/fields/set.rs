@@ -196,7 +196,7 @@ fn canonical(step: &str) -> Result<Box<str>, FieldsError> {
 }
 
 /// A step as messages show it.
-fn shown(step: &str) -> String {
+pub(super) fn shown(step: &str) -> String {
     match step.split_once(':') {
         Some(("f", name)) => format!(".{name}"),
         Some(("k", keys)) => {

@@ -186,7 +186,10 @@ fn collect(value: &Value, place: Place<'_>, path: &str, set: &mut Set) -> Result
             let mut seen = HashSet::new();
             for (item, step) in list.iter().zip(steps(list, place, path)?) {
                 if !seen.insert(step.clone()) {
-                    return Err(WalkError::Duplicate(path.to_owned(), step.to_string()));
+                    return Err(WalkError::Duplicate(
+                        path.to_owned(),
+                        super::set::shown(&step),
+                    ));
                 }
                 let inner = set.children.entry(step).or_default();
                 collect(item, place.items(), path, inner)?;
