@@ -204,13 +204,13 @@ fn judge(results: &[(Side, BTreeMap<usize, Ran>)]) -> (String, Vec<String>) {
             });
         }
         if open && results.len() == 2 {
-            verdicts.push("OPEN".to_owned());
-            if !open_seen {
-                wrong.push(format!(
-                    "{}: listed as open, but nothing is wrong",
-                    row.name
-                ));
-            }
+            // Some depend on the order of things within a second, so one good run is no proof.
+            let verdict = if open_seen {
+                "OPEN"
+            } else {
+                "OPEN, but right in this run: does it still belong in gaps.rs?"
+            };
+            verdicts.push(verdict.to_owned());
         }
         table += &format!(
             "{:<70} {}\n    expected by {}\n",
