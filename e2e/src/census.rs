@@ -23,7 +23,16 @@ pub struct Census {
 
 impl Census {
     /// Takes the census of a machine with the given directories.
-    pub fn take(berth_pid: u32, state: &Path, run: &Path, links: BTreeSet<String>) -> Self {
+    ///
+    /// `pods` are the pods that the machine ever had: their control groups are looked for also when their directories
+    /// are gone.
+    pub fn take(
+        berth_pid: u32,
+        state: &Path,
+        run: &Path,
+        links: BTreeSet<String>,
+        pods: &BTreeSet<String>,
+    ) -> Self {
         let names = |path: &Path| -> BTreeSet<String> {
             fs::read_dir(path)
                 .map(|dir| {
@@ -47,6 +56,17 @@ impl Census {
             .filter(|pid| pid.parse::<u32>().is_ok_and(|pid| pid != berth_pid))
             .filter_map(|pid| {
                 let proc = Path::new("/proc").join(&pid);
+                let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
+                // After the name in parentheses: state and parent.
+                let mut fields = stat
+                    .rsplit(')')
+                    .next()
+                    .unwrap_or_default()
+                    .split(' ')
+                    .skip(1);
+                if fields.next() == Some("Z") && fields.next() == Some(&berth_pid.to_string()) {
+                    return Some(format!("{pid} is a zombie of berth"));
+                }
                 let command = fs::read(proc.join("cmdline")).ok()?;
                 let command = String::from_utf8_lossy(&command).replace('\0', " ");
                 let in_pod = fs::read_link(proc.join("ns/pid"))
@@ -56,13 +76,19 @@ impl Census {
                     .then(|| format!("{pid} {command}"))
             })
             .collect();
+        let known: BTreeSet<_> = pods.union(&names(&state.join("pods"))).cloned().collect();
         let mut pods = names(&state.join("pods"));
-        for hierarchy in ["memory", "cpu", "pids", "unified", ""] {
-            let group = Path::new("/sys/fs/cgroup").join(hierarchy).join("berth");
+        for hierarchy in names(Path::new("/sys/fs/cgroup"))
+            .into_iter()
+            .chain([String::new()])
+        {
+            let group = Path::new("/sys/fs/cgroup").join(&hierarchy).join("berth");
+            let left = names(&group);
             pods.extend(
-                names(&group)
-                    .intersection(&names(&state.join("pods")))
-                    .cloned(),
+                known
+                    .iter()
+                    .filter(|uid| left.iter().any(|name| name.contains(uid.as_str())))
+                    .map(|uid| format!("control group {hierarchy}/berth/{uid}")),
             );
         }
         Self {

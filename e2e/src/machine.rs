@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -29,6 +30,8 @@ pub struct Machine {
     options: MachineOptions,
     state: PathBuf,
     run_dir: PathBuf,
+    /// Uids of the pods that were seen.
+    pods: Mutex<BTreeSet<String>>,
     _temporary: tempfile::TempDir,
 }
 
@@ -59,6 +62,7 @@ impl Machine {
             options,
             state,
             run_dir,
+            pods: Mutex::default(),
             _temporary: temporary,
         };
         machine.exec("ip", &["link", "set", "lo", "up"])?.ok()?;
@@ -202,6 +206,7 @@ impl Machine {
         let mut final_phase = None;
         let waited = wait_for(&format!("vmi {name} is {phase}"), limit, || {
             let now = self.vmi(name, ".status.phase")?;
+            self.pods_seen();
             if now != phase && (now == "Failed" || now == "Succeeded") {
                 final_phase = Some(now);
                 return Ok(());
@@ -289,7 +294,19 @@ impl Machine {
             &self.state,
             &self.run_dir,
             links,
+            &self.pods_seen(),
         ))
+    }
+
+    /// All pods that were seen so far, those of now included.
+    fn pods_seen(&self) -> BTreeSet<String> {
+        let now = fs::read_dir(self.state.join("pods"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut seen = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.extend(now.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        seen.clone()
     }
 
     /// Waits until no pod is left in any way: process, link, mount, namespace, directory.

@@ -5,9 +5,10 @@ use serde_json::Value;
 
 use crate::auth::RequestInfo;
 use crate::patch::Patch;
+use crate::registry::list_options::Continue;
 use crate::registry::query::Query;
 use crate::registry::selector::Selector;
-use crate::registry::{content, raw, read};
+use crate::registry::{content, raw};
 use crate::schema::Schema;
 
 /// A request line: path and query.
@@ -32,7 +33,7 @@ pub fn request_line(method: u8, text: &str) {
 /// Label and field selectors, and any object to match.
 pub fn selectors(labels: &str, fields: &str, object: &[u8]) {
     for resource in ["/pods", "example.com/widgets"] {
-        let Ok(selector) = Selector::parse(labels, fields, resource) else {
+        let Ok(selector) = Selector::parse_for(labels, fields, resource, None) else {
             continue;
         };
         if let Ok(object) = content::parse_json(object) {
@@ -97,7 +98,7 @@ pub fn body(media: u8, bytes: &[u8]) {
 
 /// A continue token.
 pub fn continue_token(text: &str) {
-    let _ = read::parse_continue(text);
+    let _ = Continue::parse(text);
 }
 
 /// A backup file.

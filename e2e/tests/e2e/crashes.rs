@@ -55,6 +55,9 @@ fn a_guest_outlives_berth_up_and_is_found_again() -> anyhow::Result<()> {
         "two VMs have {address}"
     );
     machine.delete("newcomer", SOON * 2)?;
+    // It is not only remembered but watched again: its end is noticed.
+    console.send_line("poweroff -f")?;
+    machine.wait_phase("survivor", "Succeeded", SOON)?;
     machine.delete("survivor", SOON * 2)?;
     machine.wait_nothing_left(SOON)?;
     Ok(())
