@@ -61,8 +61,10 @@ step "the real API server, to compare with"
 scripts/reference.sh || true
 
 step "conformance"
-cargo test -p berth-e2e --locked --test conformance 2>&1 | tee "$logs/conformance"
-[ "${PIPESTATUS[0]}" = 0 ] || status=1
+conformance() { cargo test -p berth-e2e --locked --test conformance 2>&1 | tee "$logs/conformance"; return "${PIPESTATUS[0]}"; }
+# The real server tells of several faults in the order of a hash map, and seconds may end between two writes on one side: a
+# difference counts when it is there twice.
+conformance || { echo "conformance: once more"; conformance; } || status=1
 
 step "what is left behind"
 unset TMPDIR

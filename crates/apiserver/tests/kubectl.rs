@@ -312,10 +312,10 @@ async fn cascades_and_quotas() {
         .unwrap()
         .split_whitespace()
         .collect();
-    assert_eq!(row, ["count/configmaps", "2", "2"], "{shown}");
+    assert_eq!(row, ["count/configmaps", "3", "3"], "{shown}");
     assert!(
         k.ok(&["get", "quota"])
             .await
-            .contains("count/configmaps: 2/2")
+            .contains("count/configmaps: 3/3")
     );
 }

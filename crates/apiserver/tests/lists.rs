@@ -79,7 +79,8 @@ async fn pages_are_one_snapshot() {
         &Value::Null,
     )
     .await;
-    assert_eq!(names(&newer), ["a", "b", "ba", "bb", "d", "e"]);
+    let now = ["a", "b", "ba", "bb", "d", "e", "kube-root-ca.crt"];
+    assert_eq!(names(&newer), now);
     let selected = ok(
         &client,
         "GET",

@@ -154,7 +154,7 @@ impl Machine {
 
     async fn create(&self, name: &str, script: &str, change: impl FnOnce(&mut Value)) -> Pod {
         let mut pod = json!({
-            "metadata": {"name": name, "namespace": "default"},
+            "metadata": {"name": name, "namespace": "default", "labels": {"kubevirt.io": "virt-launcher"}},
             "spec": {
                 "nodeName": "n1", "restartPolicy": "Never", "terminationGracePeriodSeconds": 30, "hostname": "guest-1",
                 "containers": [{

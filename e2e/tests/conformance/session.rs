@@ -411,6 +411,23 @@ fn normalise(value: &mut Value, seen: &Seen, url: &str) {
             if !seen.managed_fields {
                 map.remove("managedFields");
             }
+            // They are ordered by seconds first, and a second may end between two writes on one server only.
+            if let Some(Value::Array(managers)) = map.get_mut("managedFields") {
+                let name = |manager: &Value| {
+                    ["manager", "operation", "subresource", "apiVersion"]
+                        .map(|key| manager[key].as_str().unwrap_or_default().to_owned())
+                };
+                managers.sort_by_key(name);
+            }
+            if let Some(Value::Array(cells)) = map.get_mut("cells") {
+                for cell in cells {
+                    if let Value::String(text) = cell
+                        && let Some(age) = AGE.as_ref()
+                    {
+                        *text = age.replace_all(text, "<age>").into_owned();
+                    }
+                }
+            }
             revisions(map);
             for (key, value) in map.iter_mut() {
                 if let (true, Value::String(text)) = (key == "stdout" || key == "stderr", &*value) {
