@@ -133,6 +133,14 @@ pub enum ApiError {
         /// Ends the message.
         why: String,
     },
+    /// An apply would change what other managers own.
+    #[error("{message}")]
+    ApplyConflict {
+        /// All of them, as text.
+        message: String,
+        /// One a field.
+        causes: Vec<Cause>,
+    },
     /// The object breaks its rules. `target.resource` is the kind.
     #[error("{} {:?} is invalid: {}", .target.qualified(), .target.name, list(.causes))]
     Invalid {
@@ -186,6 +194,9 @@ pub enum ApiError {
     /// The server is stopping or not yet ready.
     #[error("{0}")]
     Unavailable(String),
+    /// A failure that has no reason of its own; upstream has a few.
+    #[error("{0}")]
+    Unknown(String),
     /// A fault of the server itself.
     #[error("Internal error occurred: {0}")]
     Internal(String),
@@ -209,7 +220,9 @@ impl ApiError {
     pub fn code(&self) -> StatusCode {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::AlreadyExists(_) | Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::AlreadyExists(_) | Self::Conflict { .. } | Self::ApplyConflict { .. } => {
+                StatusCode::CONFLICT
+            }
             Self::Invalid { .. } | Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -221,7 +234,7 @@ impl ApiError {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NameNotGenerated(_) | Self::FutureRevision { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal(_) | Self::Unknown(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -229,7 +242,7 @@ impl ApiError {
         match self {
             Self::NoSuchPath | Self::NotFound(_) => "NotFound",
             Self::AlreadyExists(_) => "AlreadyExists",
-            Self::Conflict { .. } => "Conflict",
+            Self::Conflict { .. } | Self::ApplyConflict { .. } => "Conflict",
             Self::Invalid { .. } | Self::Unprocessable(_) => "Invalid",
             Self::BadRequest(_) => "BadRequest",
             Self::Unauthorized => "Unauthorized",
@@ -243,6 +256,7 @@ impl ApiError {
             Self::FutureRevision { .. } => "Timeout",
             Self::Unavailable(_) => "ServiceUnavailable",
             Self::Internal(_) => "InternalError",
+            Self::Unknown(_) => "",
         }
     }
 
@@ -278,6 +292,7 @@ impl ApiError {
                     .unwrap_or_default(),
             ),
             Self::Invalid { target: t, causes } => target(t, causes),
+            Self::ApplyConflict { causes, .. } => target(&Target::default(), causes),
             Self::Unprocessable(why) => {
                 Some(json!({"causes": [{"reason": "UnexpectedServerResponse", "message": why}]}))
             }
@@ -301,6 +316,11 @@ impl ApiError {
             "reason": self.reason(),
             "code": self.code().as_u16(),
         });
+        if self.reason().is_empty()
+            && let Some(status) = status.as_object_mut()
+        {
+            status.remove("reason");
+        }
         if let (Some(details), Some(status)) = (self.details(), status.as_object_mut()) {
             status.insert("details".into(), details);
         }

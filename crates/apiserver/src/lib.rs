@@ -18,6 +18,7 @@ pub mod admission;
 pub mod auth;
 pub mod discovery;
 pub mod error;
+pub(crate) mod fields;
 pub mod openapi;
 pub(crate) mod patch;
 pub(crate) mod registry;

@@ -10,6 +10,17 @@ use crate::resources::ResourceDef;
 /// Fills in what the client left out. Idempotent.
 pub(crate) fn fill(def: &ResourceDef, object: &mut Value) {
     match (def.group.as_str(), def.plural.as_str()) {
+        ("", "namespaces") => {
+            let name = meta::name(object).to_owned();
+            if !name.is_empty() {
+                meta::metadata(object)
+                    .entry("labels")
+                    .or_insert_with(|| json!({}))["kubernetes.io/metadata.name"] = json!(name);
+            }
+        }
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            crate::schema::crd::default(object);
+        }
         ("", "pods") => pod(meta::entry(object, "spec")),
         ("", "secrets") => secret(object),
         ("", "persistentvolumeclaims") => missing(

@@ -133,6 +133,15 @@ pub(crate) fn check_shape(object: &Value) -> Result<(), ApiError> {
                     return bad(field, "a list of objects");
                 }
             }
+            "managedFields" => {
+                let fine = value.is_null()
+                    || value
+                        .as_array()
+                        .is_some_and(|list| list.iter().all(is_managed_entry));
+                if !fine {
+                    return bad(field, "a list of entries of managed fields");
+                }
+            }
             "name" | "generateName" | "namespace" | "uid" | "resourceVersion"
             | "creationTimestamp" | "deletionTimestamp"
                 if !value.is_null() && !value.is_string() =>
@@ -143,6 +152,20 @@ pub(crate) fn check_shape(object: &Value) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+/// Whether a value has the shape of an entry of `metadata.managedFields`; what it says is another matter.
+fn is_managed_entry(entry: &Value) -> bool {
+    entry.as_object().is_some_and(|entry| {
+        entry.iter().all(|(key, value)| {
+            value.is_null()
+                || if key == "fieldsV1" {
+                    value.is_object()
+                } else {
+                    value.is_string()
+                }
+        })
+    })
 }
 
 fn alphanumeric(byte: u8) -> bool {

@@ -4,11 +4,13 @@
 //! What is particular to a few resources (namespaces, pods, definitions, secrets) is in `policy`, as answers to
 //! questions that the verbs ask of every resource.
 
+pub(crate) mod apply;
 pub(crate) mod binding;
 pub(crate) mod catalog;
 pub(crate) mod content;
 pub(crate) mod defaults;
 pub(crate) mod delete;
+pub(crate) mod managed;
 pub(crate) mod meta;
 pub(crate) mod policy;
 pub(crate) mod protobuf;

@@ -89,6 +89,8 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) view: View,
     pub(crate) warnings: Vec<String>,
+    /// Whether the objects that this request writes come with their managed fields, for they were made by an apply.
+    pub(crate) applied: bool,
     /// Ends watches of a connection whose server is stopping.
     pub(crate) end: Option<CancellationToken>,
 }
@@ -114,6 +116,7 @@ impl Call {
             headers,
             view,
             warnings: Vec::new(),
+            applied: false,
             end,
         })
     }
@@ -127,6 +130,7 @@ impl Call {
             headers: HeaderMap::new(),
             view: View::Plain,
             warnings: Vec::new(),
+            applied: false,
             end: None,
         }
     }

@@ -12,7 +12,7 @@ use crate::registry::policy::Policy;
 use crate::registry::query::Call;
 use crate::registry::read::show;
 use crate::registry::write::{check, check_kind, home, keep_identity, modified};
-use crate::registry::{Core, content, meta, store_error};
+use crate::registry::{Core, apply, content, managed, meta, store_error};
 use crate::store::{Expect, StoreError, Stored, Write};
 
 /// How often a patch is applied anew when other writes come between.
@@ -52,6 +52,10 @@ impl Core {
         body: Body,
     ) -> Result<Response<Body>, ApiError> {
         let media = content::media_type(&call.headers);
+        if media == apply::MEDIA {
+            return self.apply(call, scope, body).await;
+        }
+        apply::check_not_forced(call)?;
         let patch = Patch::parse(&media, &content::read(body).await?, scope.def.crd)?;
         let object = self
             .update_object(call, scope, &|old| patch.apply(old))
@@ -93,6 +97,7 @@ impl Core {
         let mut new = produce(&old)?;
         check_kind(scope, &mut new)?;
         meta::check_shape(&new)?;
+        let given = managed::take(&mut new);
         home(call, scope, &mut new)?;
         if meta::name(&new) != name {
             if !meta::name(&new).is_empty() {
@@ -111,6 +116,7 @@ impl Core {
         if scope.policy == Policy::Definition {
             crate::schema::crd::default(&mut new);
         }
+        let entries = managed::track(call, scope, Some(&old), &new, given)?;
 
         let mut new = self.admit(
             call,
@@ -129,6 +135,7 @@ impl Core {
             identity.insert("generation".into(), json!(generation + 1));
         }
         keep_identity(&mut new, &identity);
+        managed::put(&mut new, entries, Some(&old));
         let mut causes = check(scope, &new, Some(&old));
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {

@@ -11,7 +11,7 @@ use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
 use crate::registry::query::{Call, FieldValidation};
 use crate::registry::read::show;
-use crate::registry::{Core, content, defaults, meta, store_error};
+use crate::registry::{Core, content, defaults, managed, meta, store_error};
 use crate::store::{Expect, Key, StoreError, Write};
 
 /// How often a generated name may be taken before the client is told.
@@ -82,9 +82,9 @@ impl Core {
                 causes: vec![cause],
             });
         }
+        let given = managed::take(&mut object);
         let metadata = meta::metadata(&mut object);
         for field in [
-            "managedFields",
             "selfLink",
             "deletionTimestamp",
             "deletionGracePeriodSeconds",
@@ -99,6 +99,7 @@ impl Core {
             metadata.insert("generation".into(), json!(1));
         }
         let identity = metadata.clone();
+        let entries = managed::track(call, scope, None, &object, given)?;
         scope.prepare_create(&mut object);
 
         // Until the object is stored its namespace and its definition stay.
@@ -114,6 +115,7 @@ impl Core {
             None,
         )?;
         keep_identity(&mut object, &identity);
+        managed::put(&mut object, entries, None);
         let mut causes = meta::check_name(&name, scope.policy.strict_names());
         causes.extend(check(scope, &object, None));
         if !causes.is_empty() {

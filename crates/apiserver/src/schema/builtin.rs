@@ -1,9 +1,9 @@
 //! Schemas of the kinds that need no CustomResourceDefinition, from the typed API that the workspace already carries.
 //!
 //! They are generated when they are asked for: documents are rare, and a tree of all core types would weigh on an idle server.
-//! Only the field trees that strict decoding needs (no descriptions) stay, one a kind, once it was used.
+//! Only the field trees that writes need (no descriptions) stay, one a kind, once it was used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use k8s_openapi::api::coordination::v1 as coordination;
@@ -17,6 +17,7 @@ use k8s_openapi::schemars::SchemaGenerator;
 use k8s_openapi::schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::list_types;
 use super::node::Node;
 use super::{FieldError, FieldErrorKind, Schema};
 
@@ -90,23 +91,7 @@ pub fn definitions<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
     if let Some(any) = found.get_mut(ANY_JSON).and_then(Value::as_object_mut) {
         any.remove("type");
     }
-    for (name, keys) in merge_keys() {
-        let Some(properties) = found
-            .get_mut(*name)
-            .and_then(|d| d.get_mut("properties"))
-            .and_then(Value::as_object_mut)
-        else {
-            continue;
-        };
-        for (field, key) in *keys {
-            if let Some(property) = properties.get_mut(*field).and_then(Value::as_object_mut) {
-                property.insert("x-kubernetes-patch-strategy".into(), "merge".into());
-                if !key.is_empty() {
-                    property.insert("x-kubernetes-patch-merge-key".into(), (*key).into());
-                }
-            }
-        }
-    }
+    list_types::annotate(&mut found);
     found
 }
 
@@ -131,6 +116,16 @@ pub fn strict_schema(group: &str, kind: &str) -> Option<Arc<Schema>> {
     Some(tree)
 }
 
+/// The field tree of metadata.
+pub(super) fn object_meta() -> Option<Arc<Schema>> {
+    let all = definitions([]);
+    let expanded = expand(all.get(OBJECT_META)?, &all, &mut vec![OBJECT_META]);
+    Some(Arc::new(Schema {
+        root: Node::parse(&expanded, "").ok()?,
+        source: Box::default(),
+    }))
+}
+
 /// Fields of a built-in object whose JSON type is wrong; such an object must not be stored, for no typed client could read it again.
 pub fn type_errors(group: &str, kind: &str, object: &Value) -> Vec<FieldError> {
     let Some(tree) = strict_schema(group, kind) else {
@@ -144,6 +139,8 @@ pub fn type_errors(group: &str, kind: &str, object: &Value) -> Vec<FieldError> {
 /// Replaces references by what they refer to and keeps only structure. `null` means absent to the real server's decoder, so
 /// everything is nullable; what has no fields of its own (a raw extension, a schema in a schema) keeps whatever it holds.
 fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Value {
+    // What stands beside a reference is of this use of it.
+    let beside = schema.get("x-kubernetes-map-type");
     let mut schema = schema;
     if let Some(only) = schema
         .get("allOf")
@@ -157,7 +154,7 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
         .and_then(Value::as_str)
         .and_then(|r| r.strip_prefix(REF_PREFIX))
     {
-        return match all.get_key_value(name) {
+        let mut target = match all.get_key_value(name) {
             Some((name, target)) if !open.contains(&name.as_str()) => {
                 let mut deeper = open.clone();
                 deeper.push(name);
@@ -165,10 +162,22 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
             }
             _ => json!({"nullable": true, "x-kubernetes-preserve-unknown-fields": true}),
         };
+        if let Some(beside) = beside {
+            target["x-kubernetes-map-type"] = beside.clone();
+        }
+        return target;
     }
     let mut out = Map::new();
     out.insert("nullable".into(), true.into());
-    for key in ["type", "x-kubernetes-int-or-string"] {
+    for key in [
+        "type",
+        "x-kubernetes-int-or-string",
+        "x-kubernetes-list-type",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-map-type",
+        "x-kubernetes-patch-strategy",
+        "x-kubernetes-patch-merge-key",
+    ] {
         if let Some(v) = schema.get(key) {
             out.insert(key.into(), v.clone());
         }
@@ -188,6 +197,7 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
             out.insert(key.into(), expand(inner, all, open));
         }
     }
+    default_keys(&mut out, schema, all);
     let container = !matches!(
         schema.get("type").and_then(Value::as_str),
         Some("string" | "integer" | "number" | "boolean")
@@ -198,64 +208,29 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
     out.into()
 }
 
-/// Lists that strategic merge patches merge: for a definition its fields and the key of their items (empty: a set of plain values).
-/// Clients read them from the documents; the server's own strategic merge uses the same table.
-pub fn merge_keys() -> &'static BTreeMap<&'static str, &'static [(&'static str, &'static str)]> {
-    static TABLE: LazyLock<BTreeMap<&'static str, &'static [(&'static str, &'static str)]>> =
-        LazyLock::new(|| {
-            BTreeMap::from([
-                (
-                    "io.k8s.api.core.v1.PodSpec",
-                    &[
-                        ("containers", "name"),
-                        ("initContainers", "name"),
-                        ("ephemeralContainers", "name"),
-                        ("hostAliases", "ip"),
-                        ("imagePullSecrets", "name"),
-                        ("resourceClaims", "name"),
-                        ("schedulingGates", "name"),
-                        ("topologySpreadConstraints", "topologyKey"),
-                        ("volumes", "name"),
-                    ][..],
-                ),
-                ("io.k8s.api.core.v1.Container", CONTAINER),
-                ("io.k8s.api.core.v1.EphemeralContainer", CONTAINER),
-                (
-                    "io.k8s.api.core.v1.PodStatus",
-                    &[("conditions", "type"), ("hostIPs", "ip"), ("podIPs", "ip")][..],
-                ),
-                ("io.k8s.api.core.v1.NodeSpec", &[("podCIDRs", "")][..]),
-                (
-                    "io.k8s.api.core.v1.NodeStatus",
-                    &[("addresses", "type"), ("conditions", "type")][..],
-                ),
-                (
-                    "io.k8s.api.core.v1.NamespaceStatus",
-                    &[("conditions", "type")][..],
-                ),
-                (
-                    "io.k8s.api.core.v1.PersistentVolumeClaimStatus",
-                    &[("conditions", "type")][..],
-                ),
-                (
-                    "io.k8s.api.core.v1.ServiceAccount",
-                    &[("secrets", "name")][..],
-                ),
-                (
-                    OBJECT_META,
-                    &[("finalizers", ""), ("ownerReferences", "uid")][..],
-                ),
-            ])
-        });
-    &TABLE
+/// Gives the keys of a keyed list the values that they have where an item leaves them out.
+fn default_keys(out: &mut Map<String, Value>, schema: &Value, all: &Map<String, Value>) {
+    let Some(keys) = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array) else {
+        return;
+    };
+    let item = schema
+        .pointer("/items/$ref")
+        .and_then(Value::as_str)
+        .and_then(|r| r.strip_prefix(REF_PREFIX));
+    let Some((item, definition)) = item.and_then(|item| all.get_key_value(item)) else {
+        return;
+    };
+    for key in keys.iter().filter_map(Value::as_str) {
+        if let Some(default) = list_types::key_default(item, definition, key)
+            && let Some(property) = out
+                .get_mut("items")
+                .and_then(|items| items.get_mut("properties"))
+                .and_then(|properties| properties.get_mut(key))
+        {
+            property["default"] = default;
+        }
+    }
 }
-
-const CONTAINER: &[(&str, &str)] = &[
-    ("env", "name"),
-    ("ports", "containerPort"),
-    ("volumeDevices", "devicePath"),
-    ("volumeMounts", "mountPath"),
-];
 
 #[cfg(test)]
 mod tests {
@@ -266,14 +241,6 @@ mod tests {
         let all = definitions(KINDS.iter().map(|k| (k.group, k.kind)));
         for kind in KINDS {
             assert!(all.contains_key(kind.definition), "{}", kind.definition);
-        }
-        for (name, fields) in merge_keys() {
-            for (field, _) in *fields {
-                assert!(
-                    all[*name]["properties"].get(*field).is_some(),
-                    "{name}.{field}"
-                );
-            }
         }
         assert!(all.contains_key(OBJECT_META));
     }

@@ -7,7 +7,8 @@
 //! - `prune`: removal or listing of unknown fields, and defaults.
 //! - `validate`, `formats`: the rules of values.
 //! - [`crd`], `structural`: checks of a CustomResourceDefinition itself.
-//! - [`builtin`]: schemas of the kinds that need no definition.
+//! - [`builtin`], `list_types`: schemas of the kinds that need no definition, and how their lists are merged.
+//! - `shape`: what a value may be, as those see it who merge objects.
 //! - [`strict`] decoding, for `fieldValidation`.
 //!
 //! `x-kubernetes-validations` (CEL) is kept in the served document and not evaluated yet; its place is beside
@@ -20,8 +21,10 @@ use serde_json::Value;
 pub mod builtin;
 pub mod crd;
 mod formats;
+mod list_types;
 mod node;
 mod prune;
+pub(crate) mod shape;
 pub mod strict;
 mod structural;
 mod validate;

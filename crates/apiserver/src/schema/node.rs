@@ -21,6 +21,10 @@ pub(super) struct Node {
     pub(super) items: Option<Box<Self>>,
     pub(super) default: Option<Value>,
     pub(super) list: ListType,
+    /// `x-kubernetes-map-type: atomic`.
+    pub(super) atomic_map: bool,
+    /// How strategic merge patches merge this list.
+    pub(super) patched: Patched,
     /// Most nodes have none, so they cost one pointer.
     pub(super) rules: Option<Box<Rules>>,
 }
@@ -52,6 +56,15 @@ pub(super) enum ListType {
     Atomic,
     Set,
     Map(Vec<Box<str>>),
+}
+
+/// What `x-kubernetes-patch-strategy` and `x-kubernetes-patch-merge-key` say of a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Patched {
+    #[default]
+    Whole,
+    Set,
+    ByKey(Box<str>),
 }
 
 /// Rules of values, as opposed to structure.
@@ -176,6 +189,11 @@ impl Node {
             Some("map") => ListType::Map(texts(map, "x-kubernetes-list-map-keys")),
             _ => ListType::Atomic,
         };
+        let patched = match text(map, "x-kubernetes-patch-strategy") {
+            Some("merge" | "merge,retainKeys") => text(map, "x-kubernetes-patch-merge-key")
+                .map_or(Patched::Set, |key| Patched::ByKey(key.into())),
+            _ => Patched::Whole,
+        };
         Ok(Self {
             kind,
             nullable: flag(map, "nullable"),
@@ -187,6 +205,8 @@ impl Node {
             items,
             default: map.get("default").filter(|d| !d.is_null()).cloned(),
             list,
+            atomic_map: text(map, "x-kubernetes-map-type") == Some("atomic"),
+            patched,
             rules: Rules::parse(map, path)?.map(Box::new),
         })
     }
