@@ -7,7 +7,7 @@
 //! - [`store`]: a durable log of revisions over redb, with a memory twin for tests.
 //! - `registry`: the REST verbs; the order of a write is decode → prune → default → admit → validate → store.
 //! - `watch`: event streams, replayed from a bounded ring; too old a start is `410 Gone`.
-//! - `patch`: JSON patch, JSON merge patch, strategic merge patch.
+//! - `patch`: JSON patch, JSON merge patch, strategic merge patch; `fields`: server-side apply and who owns which field.
 //! - [`auth`]: who is asking (client certificates) and whether that is allowed.
 //! - [`schema`], [`table`], [`discovery`], [`openapi`], [`resources`]: what is served and how it describes itself.
 //! - [`server`]: opening, the HTTPS accept loop, the in-process client.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::IntoResponse as _;
+use http::header::{HeaderValue, USER_AGENT};
 use http::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -159,6 +160,10 @@ impl ApiServer {
             let (server, user) = (server.clone(), user.clone());
             async move {
                 let mut request = request.map(Body::new);
+                // Without a name of its own the client manages fields under its user's.
+                if let Ok(agent) = HeaderValue::from_str(&user.name) {
+                    request.headers_mut().entry(USER_AGENT).or_insert(agent);
+                }
                 request.extensions_mut().insert(user);
                 Ok::<_, Infallible>(server.core.handle(request).await)
             }

@@ -246,7 +246,7 @@ async fn patches() {
     let stale = json!({"metadata": {"resourceVersion": made["metadata"]["resourceVersion"]}, "data": {"z": "1"}});
     let (code, _) = patch("application/merge-patch+json", stale).await;
     assert_eq!(code, StatusCode::CONFLICT);
-    let (code, _) = patch("application/apply-patch+yaml", json!({})).await;
+    let (code, _) = patch("application/apply-patch+cbor", json!({})).await;
     assert_eq!(code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 
     ok(&client, "POST", WIDGETS, &widget("w", 1)).await;

@@ -65,11 +65,18 @@ fn conflict_message(conflicts: &[Conflict]) -> String {
     use fmt::Write as _;
 
     if let [only] = conflicts {
-        return format!("Apply failed with 1 conflict: {}: {}", only.message(), only.field());
+        return format!(
+            "Apply failed with 1 conflict: {}: {}",
+            only.message(),
+            only.field()
+        );
     }
     let mut by_manager: BTreeMap<&Manager, Vec<String>> = BTreeMap::new();
     for conflict in conflicts {
-        by_manager.entry(&conflict.manager).or_default().push(conflict.field());
+        by_manager
+            .entry(&conflict.manager)
+            .or_default()
+            .push(conflict.field());
     }
     let mut out = format!("Apply failed with {} conflicts: ", conflicts.len());
     for (at, (manager, fields)) in by_manager.into_iter().enumerate() {
@@ -101,14 +108,13 @@ pub(crate) fn apply(
         });
     }
     let stored = live.pointer("/metadata/managedFields");
-    let mut managers = stored.map(managers::decode).transpose()?.unwrap_or_default();
+    let mut managers = stored
+        .map(managers::decode)
+        .transpose()?
+        .unwrap_or_default();
     let live = bare(live);
     if managers.is_empty() && !created {
-        let before = Manager::updater(
-            BEFORE_FIRST_APPLY,
-            context.api_version,
-            context.subresource,
-        );
+        let before = Manager::updater(BEFORE_FIRST_APPLY, context.api_version, context.subresource);
         managers = update::update(context, blank, &live, managers, before)?;
     }
     let plan = Plan {
@@ -149,7 +155,12 @@ pub(crate) fn apply(
 
 /// `namespace/name; group/version, Kind=kind`.
 fn describe(config: &Value) -> String {
-    let text = |path: &str| config.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let text = |path: &str| {
+        config
+            .pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     let (group, version) = text("/apiVersion")
         .rsplit_once('/')
         .unwrap_or(("", text("/apiVersion")));
@@ -181,7 +192,10 @@ impl Plan<'_, '_> {
             Managed {
                 set,
                 api_version: context.api_version.to_owned(),
-                time: self.managers.get(&self.applier).and_then(|m| m.time.clone()),
+                time: self
+                    .managers
+                    .get(&self.applier)
+                    .and_then(|m| m.time.clone()),
             },
         );
         let object = match last {
@@ -191,7 +205,13 @@ impl Plan<'_, '_> {
         if !force {
             self.check(&object, &managers)?;
         }
-        update::take_away(context, self.live, &object, &mut managers, Some(&self.applier))?;
+        update::take_away(
+            context,
+            self.live,
+            &object,
+            &mut managers,
+            Some(&self.applier),
+        )?;
         if let Some(own) = managers.get_mut(&self.applier) {
             own.set = own.set.difference(stripped());
             if !same(&object, self.live) {
@@ -249,12 +269,7 @@ impl Plan<'_, '_> {
     }
 
     /// Removes what the applier applied last and does not apply now, unless somebody owns it.
-    fn prune(
-        &self,
-        merged: Value,
-        managers: &Managers,
-        last: &Managed,
-    ) -> Result<Value, Mismatch> {
+    fn prune(&self, merged: Value, managers: &Managers, last: &Managed) -> Result<Value, Mismatch> {
         let Version::Known(of) = self.context.version(&last.api_version) else {
             return Ok(merged);
         };
@@ -288,7 +303,12 @@ fn fields_named(of: Type<'_>, value: &Value) -> Result<Set, Mismatch> {
 }
 
 /// The merged object without what pruning took, except what is owned.
-fn keep_owned(of: Type<'_>, merged: &Value, pruned: &Value, owned: &Set) -> Result<Value, Mismatch> {
+fn keep_owned(
+    of: Type<'_>,
+    merged: &Value,
+    pruned: &Value,
+    owned: &Set,
+) -> Result<Value, Mismatch> {
     let stays = fields_named(of, pruned)?.union(&walk::with_named(of, owned));
     let gone = fields_named(of, merged)?.difference(&stays);
     Ok(walk::remove(of, merged, &gone).unwrap_or_else(|| json!({})))
@@ -296,7 +316,11 @@ fn keep_owned(of: Type<'_>, merged: &Value, pruned: &Value, owned: &Set) -> Resu
 
 /// The fields that a client-side apply of kubectl set, by its annotation, and that are still so.
 fn applied_by_client(context: &Context<'_>, live: &Value) -> Option<Set> {
-    let text = live.get("metadata")?.get("annotations")?.get(LAST_APPLIED)?.as_str()?;
+    let text = live
+        .get("metadata")?
+        .get("annotations")?
+        .get(LAST_APPLIED)?
+        .as_str()?;
     let applied: Value = serde_json::from_str(text).ok()?;
     if applied.get("apiVersion")?.as_str()? != context.api_version {
         return None;

@@ -160,7 +160,10 @@ pub(crate) fn encode(managers: &Managers) -> Option<Value> {
                 }
             };
             put("manager", &manager.name);
-            put("operation", if manager.applies { "Apply" } else { "Update" });
+            put(
+                "operation",
+                if manager.applies { "Apply" } else { "Update" },
+            );
             put("apiVersion", &managed.api_version);
             put("time", managed.time.as_deref().unwrap_or_default());
             put("fieldsType", "FieldsV1");
@@ -188,7 +191,10 @@ pub(crate) fn is_reset(entries: &Value) -> bool {
 /// Whether two lists of entries say the same but for the times.
 pub(crate) fn same_but_times(a: Option<&Value>, b: Option<&Value>) -> bool {
     let timeless = |entries: Option<&Value>| -> Vec<Value> {
-        let mut entries = entries.and_then(Value::as_array).cloned().unwrap_or_default();
+        let mut entries = entries
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
             entry.remove("time");
         }
@@ -211,10 +217,7 @@ pub(crate) fn cap(managers: &mut Managers) {
         return;
     }
     updaters.sort_by_cached_key(|manager| {
-        (
-            seconds(managers[manager].time.as_deref()),
-            manager.clone(),
-        )
+        (seconds(managers[manager].time.as_deref()), manager.clone())
     });
     let mut first_of_version: BTreeMap<String, Manager> = BTreeMap::new();
     for manager in updaters {

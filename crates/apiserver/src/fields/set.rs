@@ -128,7 +128,11 @@ impl Set {
     }
 
     /// Merges two sorted lists; `both` says what comes of a step that either or both have.
-    fn zip(&self, other: &Self, both: impl Fn(Option<&Entry>, Option<&Entry>) -> (bool, Self)) -> Self {
+    fn zip(
+        &self,
+        other: &Self,
+        both: impl Fn(Option<&Entry>, Option<&Entry>) -> (bool, Self),
+    ) -> Self {
         let mut out = Self {
             entries: Vec::with_capacity(self.entries.len()),
         };

@@ -38,8 +38,8 @@ pub(crate) fn track(
     }
     let manager = Manager::updater(manager, context.api_version, context.subresource);
     let mut managers = update(context, live.unwrap_or(blank), new, managers, manager)
-    .map_err(|e| tracing::warn!("managed fields are dropped: {e}"))
-    .ok()?;
+        .map_err(|e| tracing::warn!("managed fields are dropped: {e}"))
+        .ok()?;
     managers::cap(&mut managers);
     managers::encode(&managers)
 }
@@ -53,7 +53,10 @@ pub(super) fn update(
     manager: Manager,
 ) -> Result<Managers, Mismatch> {
     let changes = take_away(context, live, new, &mut managers, None)?;
-    let set = changes.modified.union(&changes.added).difference(stripped());
+    let set = changes
+        .modified
+        .union(&changes.added)
+        .difference(stripped());
     if !set.is_empty() {
         let managed = managers.entry(manager).or_insert_with(|| Managed {
             set: Set::default(),
@@ -125,9 +128,7 @@ pub(super) fn version_changes(
         return Ok(Lost::Same);
     }
     Ok(match context.version(&managed.api_version) {
-        Version::Known(of) => {
-            Lost::Other(walk::compare(of, live, new)?.without(&context.reset))
-        }
+        Version::Known(of) => Lost::Other(walk::compare(of, live, new)?.without(&context.reset)),
         Version::Foreign => Lost::Nothing,
         Version::Gone => Lost::All,
     })

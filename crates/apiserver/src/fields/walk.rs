@@ -173,8 +173,9 @@ pub(crate) fn validate(of: Type<'_>, value: &Value) -> Vec<Mismatch> {
                 for (key, value) in map {
                     let step = Step::field(key);
                     match fields.get(key) {
-                        Some((of, _)) => errors
-                            .extend(validate(of, value).into_iter().map(|e| e.below(&step))),
+                        Some((of, _)) => {
+                            errors.extend(validate(of, value).into_iter().map(|e| e.below(&step)))
+                        }
                         None => {
                             errors.push(Mismatch::new("field not declared in schema").below(&step));
                             break;
@@ -202,7 +203,11 @@ fn validate_items(list: &List<'_>, all: &[Value], errors: &mut Vec<Mismatch>) {
                 }
             }
         };
-        errors.extend(validate(list.item, item).into_iter().map(|e| e.below(&step)));
+        errors.extend(
+            validate(list.item, item)
+                .into_iter()
+                .map(|e| e.below(&step)),
+        );
         if !seen.insert(step.clone()) {
             errors.push(Mismatch::new(format!("duplicate entries for key {step}")));
         }
@@ -268,9 +273,7 @@ fn fields_below(of: Type<'_>, value: &Value) -> Result<(bool, Set), Mismatch> {
                 let below = if seen.get(step).is_some_and(|n| *n > 1) {
                     Set::default()
                 } else {
-                    fields_below(list.item, item)
-                        .map_err(|e| e.below(step))?
-                        .1
+                    fields_below(list.item, item).map_err(|e| e.below(step))?.1
                 };
                 set.add(step.clone(), true, below);
             }
@@ -412,12 +415,17 @@ fn compare_items(
     for (step, (old, new)) in found {
         match (old.len(), new.len()) {
             (0 | 1, 0 | 1) => {
-                compare_child(list.item, step, old.first().copied(), new.first().copied(), out)?;
+                compare_child(
+                    list.item,
+                    step,
+                    old.first().copied(),
+                    new.first().copied(),
+                    out,
+                )?;
             }
             // Items that occur twice are compared as a whole.
             (2.., 2..) => {
-                let equal =
-                    old.len() == new.len() && old.iter().zip(&new).all(|(a, b)| same(a, b));
+                let equal = old.len() == new.len() && old.iter().zip(&new).all(|(a, b)| same(a, b));
                 if !equal {
                     out.modified.add(step, true, Set::default());
                 }
@@ -485,11 +493,7 @@ fn merge_below(
     }
 }
 
-fn merge_items(
-    list: &List<'_>,
-    before: &[Value],
-    after: &[Value],
-) -> Result<Vec<Value>, Mismatch> {
+fn merge_items(list: &List<'_>, before: &[Value], after: &[Value]) -> Result<Vec<Value>, Mismatch> {
     let (left, right) = (steps(list, before)?, steps(list, after)?);
     // An item of the object that occurs twice is not merged with the configuration's: that one replaces both.
     let mut mine: BTreeMap<&Step, Option<&Value>> = BTreeMap::new();
@@ -505,7 +509,10 @@ fn merge_items(
         let twice = twice.map(ToString::to_string).unwrap_or_default();
         return Err(Mismatch::new(format!("duplicate entries for key {twice}")));
     }
-    let mut shared = right.iter().filter(|step| mine.contains_key(step)).peekable();
+    let mut shared = right
+        .iter()
+        .filter(|step| mine.contains_key(step))
+        .peekable();
     let mut done: BTreeSet<&Step> = BTreeSet::new();
     let (mut l, mut r) = (0, 0);
     let mut plan: Vec<(bool, usize)> = Vec::new();
@@ -610,7 +617,10 @@ pub(crate) fn remove(of: Type<'_>, value: &Value, gone: &Set) -> Option<Value> {
 
 /// The set with the fields that the schema names and that have members below them: those are not members by themselves.
 pub(crate) fn with_named(of: Type<'_>, set: &Set) -> Set {
-    let (fields, list) = (of.shape(Some(&Value::Object(Map::new()))), of.shape(Some(&Value::Array(Vec::new()))));
+    let (fields, list) = (
+        of.shape(Some(&Value::Object(Map::new()))),
+        of.shape(Some(&Value::Array(Vec::new()))),
+    );
     let mut out = Set::default();
     for (step, member, below) in set.steps() {
         let (inner, named) = match (step, &fields, &list) {
@@ -633,7 +643,9 @@ pub(crate) fn reconcile(of: Type<'_>, set: &Set) -> Set {
 
 /// `None` if the value as a whole takes the place of its fields.
 fn reconcile_below(of: Type<'_>, set: &Set) -> Option<Set> {
-    let keyed = set.steps().any(|(step, _, _)| !matches!(step, Step::Field(_)));
+    let keyed = set
+        .steps()
+        .any(|(step, _, _)| !matches!(step, Step::Field(_)));
     let shape = if keyed {
         of.shape(Some(&Value::Array(Vec::new())))
     } else {

@@ -31,15 +31,17 @@ const fn op(method: &'static str, action: &'static str, body: bool) -> Operation
     }
 }
 
-/// Media types of a PATCH. Server-side apply is left out until the server has it: clients ask this list.
+/// Media types of a PATCH.
 pub(super) fn patch_types(def: &ResourceDef) -> &'static [&'static str] {
     if def.crd {
         &[
+            "application/apply-patch+yaml",
             "application/json-patch+json",
             "application/merge-patch+json",
         ]
     } else {
         &[
+            "application/apply-patch+yaml",
             "application/json-patch+json",
             "application/merge-patch+json",
             "application/strategic-merge-patch+json",

@@ -16,8 +16,9 @@ const MAX_OPERATIONS: usize = 10_000;
 /// Most bytes that an object may grow to by a patch: `copy` can double it with each step.
 const MAX_GROWTH: usize = 3 << 20;
 
-const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
-const ACCEPTED_CUSTOM: &str = "application/json-patch+json, application/merge-patch+json";
+const ACCEPTED: &str = "application/apply-patch+yaml, application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
+const ACCEPTED_CUSTOM: &str =
+    "application/apply-patch+yaml, application/json-patch+json, application/merge-patch+json";
 
 /// A parsed patch.
 #[derive(Debug, Clone)]

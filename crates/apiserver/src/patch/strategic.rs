@@ -2,77 +2,36 @@
 //!
 //! As a merge patch, but lists that have a merge key are merged item by item, and directives say more:
 //! `$patch: replace|delete|merge`, `$retainKeys`, `$deleteFromPrimitiveList/<field>`, `$setElementOrder/<field>`.
-//! The merge keys are those of the `patchMergeKey` tags of `k8s.io/api`.
+//! The merge keys come with the schema, from the same table as the list types of server-side apply.
 
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
+use crate::schema::builtin;
+use crate::schema::shape::{PatchItems, Type};
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN: &str = "$retainKeys";
 const DELETE_PRIMITIVE: &str = "$deleteFromPrimitiveList/";
 const ORDER: &str = "$setElementOrder/";
 
-/// How the items of a list are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum List {
-    /// By the value of this field.
-    Keyed(&'static str),
-    /// They are plain values; the list is a set.
-    Set,
-    /// They are not: the list is replaced as a whole.
-    Atomic,
-}
-
-/// The strategy of a list field, by its name and the name of the field that holds it (empty at the top).
-fn strategy(parent: &str, field: &str, sample: &Value) -> List {
-    match (parent, field) {
-        ("metadata", "ownerReferences") => List::Keyed("uid"),
-        ("metadata", "finalizers") => List::Set,
-        ("spec", "ports") => List::Keyed("port"),
-        // Of a container.
-        ("containers" | "initContainers" | "ephemeralContainers", "ports") => {
-            List::Keyed("containerPort")
-        }
-        ("containers" | "initContainers" | "ephemeralContainers", "env") => List::Keyed("name"),
-        ("containers" | "initContainers" | "ephemeralContainers", "volumeMounts") => {
-            List::Keyed("mountPath")
-        }
-        ("containers" | "initContainers" | "ephemeralContainers", "volumeDevices") => {
-            List::Keyed("devicePath")
-        }
-        // Of a pod's spec.
-        (
-            "spec",
-            "containers"
-            | "initContainers"
-            | "ephemeralContainers"
-            | "volumes"
-            | "imagePullSecrets"
-            | "resourceClaims"
-            | "schedulingGates",
-        ) => List::Keyed("name"),
-        ("spec", "hostAliases") => List::Keyed("ip"),
-        ("spec", "topologySpreadConstraints") => List::Keyed("topologyKey"),
-        ("spec", "taints") => List::Atomic,
-        ("spec", "podCIDRs") => List::Set,
-        ("status", "conditions") => List::Keyed("type"),
-        ("status", "addresses") => List::Keyed("type"),
-        ("status", "podIPs" | "hostIPs") => List::Keyed("ip"),
-        // Of a service account.
-        ("", "secrets") => List::Keyed("name"),
-        ("", "imagePullSecrets") => List::Keyed("name"),
-        ("sources", _) => List::Atomic,
-        _ if sample.get("$patch").is_some() => List::Keyed("name"),
-        _ => List::Atomic,
-    }
-}
-
-/// Applies a strategic merge patch.
+/// Applies a strategic merge patch to an object of a built-in kind.
 pub(crate) fn apply(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
+    let text = |key: &str| target.get(key).and_then(Value::as_str).unwrap_or_default();
+    let group = text("apiVersion")
+        .split_once('/')
+        .map_or("", |(group, _)| group);
+    let schema = builtin::strict_schema(group, text("kind"));
+    let of = schema
+        .as_deref()
+        .map_or_else(Type::deduced, |schema| Type::object(schema, false));
+    apply_as(target, patch, of)
+}
+
+fn apply_as(target: &mut Value, patch: &Value, of: Type<'_>) -> Result<(), ApiError> {
     let patch = patch.as_object().cloned().unwrap_or_default();
     let mut merged = target.as_object().cloned().unwrap_or_default();
-    merge_maps(&mut merged, &patch, "")?;
+    merge_maps(&mut merged, &patch, of)?;
     *target = Value::Object(merged);
     Ok(())
 }
@@ -84,7 +43,7 @@ fn bad(why: impl Into<String>) -> ApiError {
 fn merge_maps(
     target: &mut Map<String, Value>,
     patch: &Map<String, Value>,
-    parent: &str,
+    of: Type<'_>,
 ) -> Result<(), ApiError> {
     match patch.get(DIRECTIVE).map(|d| d.as_str().unwrap_or_default()) {
         Some("replace") => {
@@ -133,12 +92,12 @@ fn merge_maps(
                     *slot = json!({});
                 }
                 if let Some(slot) = slot.as_object_mut() {
-                    merge_maps(slot, map, key)?;
+                    merge_maps(slot, map, of.field(key))?;
                 }
             }
             Value::Array(list) => {
                 let slot = target.entry(key.clone()).or_insert_with(|| json!([]));
-                merge_lists(slot, list, parent, key)?;
+                merge_lists(slot, list, of.field(key), key)?;
             }
             other => {
                 target.insert(key.clone(), other.clone());
@@ -151,8 +110,7 @@ fn merge_maps(
             .as_array()
             .ok_or_else(|| bad(format!("{key} must be a list")))?;
         if let Some(list) = target.get_mut(field).and_then(Value::as_array_mut) {
-            let sample = order.first().cloned().unwrap_or_default();
-            set_order(list, order, strategy(parent, field, &sample));
+            set_order(list, order, of.field(field).patched());
         }
     }
     Ok(())
@@ -161,7 +119,7 @@ fn merge_maps(
 fn merge_lists(
     slot: &mut Value,
     patch: &[Value],
-    parent: &str,
+    of: Type<'_>,
     field: &str,
 ) -> Result<(), ApiError> {
     let directive = |item: &Value| {
@@ -177,13 +135,12 @@ fn merge_lists(
         *slot = patch.iter().filter(plain).cloned().collect();
         return Ok(());
     }
-    let sample = patch.first().cloned().unwrap_or_default();
-    let key = match strategy(parent, field, &sample) {
-        List::Atomic => {
+    let key = match of.patched() {
+        PatchItems::Whole => {
             *slot = patch.to_vec().into();
             return Ok(());
         }
-        List::Set => {
+        PatchItems::Set => {
             let mut list = slot.as_array().cloned().unwrap_or_default();
             for item in patch {
                 if !list.contains(item) {
@@ -193,7 +150,7 @@ fn merge_lists(
             *slot = list.into();
             return Ok(());
         }
-        List::Keyed(key) => key,
+        PatchItems::ByKey(key) => key,
     };
     let mut list = slot.as_array().cloned().unwrap_or_default();
     for item in patch {
@@ -213,13 +170,13 @@ fn merge_lists(
         match place {
             Some(at) => {
                 let mut have = list[at].as_object().cloned().unwrap_or_default();
-                merge_maps(&mut have, map, field)?;
+                merge_maps(&mut have, map, of.item())?;
                 list[at] = Value::Object(have);
             }
             None => {
                 // Through a merge into nothing: a new item must not carry directives or nulls.
                 let mut new = Map::new();
-                merge_maps(&mut new, map, field)?;
+                merge_maps(&mut new, map, of.item())?;
                 list.push(Value::Object(new));
             }
         }
@@ -229,10 +186,10 @@ fn merge_lists(
 }
 
 /// Brings the items that the order names into that order; others stay after the item that they followed.
-fn set_order(list: &mut Vec<Value>, order: &[Value], strategy: List) {
+fn set_order(list: &mut Vec<Value>, order: &[Value], strategy: PatchItems<'_>) {
     let same = |item: &Value, wanted: &Value| match strategy {
-        List::Keyed(key) => item.get(key).is_some() && item.get(key) == wanted.get(key),
-        List::Set | List::Atomic => item == wanted,
+        PatchItems::ByKey(key) => item.get(key).is_some() && item.get(key) == wanted.get(key),
+        PatchItems::Set | PatchItems::Whole => item == wanted,
     };
     let rank = |item: &Value| order.iter().position(|wanted| same(item, wanted));
     // An item that the order does not know takes the rank of its predecessor.
@@ -256,8 +213,13 @@ mod tests {
 
     fn patched(target: Value, patch: &Value) -> Value {
         let mut object = target;
-        apply(&mut object, patch).unwrap();
+        apply_to_pod(&mut object, patch).unwrap();
         object
+    }
+
+    fn apply_to_pod(object: &mut Value, patch: &Value) -> Result<(), ApiError> {
+        let schema = builtin::strict_schema("", "Pod").expect("built in");
+        apply_as(object, patch, Type::object(&schema, false))
     }
 
     #[test]
@@ -335,6 +297,6 @@ mod tests {
             json!([{"type": "Ready", "status": "True", "message": "m"}, {"type": "New"}])
         );
         let nameless = json!({"status": {"conditions": [{"status": "True"}]}});
-        assert!(apply(&mut json!({}), &nameless).is_err());
+        assert!(apply_to_pod(&mut json!({}), &nameless).is_err());
     }
 }

@@ -9,10 +9,11 @@ use crate::fields;
 use crate::fields::apply::ApplyError;
 use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
-use crate::registry::query::Call;
+use crate::registry::query::{Call, FieldValidation};
 use crate::registry::read::show;
 use crate::registry::write::modified;
 use crate::registry::{Core, content, managed, meta};
+use crate::schema::strict;
 
 /// The media type of a configuration.
 pub(crate) const MEDIA: &str = "application/apply-patch+yaml";
@@ -55,7 +56,7 @@ impl Core {
             )]));
         }
         call.manager()?;
-        let config = parse(&bytes)?;
+        let config = parse(call, &bytes)?;
         check_config(scope, &config)?;
         let force = call.query.flag("force");
         call.applied = true;
@@ -98,8 +99,9 @@ impl Core {
         manager: &str,
         force: bool,
     ) -> Result<Value, ApiError> {
-        let empty = json!({"apiVersion": scope.api_version(), "kind": scope.def.kind, "metadata": {}});
-        let object = merge(call, scope, &empty, true, config, manager, force)?;
+        let empty =
+            json!({"apiVersion": scope.api_version(), "kind": scope.def.kind, "metadata": {}});
+        let mut object = merge(call, scope, &empty, true, config, manager, force)?;
         let uid = meta::text(&object, &["metadata", "uid"]);
         if !uid.is_empty() {
             return Err(ApiError::Conflict {
@@ -109,8 +111,16 @@ impl Core {
                 ),
             });
         }
+        // It says which object to change, and there is none: then it says nothing.
+        meta::metadata(&mut object).remove("resourceVersion");
         let name = meta::name(&object);
-        if !name.is_empty() && name != call.info.name {
+        if name.is_empty() {
+            return Err(ApiError::BadRequest(format!(
+                "the name of the object ({} based on URL) was undeterminable: name must be provided",
+                call.info.name
+            )));
+        }
+        if name != call.info.name {
             return Err(ApiError::BadRequest(format!(
                 "the name of the object ({name}) does not match the name on the URL ({})",
                 call.info.name
@@ -120,24 +130,88 @@ impl Core {
     }
 }
 
-/// A configuration is YAML, of which JSON is a part.
-fn parse(body: &[u8]) -> Result<Value, ApiError> {
-    let start = body.iter().find(|byte| !byte.is_ascii_whitespace());
-    let parsed = if start == Some(&b'{') && content::parse_json(body).is_ok() {
-        content::parse_json(body)
-    } else {
-        content::parse("application/yaml", body)
+/// A configuration is YAML, of which JSON is a part. A key that stands twice is told of or refused, as the client wishes.
+fn parse(call: &mut Call, body: &[u8]) -> Result<Value, ApiError> {
+    let bad = |why: &dyn std::fmt::Display| {
+        ApiError::BadRequest(format!(
+            "error decoding YAML: error converting YAML to JSON: {why}"
+        ))
     };
-    let bad = |why: &str| ApiError::BadRequest(format!("error decoding YAML: {why}"));
-    match parsed {
-        Ok(config) if config.is_object() => Ok(config),
-        Ok(_) => Err(bad("the configuration must be an object")),
-        Err(error) => Err(bad(&error.to_string())),
+    let start = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    let json = (start == Some(&b'{'))
+        .then(|| content::parse_json(body).ok())
+        .flatten();
+    let (config, twice) = match json {
+        Some(config) => {
+            let twice = strict::duplicate_fields(body).into_iter().next();
+            (config, twice.map(|path| (1, path)))
+        }
+        None => {
+            let text = std::str::from_utf8(body).map_err(|e| bad(&e))?;
+            match serde_saphyr::from_str(text) {
+                Ok(config) => (config, None),
+                Err(error) => {
+                    let lenient = serde_saphyr::options! {
+                        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins
+                    };
+                    let config = serde_saphyr::from_str_with_options(text, lenient)
+                        .map_err(|e| bad(&first_line(&e.to_string())))?;
+                    (config, Some(twice(&error.to_string())))
+                }
+            }
+        }
+    };
+    if let Some((line, key)) = twice {
+        let why = format!(
+            "error converting YAML to JSON: yaml: unmarshal errors:\n  line {line}: key {key:?} already set in map"
+        );
+        match call.field_validation()? {
+            FieldValidation::Strict => {
+                return Err(ApiError::BadRequest(format!(
+                    "error strict decoding YAML: {why}"
+                )));
+            }
+            FieldValidation::Warn => call.warnings.push(why),
+            FieldValidation::Ignore => {}
+        }
     }
+    if config.is_object() {
+        return Ok(config);
+    }
+    let kind = match config {
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        _ => "number",
+    };
+    Err(ApiError::BadRequest(format!(
+        "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+    )))
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// Line and name of the key that the decoder says to stand twice.
+fn twice(error: &str) -> (usize, String) {
+    let line = error
+        .split_once("line ")
+        .and_then(|(_, rest)| rest.split(' ').next())
+        .and_then(|line| line.parse().ok())
+        .unwrap_or(1);
+    let key = error
+        .split_once("duplicate mapping key: ")
+        .and_then(|(_, rest)| rest.split(',').next())
+        .unwrap_or_else(|| first_line(error));
+    (line, key.to_owned())
 }
 
 fn check_config(scope: &Scope, config: &Value) -> Result<(), ApiError> {
-    let (api_version, kind) = (meta::text(config, &["apiVersion"]), meta::text(config, &["kind"]));
+    let (api_version, kind) = (
+        meta::text(config, &["apiVersion"]),
+        meta::text(config, &["kind"]),
+    );
     if api_version != scope.api_version() || kind != scope.def.kind {
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
         return Err(ApiError::BadRequest(format!(

@@ -14,9 +14,9 @@ use crate::fields::path::same;
 use crate::fields::set::Set;
 use crate::fields::{self, Context, Version};
 use crate::registry::catalog::Scope;
+use crate::registry::meta;
 use crate::registry::policy::Policy;
 use crate::registry::query::Call;
-use crate::registry::meta;
 use crate::schema::shape::Type;
 use crate::schema::{Schema, builtin};
 
@@ -74,7 +74,10 @@ pub(crate) fn check_name(name: &str) -> Vec<Cause> {
         });
     }
     for (at, c) in name.char_indices().filter(|(_, c)| !is_print(*c)) {
-        let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+        let why = format!(
+            "invalid character U+{:04X} (at position {at})",
+            u32::from(c)
+        );
         causes.push(Cause::invalid("fieldManager", format!("{name:?}"), why));
     }
     causes
@@ -101,8 +104,32 @@ pub(crate) fn track(
     }
     let manager = call.manager()?;
     Ok(with_context(call, scope, |context, blank| {
+        let filled = live.and_then(|live| fill(live, blank));
+        let live = filled.as_ref().or(live);
         fields::update::track(context, live, new, given.as_ref(), blank, &manager)
     }))
+}
+
+/// The object with the fields that are always there to the typed API; `None` if it has them.
+fn fill(object: &Value, blank: &Value) -> Option<Value> {
+    fn lacks(object: &Value, blank: &Value) -> bool {
+        blank.as_object().into_iter().flatten().any(|(key, blank)| {
+            !blank.is_null() && object.get(key).is_none_or(|value| lacks(value, blank))
+        })
+    }
+    fn add(object: &mut Value, blank: &Value) {
+        let (Some(map), Some(blank)) = (object.as_object_mut(), blank.as_object()) else {
+            return;
+        };
+        for (key, blank) in blank.iter().filter(|(_, blank)| !blank.is_null()) {
+            add(map.entry(key).or_insert_with(|| json!({})), blank);
+        }
+    }
+    lacks(object, blank).then(|| {
+        let mut object = object.clone();
+        add(&mut object, blank);
+        object
+    })
 }
 
 /// Puts managed fields on an object. If nothing has changed but their times, nothing has changed.

@@ -1,6 +1,7 @@
 //! Query parameters and the context of one request.
 
-use http::{HeaderMap, Uri};
+use http::header::USER_AGENT;
+use http::{HeaderMap, HeaderValue, Uri};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{RequestInfo, UserInfo};
@@ -127,7 +128,7 @@ impl Call {
             info: RequestInfo::default(),
             user: UserInfo::master(user),
             query: Query::default(),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static("berth"))]),
             view: View::Plain,
             warnings: Vec::new(),
             applied: false,

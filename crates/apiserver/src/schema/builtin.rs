@@ -210,7 +210,10 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
 
 /// Gives the keys of a keyed list the values that they have where an item leaves them out.
 fn default_keys(out: &mut Map<String, Value>, schema: &Value, all: &Map<String, Value>) {
-    let Some(keys) = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array) else {
+    let Some(keys) = schema
+        .get("x-kubernetes-list-map-keys")
+        .and_then(Value::as_array)
+    else {
         return;
     };
     let item = schema

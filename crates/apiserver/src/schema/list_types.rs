@@ -27,9 +27,7 @@ pub(super) enum Merge {
     GranularMap,
 }
 
-use Merge::{
-    AppliedKeys, AppliedSet, AtomicMap, GranularMap, Keys, PatchedKey, Retained, Set,
-};
+use Merge::{AppliedKeys, AppliedSet, AtomicMap, GranularMap, Keys, PatchedKey, Retained, Set};
 
 type Fields = &'static [(&'static str, Merge)];
 
@@ -44,7 +42,10 @@ const CONDITIONS: Fields = &[("conditions", Keys(&["type"]))];
 /// Definitions, without `io.k8s.`, and those of their fields that are not merged in the usual way.
 const TABLE: &[(&str, Fields)] = &[
     ("api.core.v1.Container", CONTAINER),
-    ("api.core.v1.ContainerRestartRuleOnExitCodes", &[("values", AppliedSet)]),
+    (
+        "api.core.v1.ContainerRestartRuleOnExitCodes",
+        &[("values", AppliedSet)],
+    ),
     (
         "api.core.v1.ContainerStatus",
         &[
@@ -69,7 +70,10 @@ const TABLE: &[(&str, Fields)] = &[
             ("conditions", Keys(&["type"])),
         ],
     ),
-    ("api.core.v1.PersistentVolumeSpec", &[("claimRef", GranularMap)]),
+    (
+        "api.core.v1.PersistentVolumeSpec",
+        &[("claimRef", GranularMap)],
+    ),
     (
         "api.core.v1.PodSpec",
         &[
@@ -97,12 +101,24 @@ const TABLE: &[(&str, Fields)] = &[
             ("resourceClaimStatuses", Retained(&["name"])),
         ],
     ),
-    ("api.core.v1.ResourceRequirements", &[("claims", AppliedKeys(&["name"]))]),
-    ("api.core.v1.ResourceStatus", &[("resources", AppliedKeys(&["resourceID"]))]),
-    ("api.core.v1.ServiceAccount", &[("secrets", Keys(&["name"]))]),
+    (
+        "api.core.v1.ResourceRequirements",
+        &[("claims", AppliedKeys(&["name"]))],
+    ),
+    (
+        "api.core.v1.ResourceStatus",
+        &[("resources", AppliedKeys(&["resourceID"]))],
+    ),
+    (
+        "api.core.v1.ServiceAccount",
+        &[("secrets", Keys(&["name"]))],
+    ),
     (
         "api.core.v1.ServiceSpec",
-        &[("ports", Keys(&["port", "protocol"])), ("selector", AtomicMap)],
+        &[
+            ("ports", Keys(&["port", "protocol"])),
+            ("selector", AtomicMap),
+        ],
     ),
     ("api.core.v1.ServiceStatus", CONDITIONS),
     (
@@ -115,10 +131,7 @@ const TABLE: &[(&str, Fields)] = &[
     ),
     (
         "apimachinery.pkg.apis.meta.v1.ObjectMeta",
-        &[
-            ("finalizers", Set),
-            ("ownerReferences", Keys(&["uid"])),
-        ],
+        &[("finalizers", Set), ("ownerReferences", Keys(&["uid"]))],
     ),
 ];
 
@@ -260,10 +273,16 @@ mod tests {
             .count();
         assert!(found >= 13, "{found}");
         let meta = &all[OBJECT_META]["properties"];
-        assert_eq!(meta["ownerReferences"]["x-kubernetes-list-map-keys"], json!(["uid"]));
+        assert_eq!(
+            meta["ownerReferences"]["x-kubernetes-list-map-keys"],
+            json!(["uid"])
+        );
         assert_eq!(meta["finalizers"]["x-kubernetes-patch-strategy"], "merge");
         let ports = &all["io.k8s.api.core.v1.Container"]["properties"]["ports"];
-        assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
+        assert_eq!(
+            ports["x-kubernetes-list-map-keys"],
+            json!(["containerPort", "protocol"])
+        );
         assert_eq!(ports["x-kubernetes-patch-merge-key"], "containerPort");
         let command = &all["io.k8s.api.core.v1.Container"]["properties"]["command"];
         assert_eq!(command["x-kubernetes-list-type"], "atomic");

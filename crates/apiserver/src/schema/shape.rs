@@ -224,11 +224,6 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Whether the schema names the field.
-    pub(crate) fn names(self, name: &str) -> bool {
-        self.get(name).is_some_and(|(_, named)| named)
-    }
-
     /// Whether nothing at all is known of the fields.
     pub(crate) fn unknown(self) -> bool {
         match self.of {
