@@ -25,7 +25,7 @@ async fn apply(client: &Client, uri: &str, config: &Value) -> Value {
     answer
 }
 
-fn map(name: &str, data: Value) -> Value {
+fn map(name: &str, data: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
 }
 
@@ -57,7 +57,7 @@ async fn a_configuration_makes_changes_and_removes() {
     let server = Server::start().await;
     let client = server.client();
     let uri = format!("{MAPS}/a?fieldManager=m");
-    let (code, made) = try_apply(&client, &uri, &map("a", json!({"x": "1", "y": "2"}))).await;
+    let (code, made) = try_apply(&client, &uri, &map("a", &json!({"x": "1", "y": "2"}))).await;
     assert_eq!(code, StatusCode::CREATED);
     assert_eq!(
         entries(&made),
@@ -68,14 +68,14 @@ async fn a_configuration_makes_changes_and_removes() {
             json!({"f:data": {"f:x": {}, "f:y": {}}})
         )]
     );
-    let (code, same) = try_apply(&client, &uri, &map("a", json!({"x": "1", "y": "2"}))).await;
+    let (code, same) = try_apply(&client, &uri, &map("a", &json!({"x": "1", "y": "2"}))).await;
     assert_eq!(
         (code, &same),
         (StatusCode::OK, &made),
         "nothing changed, not even the times"
     );
 
-    let changed = apply(&client, &uri, &map("a", json!({"x": "3"}))).await;
+    let changed = apply(&client, &uri, &map("a", &json!({"x": "3"}))).await;
     assert_eq!(changed["data"], json!({"x": "3"}));
     assert_ne!(
         changed["metadata"]["resourceVersion"],
@@ -83,7 +83,7 @@ async fn a_configuration_makes_changes_and_removes() {
     );
     let dry = format!("{uri}&dryRun=All");
     assert_eq!(
-        apply(&client, &dry, &map("a", json!({"x": "4"}))).await["data"],
+        apply(&client, &dry, &map("a", &json!({"x": "4"}))).await["data"],
         json!({"x": "4"})
     );
     let stored = ok(&client, "GET", &format!("{MAPS}/a"), &Value::Null).await;
@@ -117,13 +117,13 @@ async fn what_is_refused_and_how() {
     for (uri, config, code, message) in [
         (
             &without,
-            map("a", json!({})),
+            map("a", &json!({})),
             422,
             "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
         ),
         (
             &long,
-            map("a", json!({})),
+            map("a", &json!({})),
             422,
             "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Too long: may not be more than 128 bytes",
         ),
@@ -178,13 +178,13 @@ async fn what_is_refused_and_how() {
         ),
         (
             &uri,
-            map("a", json!({"q": 1})),
+            map("a", &json!({"q": 1})),
             500,
             "failed to create typed patch object (/a; /v1, Kind=ConfigMap): .data.q: expected string, got &value.valueUnstructured{Value:1}",
         ),
         (
             &uri,
-            map("a", json!({"a": "2"})),
+            map("a", &json!({"a": "2"})),
             409,
             "Apply failed with 1 conflict: conflict with \"u\" using v1: .data.a",
         ),
@@ -197,7 +197,7 @@ async fn what_is_refused_and_how() {
         );
         assert_eq!(status.get("reason").is_none(), code == 500);
     }
-    let (_, status) = try_apply(&client, &uri, &map("a", json!({"a": "2"}))).await;
+    let (_, status) = try_apply(&client, &uri, &map("a", &json!({"a": "2"}))).await;
     assert_eq!(status["reason"], "Conflict");
     assert_eq!(
         status["details"],
@@ -227,7 +227,7 @@ async fn what_is_refused_and_how() {
     let (code, forced) = try_apply(
         &client,
         &format!("{uri}&force=true"),
-        &map("a", json!({"a": "2"})),
+        &map("a", &json!({"a": "2"})),
     )
     .await;
     assert_eq!((code.as_u16(), &forced["data"]["a"]), (200, &json!("2")));
@@ -291,7 +291,7 @@ async fn creates_updates_and_patches_are_tracked() {
     let (_, cleared) = call_as(&client, "PATCH", &format!("{MAPS}/a"), merge, clear).await;
     assert_eq!(cleared["metadata"].get("managedFields"), None);
     let uri = format!("{MAPS}/a?fieldManager=m");
-    let applied = apply(&client, &uri, &map("a", json!({"b": "1"}))).await;
+    let applied = apply(&client, &uri, &map("a", &json!({"b": "1"}))).await;
     let all = entries(&applied);
     assert_eq!(of(&all, "m"), &json!({"f:data": {"f:b": {}}}));
     assert_eq!(
@@ -456,7 +456,7 @@ async fn two_appliers_at_once_lose_nothing() {
             let uri = format!("{MAPS}/shared?fieldManager=m{n}");
             let mut data = serde_json::Map::new();
             data.insert(format!("k{n}"), json!("v"));
-            apply(&client, &uri, &map("shared", Value::Object(data))).await;
+            apply(&client, &uri, &map("shared", &Value::Object(data))).await;
         }
     };
     futures::future::join_all((0..8).map(each)).await;

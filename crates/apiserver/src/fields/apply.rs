@@ -10,7 +10,7 @@ use super::managers::{self, EntryError, Managed, Manager, Managers};
 use super::path::{Step, same};
 use super::set::Set;
 use super::update::{self, Lost};
-use super::walk::{self, Mismatch};
+use super::walk::{self, Emptied, Mismatch};
 use super::{Context, Version, bare, stripped};
 use crate::schema::shape::Type;
 
@@ -277,7 +277,8 @@ impl Plan<'_, '_> {
             return Ok(merged);
         }
         let last_named = walk::with_named(of, &last.set);
-        let mut pruned = walk::remove(of, &merged, &last_named).unwrap_or_else(|| json!({}));
+        let mut pruned =
+            walk::remove(of, &merged, &last_named, Emptied::Null).unwrap_or_else(|| json!({}));
         // What is owned comes back: first in the version that was applied last, then in the others.
         let mut owned: BTreeMap<&str, Set> = BTreeMap::new();
         for managed in managers.values() {
@@ -294,7 +295,7 @@ impl Plan<'_, '_> {
         let gone = fields_named(of, &merged)?
             .difference(&fields_named(of, &pruned)?)
             .intersection(&last_named);
-        Ok(walk::remove(of, &merged, &gone).unwrap_or_else(|| json!({})))
+        Ok(walk::remove(of, &merged, &gone, Emptied::Gone).unwrap_or_else(|| json!({})))
     }
 }
 
@@ -311,7 +312,7 @@ fn keep_owned(
 ) -> Result<Value, Mismatch> {
     let stays = fields_named(of, pruned)?.union(&walk::with_named(of, owned));
     let gone = fields_named(of, merged)?.difference(&stays);
-    Ok(walk::remove(of, merged, &gone).unwrap_or_else(|| json!({})))
+    Ok(walk::remove(of, merged, &gone, Emptied::Null).unwrap_or_else(|| json!({})))
 }
 
 /// The fields that a client-side apply of kubectl set, by its annotation, and that are still so.

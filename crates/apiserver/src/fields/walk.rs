@@ -64,7 +64,7 @@ impl Comparison {
         }
     }
 
-    fn add(&mut self, step: Step, own: Own, below: Self) {
+    fn add(&mut self, step: &Step, own: Own, below: Self) {
         let Self {
             removed,
             modified,
@@ -174,7 +174,7 @@ pub(crate) fn validate(of: Type<'_>, value: &Value) -> Vec<Mismatch> {
                     let step = Step::field(key);
                     match fields.get(key) {
                         Some((of, _)) => {
-                            errors.extend(validate(of, value).into_iter().map(|e| e.below(&step)))
+                            errors.extend(validate(of, value).into_iter().map(|e| e.below(&step)));
                         }
                         None => {
                             errors.push(Mismatch::new("field not declared in schema").below(&step));
@@ -379,7 +379,7 @@ fn compare_as(
                     continue;
                 }
                 let (of, _) = fields.get(key).unwrap_or((Type::deduced(), false));
-                compare_child(of, Step::field(key), old, new, out)?;
+                compare_child(of, &Step::field(key), old, new, out)?;
             }
             Ok(false)
         }
@@ -388,13 +388,13 @@ fn compare_as(
 
 fn compare_child(
     of: Type<'_>,
-    step: Step,
+    step: &Step,
     old: Option<&Value>,
     new: Option<&Value>,
     out: &mut Comparison,
 ) -> Result<(), Mismatch> {
     let mut below = Comparison::default();
-    let own = compare_below(of, old, new, &mut below).map_err(|e| e.below(&step))?;
+    let own = compare_below(of, old, new, &mut below).map_err(|e| e.below(step))?;
     out.add(step, own, below);
     Ok(())
 }
@@ -417,7 +417,7 @@ fn compare_items(
             (0 | 1, 0 | 1) => {
                 compare_child(
                     list.item,
-                    step,
+                    &step,
                     old.first().copied(),
                     new.first().copied(),
                     out,
@@ -432,13 +432,13 @@ fn compare_items(
             }
             (2.., _) => {
                 if let Some(item) = new.first() {
-                    compare_child(list.item, step.clone(), None, Some(item), out)?;
+                    compare_child(list.item, &step, None, Some(item), out)?;
                 }
                 out.removed.add(step, true, Set::default());
             }
             _ => {
                 if let Some(item) = old.first() {
-                    compare_child(list.item, step.clone(), Some(item), None, out)?;
+                    compare_child(list.item, &step, Some(item), None, out)?;
                 }
                 out.added.add(step, true, Set::default());
             }
@@ -565,8 +565,17 @@ fn merge_items(list: &List<'_>, before: &[Value], after: &[Value]) -> Result<Vec
         .collect()
 }
 
+/// What becomes of a field of which all is removed, but not the field itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Emptied {
+    /// It is `null`: it is still known that it was there.
+    Null,
+    /// It goes.
+    Gone,
+}
+
 /// The value without these fields and items; `None` where nothing is left.
-pub(crate) fn remove(of: Type<'_>, value: &Value, gone: &Set) -> Option<Value> {
+pub(crate) fn remove(of: Type<'_>, value: &Value, gone: &Set, emptied: Emptied) -> Option<Value> {
     match (of.shape(Some(value)), value) {
         (Shape::List(list), Value::Array(all)) if !all.is_empty() => {
             if matches!(list.items, Items::Atomic) {
@@ -582,7 +591,7 @@ pub(crate) fn remove(of: Type<'_>, value: &Value, gone: &Set) -> Option<Value> {
                     continue;
                 }
                 match gone.below(&step) {
-                    Some(below) => kept.extend(remove(list.item, item, below)),
+                    Some(below) => kept.extend(remove(list.item, item, below, emptied)),
                     None => kept.push(item.clone()),
                 }
             }
@@ -593,6 +602,7 @@ pub(crate) fn remove(of: Type<'_>, value: &Value, gone: &Set) -> Option<Value> {
                 return None;
             }
             let mut kept = Map::new();
+            let mut had = false;
             for (key, value) in map {
                 let step = Step::field(key);
                 if gone.has(&step) {
@@ -601,15 +611,18 @@ pub(crate) fn remove(of: Type<'_>, value: &Value, gone: &Set) -> Option<Value> {
                 let left = match gone.below(&step) {
                     Some(below) => {
                         let of = fields.get(key).map_or_else(Type::deduced, |(of, _)| of);
-                        remove(of, value, below)
+                        remove(of, value, below, emptied)
                     }
                     None => Some(value.clone()),
                 };
-                if let Some(left) = left {
-                    kept.insert(key.clone(), left);
-                }
+                had = true;
+                match left {
+                    Some(left) => kept.insert(key.clone(), left),
+                    None if emptied == Emptied::Null => kept.insert(key.clone(), Value::Null),
+                    None => None,
+                };
             }
-            (!kept.is_empty()).then_some(Value::Object(kept))
+            had.then_some(Value::Object(kept))
         }
         _ => Some(value.clone()),
     }

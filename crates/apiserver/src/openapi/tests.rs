@@ -113,6 +113,13 @@ fn built_in_documents_carry_merge_keys() {
     let containers =
         &core["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
     assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
+    assert_eq!(containers["x-kubernetes-list-type"], "map");
+    assert_eq!(
+        containers["x-kubernetes-list-map-keys"],
+        serde_json::json!(["name"])
+    );
+    let patch = &core["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
+    assert!(patch["requestBody"]["content"]["application/apply-patch+yaml"].is_object());
     assert!(core["components"]["schemas"]["io.k8s.api.core.v1.Pod"]["description"].is_string());
 }
 
