@@ -6,11 +6,13 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use super::compare;
 use super::managers::{self, EntryError, Managed, Manager, Managers};
+use super::merge::{self, Emptied};
 use super::path::{Step, same};
 use super::set::Set;
 use super::update::{self, Lost};
-use super::walk::{self, Emptied, Mismatch};
+use super::walk::{self, Mismatch};
 use super::{Context, Version, bare, stripped};
 use crate::schema::shape::Type;
 
@@ -184,7 +186,7 @@ struct Plan<'a, 'c> {
 impl Plan<'_, '_> {
     fn run(&self, force: bool) -> Result<(Value, Managers), ApplyError> {
         let context = self.context;
-        let merged = walk::merge(context.of, self.live, self.config)?;
+        let merged = merge::merge(context.of, self.live, self.config)?;
         let set = walk::fields_of(context.of, self.config)?.without(&context.reset);
         let mut managers = self.reconciled();
         let last = managers.insert(
@@ -227,7 +229,7 @@ impl Plan<'_, '_> {
         let mut managers = self.managers.clone();
         for managed in managers.values_mut() {
             if let Version::Known(of) = self.context.version(&managed.api_version) {
-                managed.set = walk::reconcile(of, &managed.set);
+                managed.set = merge::reconcile(of, &managed.set);
             }
         }
         managers
@@ -236,7 +238,7 @@ impl Plan<'_, '_> {
     /// Refuses what others own and the object would change.
     fn check(&self, object: &Value, managers: &Managers) -> Result<(), ApplyError> {
         let changes =
-            walk::compare(self.context.of, self.live, object)?.without(&self.context.reset);
+            compare::compare(self.context.of, self.live, object)?.without(&self.context.reset);
         let mut conflicts = Vec::new();
         for (manager, managed) in managers {
             if *manager == self.applier {
@@ -276,9 +278,9 @@ impl Plan<'_, '_> {
         if last.set.is_empty() {
             return Ok(merged);
         }
-        let last_named = walk::with_named(of, &last.set);
+        let last_named = merge::with_named(of, &last.set);
         let mut pruned =
-            walk::remove(of, &merged, &last_named, Emptied::Null).unwrap_or_else(|| json!({}));
+            merge::remove(of, &merged, &last_named, Emptied::Null).unwrap_or_else(|| json!({}));
         // What is owned comes back: first in the version that was applied last, then in the others.
         let mut owned: BTreeMap<&str, Set> = BTreeMap::new();
         for managed in managers.values() {
@@ -295,12 +297,12 @@ impl Plan<'_, '_> {
         let gone = fields_named(of, &merged)?
             .difference(&fields_named(of, &pruned)?)
             .intersection(&last_named);
-        Ok(walk::remove(of, &merged, &gone, Emptied::Gone).unwrap_or_else(|| json!({})))
+        Ok(merge::remove(of, &merged, &gone, Emptied::Gone).unwrap_or_else(|| json!({})))
     }
 }
 
 fn fields_named(of: Type<'_>, value: &Value) -> Result<Set, Mismatch> {
-    Ok(walk::with_named(of, &walk::fields_of(of, value)?))
+    Ok(merge::with_named(of, &walk::fields_of(of, value)?))
 }
 
 /// The merged object without what pruning took, except what is owned.
@@ -310,9 +312,9 @@ fn keep_owned(
     pruned: &Value,
     owned: &Set,
 ) -> Result<Value, Mismatch> {
-    let stays = fields_named(of, pruned)?.union(&walk::with_named(of, owned));
+    let stays = fields_named(of, pruned)?.union(&merge::with_named(of, owned));
     let gone = fields_named(of, merged)?.difference(&stays);
-    Ok(walk::remove(of, merged, &gone, Emptied::Null).unwrap_or_else(|| json!({})))
+    Ok(merge::remove(of, merged, &gone, Emptied::Null).unwrap_or_else(|| json!({})))
 }
 
 /// The fields that a client-side apply of kubectl set, by its annotation, and that are still so.
@@ -327,7 +329,7 @@ fn applied_by_client(context: &Context<'_>, live: &Value) -> Option<Set> {
         return None;
     }
     let set = walk::fields_of(context.of, &applied).ok()?;
-    let changes = walk::compare(context.of, &applied, live).ok()?;
+    let changes = compare::compare(context.of, &applied, live).ok()?;
     Some(
         set.difference(&changes.modified)
             .difference(&changes.added)

@@ -4,13 +4,16 @@
 //! `k8s.io/apimachinery/pkg/util/managedfields`:
 //!
 //! - `path`, `set`: paths of fields, sets of them, their FieldsV1 form.
-//! - `walk`: the fields of a value, the difference of two, merging, removing; driven by the types of the schema.
+//! - `walk`, `compare`, `merge`: the fields of a value, the difference of two, merging and removing; driven by the types of
+//!   the schema.
 //! - [`managers`]: the entries of `managedFields`.
 //! - [`update`]: what a create, replace or patch does to the owners.
 //! - [`apply`]: merging a configuration, conflicts, removal of what is no longer applied.
 
 pub(crate) mod apply;
+pub(crate) mod compare;
 pub(crate) mod managers;
+pub(crate) mod merge;
 pub(crate) mod path;
 pub(crate) mod set;
 #[cfg(test)]

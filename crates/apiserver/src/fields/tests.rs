@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::apply::{ApplyError, apply};
 use super::set::Set;
 use super::update::track;
-use super::{Context, Version, managers, walk};
+use super::{Context, Version, compare, managers, merge, walk};
 use crate::schema::shape::Type;
 use crate::schema::{Schema, builtin};
 
@@ -396,7 +396,7 @@ fn old_updates_are_merged() {
 fn what_becomes_atomic_is_owned_as_a_whole() {
     let set = Set::of(&[&["spec", "selector", "x"], &["spec", "labels", "y"]]);
     let schema = schema();
-    let reconciled = walk::reconcile(Type::object(&schema, true), &set);
+    let reconciled = merge::reconcile(Type::object(&schema, true), &set);
     assert_eq!(
         reconciled,
         Set::of(&[&["spec", "selector"], &["spec", "labels", "y"]])
@@ -540,7 +540,7 @@ proptest! {
         prop_assert_eq!(&own, &wanted);
         let has = walk::fields_of(of, &w.object).unwrap();
         prop_assert!(wanted.difference(&has).is_empty());
-        let changes = walk::compare(of, &json!({"spec": mine}), &json!({"spec": w.spec()})).unwrap();
+        let changes = compare::compare(of, &json!({"spec": mine}), &json!({"spec": w.spec()})).unwrap();
         prop_assert!(changes.modified.intersection(&wanted).is_empty());
     }
 
@@ -584,7 +584,7 @@ proptest! {
         w.update("v", &changed);
         let schema = schema();
         let of = Type::object(&schema, true);
-        let there = walk::compare(of, &json!({}), &w.object).unwrap().added;
+        let there = compare::compare(of, &json!({}), &w.object).unwrap().added;
         let managers = managers::decode(&w.object["metadata"]["managedFields"]).unwrap();
         let mut all = Set::default();
         for managed in managers.values() {

@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
+use super::compare::{self, Comparison};
 use super::managers::{self, Managed, Manager, Managers};
 use super::set::Set;
-use super::walk::{self, Comparison, Mismatch};
+use super::walk::Mismatch;
 use super::{Context, Version, stripped};
 
 /// The managed fields after `manager` made `new` of `live` (`None`: created it). `given` is what the request itself says of
@@ -77,7 +78,7 @@ pub(super) fn take_away(
     managers: &mut Managers,
     except: Option<&Manager>,
 ) -> Result<Comparison, Mismatch> {
-    let changes = walk::compare(context.of, live, new)?.without(&context.reset);
+    let changes = compare::compare(context.of, live, new)?.without(&context.reset);
     let mut kept = Managers::new();
     for (manager, mut managed) in std::mem::take(managers) {
         if except != Some(&manager) {
@@ -128,7 +129,7 @@ pub(super) fn version_changes(
         return Ok(Lost::Same);
     }
     Ok(match context.version(&managed.api_version) {
-        Version::Known(of) => Lost::Other(walk::compare(of, live, new)?.without(&context.reset)),
+        Version::Known(of) => Lost::Other(compare::compare(of, live, new)?.without(&context.reset)),
         Version::Foreign => Lost::Nothing,
         Version::Gone => Lost::All,
     })
