@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +17,7 @@ use crate::registry::catalog::Scope;
 use crate::registry::delete_options::DeleteOptions;
 use crate::registry::policy::NAMESPACES;
 use crate::registry::query::Call;
+use crate::registry::tend::tend;
 use crate::registry::{Core, meta, store_error};
 use crate::store::{Event, Key, Query};
 
@@ -31,13 +31,12 @@ const ROOT_CA: &str = "kube-root-ca.crt";
 pub(crate) const TOKEN_TYPE: &str = "kubernetes.io/service-account-token";
 pub(crate) const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
-/// Failed work is tried again after this.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Works until `stop`.
 pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
-    loop {
-        let worked = async {
+    tend(stop, "look after service accounts", || {
+        let core = core.clone();
+        async move {
             // Subscribed before the first round: what happens meanwhile is seen.
             let head = core.store.ring().head();
             let Ok(mut subscription) = core.store.ring().subscribe(head) else {
@@ -52,19 +51,10 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
                     core.settle_namespace(namespace).await?;
                 }
             }
-            Ok::<(), ApiError>(())
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            result = worked => if let Err(error) = result {
-                tracing::warn!("cannot look after service accounts: {error}");
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(RETRY) => {}
-                }
-            }
+            Ok(())
         }
-    }
+    })
+    .await;
 }
 
 /// The namespace that a write gives us work in.

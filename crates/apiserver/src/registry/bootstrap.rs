@@ -5,7 +5,6 @@
 //! While the server runs, a ClusterRole with an `aggregationRule` has the rules of the ClusterRoles that it selects.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -16,19 +15,19 @@ use crate::error::ApiError;
 use crate::registry::catalog::Scope;
 use crate::registry::delete_options::DeleteOptions;
 use crate::registry::query::Call;
+use crate::registry::tend::tend;
 use crate::registry::{Core, meta, store_error};
 use crate::store::Query;
 
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
-/// Failed work is tried again after this.
-const RETRY: Duration = Duration::from_secs(5);
 /// Roles that select roles that select roles …: deeper than this is a circle.
 const DEPTH: usize = 16;
 
 /// Keeps collected rules, and the authorizer's index, up to date until `stop`.
 pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
-    loop {
-        let worked = async {
+    tend(stop, "collect the rules of roles", || {
+        let core = core.clone();
+        async move {
             let head = core.store.ring().head();
             let Ok(mut subscription) = core.store.ring().subscribe(head) else {
                 return Ok(());
@@ -44,19 +43,10 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
                     core.collect_rules().await?;
                 }
             }
-            Ok::<(), ApiError>(())
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            result = worked => if let Err(error) = result {
-                tracing::warn!("cannot collect the rules of roles: {error}");
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(RETRY) => {}
-                }
-            }
+            Ok(())
         }
-    }
+    })
+    .await;
 }
 
 impl Core {

@@ -34,6 +34,7 @@ pub(crate) mod rights;
 pub(crate) mod rules;
 pub(crate) mod scale;
 pub(crate) mod selector;
+pub(crate) mod tend;
 pub(crate) mod tokens;
 pub(crate) mod update;
 pub(crate) mod write;
