@@ -70,8 +70,9 @@ impl Server {
             let message = tokio::select! {
                 biased;
                 changed = self.state.changed() => {
+                    // The driver is gone, and the calls it has answered are still owed their answers.
                     if changed.is_err() {
-                        return Ok(());
+                        break;
                     }
                     Message { state: Some(self.state.borrow_and_update().clone()), ..Message::default() }
                 }
@@ -151,5 +152,48 @@ fn reply(
             error: Some("the launcher is ending".to_owned()),
             ..Message::default()
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_is_delivered_after_the_driver_is_gone() {
+        let (state, watched) = watch::channel(LauncherState::default());
+        let (requests, mut queue) = mpsc::channel(1);
+        let server = Server {
+            requests,
+            state: watched,
+            closing: CancellationToken::new(),
+            connections: TaskTracker::new(),
+        };
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        let serving = tokio::spawn(async move { server.connection(&stream).await });
+        let request = Request {
+            id: 7,
+            call: Call::Kill,
+        };
+        client.write_all(&line(&request)).await.unwrap();
+        let incoming = queue.recv().await.unwrap();
+        // In one step, as a driver that ends at once: the answer, and nobody who could change the state any more.
+        incoming.reply.send(Ok(LauncherState::default())).unwrap();
+        drop((state, queue));
+        serving.await.unwrap().unwrap();
+        let mut received = String::new();
+        client.read_to_string(&mut received).await.unwrap();
+        let messages: Vec<Message> = received
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert!(
+            messages
+                .iter()
+                .any(|message| message.id == Some(7) && message.result.is_some()),
+            "{received}"
+        );
     }
 }
