@@ -103,9 +103,15 @@ async fn run(store: &dyn Store, steps: &[Step]) -> Vec<String> {
                     after: after.map(|(ns, name)| key((*r, ns, name))),
                     limit: *limit,
                 };
-                format!("{:?}", store.list(&query).unwrap())
+                let (listed, count) = (store.list(&query).unwrap(), store.count(&query).unwrap());
+                format!("{listed:?} of {count}")
             }
-            Step::Get { key: k } => format!("{:?}", store.get(&key(*k)).unwrap()),
+            Step::Get { key: k } => {
+                let (key, stored) = (key(*k), store.get(&key(*k)).unwrap());
+                let revision = store.revision(&key).unwrap();
+                assert_eq!(revision, stored.as_ref().map(|stored| stored.revision));
+                format!("{stored:?}")
+            }
         });
     }
     while written > 0 {

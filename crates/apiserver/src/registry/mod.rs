@@ -80,6 +80,7 @@ pub(crate) struct Core {
     /// Serialises changes of definitions with the reload of the catalog that follows each.
     pub(crate) reload: tokio::sync::Mutex<()>,
     pub(crate) quotas: crate::quota::Quotas,
+    pub(crate) homes: policy::Homes,
     /// Host and port for clients that ask plain `/api`.
     address: String,
 }
@@ -115,6 +116,7 @@ impl Core {
             gate: tokio::sync::RwLock::default(),
             reload: tokio::sync::Mutex::default(),
             quotas: crate::quota::Quotas::default(),
+            homes: policy::Homes::default(),
             address,
         });
         core.reload_catalog()

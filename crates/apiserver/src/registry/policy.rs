@@ -1,5 +1,8 @@
 //! What is particular to a few resources. Everything else in the registry asks here instead of knowing kinds.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 
@@ -20,6 +23,9 @@ pub(crate) const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinit
 pub(crate) const NAMESPACES: &str = "/namespaces";
 /// Holds a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+/// Most entries of [`Homes`].
+const HOMES: usize = 4096;
 
 /// Which questions below have an answer other than the usual one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,6 +268,16 @@ pub(crate) fn is_established(crd: &Value) -> bool {
         .any(|c| c["type"] == "Established" && c["status"] == "True")
 }
 
+/// Namespaces and definitions that new objects were put into: the revision that was read, and whether it was ending.
+#[derive(Default)]
+pub(crate) struct Homes(Mutex<HashMap<Key, (u64, bool)>>);
+
+impl Homes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, (u64, bool)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Core {
     /// Refuses new objects where their namespace or definition is missing or on its way out. The caller holds the gate.
     pub(crate) fn check_home(
@@ -270,17 +286,11 @@ impl Core {
         namespace: &str,
         name: &str,
     ) -> Result<(), ApiError> {
-        let load = |key: &Key| -> Result<Option<Value>, ApiError> {
-            let stored = self.store.get(key).map_err(|e| store_error(&e))?;
-            stored
-                .map(|stored| serde_json::from_slice(&stored.value))
-                .transpose()
-                .map_err(|e| ApiError::Internal(format!("stored object is damaged: {e}")))
-        };
         if scope.def.namespaced {
-            let home = load(&Key::new(&NAMESPACES.into(), "", namespace))?
+            let ending = self
+                .ending(Key::new(&NAMESPACES.into(), "", namespace))?
                 .ok_or_else(|| ApiError::NotFound(Target::new("", "namespaces", namespace)))?;
-            if meta::is_deleting(&home) {
+            if ending {
                 return Err(ApiError::Forbidden {
                     target: scope.target(name),
                     why: format!(
@@ -296,11 +306,39 @@ impl Core {
         }
         if scope.def.crd {
             let key = Key::new(&DEFINITIONS.into(), "", &scope.def.qualified());
-            if load(&key)?.is_none_or(|crd| meta::is_deleting(&crd)) {
+            if self.ending(key)?.unwrap_or(true) {
                 return Err(ApiError::MethodNotAllowed);
             }
         }
         Ok(())
+    }
+
+    /// Whether a namespace or definition is being deleted; none if it is not there. It is asked for every new object,
+    /// and a definition is hundreds of kilobytes, so it is read once for each of its revisions.
+    fn ending(&self, key: Key) -> Result<Option<bool>, ApiError> {
+        let revision = self.store.revision(&key).map_err(|e| store_error(&e))?;
+        let Some(revision) = revision else {
+            self.homes.lock().remove(&key);
+            return Ok(None);
+        };
+        if let Some((known, ending)) = self.homes.lock().get(&key)
+            && *known == revision
+        {
+            return Ok(Some(*ending));
+        }
+        let Some(stored) = self.store.get(&key).map_err(|e| store_error(&e))? else {
+            return Ok(None);
+        };
+        let object: Value = serde_json::from_slice(&stored.value)
+            .map_err(|e| ApiError::Internal(format!("stored object is damaged: {e}")))?;
+        let ending = meta::is_deleting(&object);
+        let mut homes = self.homes.lock();
+        // Namespaces come and go, and nobody asks for one that went.
+        if homes.len() >= HOMES {
+            homes.clear();
+        }
+        homes.insert(key, (stored.revision, ending));
+        Ok(Some(ending))
     }
 
     /// Writes the status of a definition: accepted and established, unless another one has its names.

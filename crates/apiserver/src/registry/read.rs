@@ -226,6 +226,15 @@ impl Core {
                         let known = start.as_ref().and_then(|token| token.left);
                         let left = match known {
                             Some(left) => left.saturating_sub(items.len()),
+                            // Of the first page the objects are known, and to count all of a range costs nothing.
+                            None if start.is_none() => {
+                                let all = Query {
+                                    after: None,
+                                    ..query
+                                };
+                                let all = self.store.count(&all).map_err(|e| store_error(&e))?;
+                                all.saturating_sub(items.len()).max(1)
+                            }
                             None => self
                                 .store
                                 .count(&Query {

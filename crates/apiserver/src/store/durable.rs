@@ -6,6 +6,7 @@
 //!
 //! A write that finds the disk full is refused, reads go on, and writes work again when there is room.
 
+mod counts;
 mod file;
 mod writer;
 
@@ -19,6 +20,7 @@ use futures::future::BoxFuture;
 use redb::{Database, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
+use counts::{Count, Counts, prefix};
 use file::{META, OBJECTS, REVISION, guarded};
 pub(crate) use file::{Prepared, prepare};
 use writer::{Job, Writer};
@@ -42,6 +44,7 @@ pub struct RedbStore {
 struct Shared {
     path: PathBuf,
     db: RwLock<Option<Database>>,
+    counts: Counts,
 }
 
 impl Shared {
@@ -75,6 +78,8 @@ impl Shared {
         *db = None;
         let opened = file::open_existing(&self.path, false)?;
         *db = Some(opened.db);
+        drop(db);
+        self.counts.clear();
         Ok((opened.revision, opened.bytes))
     }
 
@@ -104,6 +109,7 @@ impl RedbStore {
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             db: RwLock::new(Some(opened.db)),
+            counts: Counts::default(),
         });
         let writer = Writer {
             shared: shared.clone(),
@@ -198,15 +204,37 @@ impl Store for RedbStore {
         })
     }
 
+    fn revision(&self, key: &Key) -> Result<Option<u64>, StoreError> {
+        let encoded = key.encode();
+        guarded(|| {
+            let table = self.shared.begin_read()?.open_table(OBJECTS)?;
+            let found = table.get(encoded.as_str())?;
+            Ok(found.map(|record| split(&encoded, record.value()).map(|(revision, _)| revision)))
+        })?
+        .transpose()
+    }
+
     fn count(&self, query: &Query) -> Result<usize, StoreError> {
         let (start, end) = range(query);
         if start >= end {
             return Ok(0);
         }
-        guarded(|| {
-            let table = self.shared.begin_read()?.open_table(OBJECTS)?;
-            Ok(table.range(start.as_str()..end.as_str())?.count())
-        })
+        let scan = || {
+            guarded(|| {
+                let txn = self.shared.begin_read()?;
+                let revision = txn.open_table(META)?.get(REVISION)?;
+                let table = txn.open_table(OBJECTS)?;
+                Ok(Count {
+                    objects: table.range(start.as_str()..end.as_str())?.count(),
+                    revision: revision.map_or(1, |v| v.value()),
+                })
+            })
+        };
+        if query.after.is_some() {
+            return Ok(scan()?.objects);
+        }
+        let prefix = prefix(&query.resource, query.namespace.as_deref());
+        self.shared.counts.get(prefix, scan)
     }
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -231,10 +259,7 @@ impl Store for RedbStore {
 
 /// The first encoded key that a query is about, and the first that it is not about any more.
 fn range(query: &Query) -> (String, String) {
-    let prefix = match &query.namespace {
-        Some(namespace) => format!("{}\0{namespace}\0", query.resource),
-        None => format!("{}\0", query.resource),
-    };
+    let prefix = prefix(&query.resource, query.namespace.as_deref());
     let end = format!("{}\u{1}", &prefix[..prefix.len() - 1]);
     // NUL follows the last key directly: the first key that is greater. A key before the range changes nothing.
     let after = query

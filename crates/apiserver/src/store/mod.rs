@@ -196,7 +196,11 @@ pub trait Store: Send + Sync + 'static {
     fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError>;
     /// Reads a range of keys.
     fn list(&self, query: &Query) -> Result<Page, StoreError>;
-    /// How many keys there are in a range, whatever its limit.
+    /// The revision of a key's last write.
+    fn revision(&self, key: &Key) -> Result<Option<u64>, StoreError> {
+        Ok(self.get(key)?.map(|stored| stored.revision))
+    }
+    /// How many keys there are in a range, whatever its limit; cheap without `after`. A write under way may be missing.
     fn count(&self, query: &Query) -> Result<usize, StoreError> {
         let all = Query {
             limit: None,

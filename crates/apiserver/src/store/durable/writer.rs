@@ -60,6 +60,7 @@ impl Writer {
                 Ok(()) => {
                     self.revision = outcome.revision;
                     self.bytes = outcome.bytes;
+                    self.shared.counts.apply(&outcome.events);
                     // First the ring, then the answers: who has written can watch from its revision at once.
                     self.ring.push(outcome.events);
                     for (reply, answer) in replies.into_iter().zip(outcome.answers) {
