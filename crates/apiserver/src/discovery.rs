@@ -60,6 +60,10 @@ const VERBS: [&str; 8] = [
     "update",
     "watch",
 ];
+/// Namespaces go one by one.
+const NAMESPACE_VERBS: [&str; 7] = [
+    "create", "delete", "get", "list", "patch", "update", "watch",
+];
 /// Verbs of a resource that only answers questions.
 const REVIEW_VERBS: [&str; 1] = ["create"];
 const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
@@ -67,6 +71,8 @@ const SUBRESOURCE_VERBS: [&str; 3] = ["get", "patch", "update"];
 fn verbs(def: &ResourceDef) -> &'static [&'static str] {
     if def.is_review() {
         &REVIEW_VERBS
+    } else if def.group.is_empty() && def.plural == "namespaces" {
+        &NAMESPACE_VERBS
     } else {
         &VERBS
     }
@@ -313,9 +319,15 @@ fn aggregate(defs: &[Arc<ResourceDef>], core: bool, api: &str) -> Document {
 }
 
 fn aggregated_resource(def: &ResourceDef, version: &VersionDef) -> Value {
+    // Built-in kinds answer with a kind of the version they are in, and do not repeat it.
+    let response_kind = |group: &str, api: &str, kind: &str| {
+        let own = !def.crd && group == def.group && api == version.name;
+        let (group, api) = if own { ("", "") } else { (group, api) };
+        json!({"group": group, "version": api, "kind": kind})
+    };
     let mut entry = json!({
         "resource": def.plural,
-        "responseKind": {"group": def.group, "version": version.name, "kind": def.kind},
+        "responseKind": response_kind(&def.group, &version.name, &def.kind),
         "scope": if def.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": def.singular,
         "verbs": verbs(def),
@@ -331,7 +343,7 @@ fn aggregated_resource(def: &ResourceDef, version: &VersionDef) -> Value {
         .map(|s| {
             json!({
                 "subresource": s.name,
-                "responseKind": {"group": s.group, "version": s.version, "kind": s.kind},
+                "responseKind": response_kind(s.group, s.version, s.kind),
                 "verbs": s.verbs,
             })
         })

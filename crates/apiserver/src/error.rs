@@ -34,6 +34,18 @@ impl Cause {
         }
     }
 
+    /// Whether the rules of a definition are not asked any more when this is wrong.
+    pub(crate) fn blocks_rules(&self) -> bool {
+        matches!(
+            self.reason.as_ref(),
+            "FieldValueNotSupported"
+                | "FieldValueRequired"
+                | "FieldValueTooLong"
+                | "FieldValueTooMany"
+                | "FieldValueTypeInvalid"
+        )
+    }
+
     /// `Required value: <why>`.
     pub fn required(field: impl Into<String>, why: &str) -> Self {
         let message = if why.is_empty() {

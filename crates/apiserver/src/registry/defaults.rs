@@ -88,6 +88,12 @@ fn pod(spec: &mut Map<String, Value>) {
                 json!("/dev/termination-log"),
             );
             missing(container, "terminationMessagePolicy", json!("File"));
+            let ports = container.get_mut("ports").and_then(Value::as_array_mut);
+            for port in ports.into_iter().flatten() {
+                if let Some(port) = port.as_object_mut() {
+                    missing(port, "protocol", json!("TCP"));
+                }
+            }
             missing(container, "resources", json!({}));
             // Who says only a limit asks for as much.
             let resources = meta::entry_of(container, "resources");

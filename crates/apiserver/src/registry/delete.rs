@@ -206,6 +206,7 @@ fn mark(scope: &Scope, old: &Value, grace: i64) -> Option<Value> {
     metadata.insert("deletionTimestamp".into(), json!(meta::after(grace)));
     metadata.insert("deletionGracePeriodSeconds".into(), json!(grace));
     if !marked
+        && scope.policy != Policy::Definition
         && let Some(generation) = metadata
             .get("generation")
             .and_then(Value::as_i64)
@@ -219,6 +220,7 @@ fn mark(scope: &Scope, old: &Value, grace: i64) -> Option<Value> {
             new["status"]["phase"] = json!("Terminating");
         }
         Policy::Definition => {
+            metadata.remove("deletionGracePeriodSeconds");
             let conditions = meta::entry(&mut new, "status")
                 .entry("conditions")
                 .or_insert(json!([]));

@@ -3,12 +3,22 @@
 use serde::{Deserialize, Serialize};
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use base64::{DecodeError, alphabet};
 use serde_json::json;
 
 use crate::error::{ApiError, Cause, Target};
 use crate::registry::query::Call;
 use crate::store::Key;
+
+/// As Go reads it: bits that are too many at the end do not count.
+const TOKEN: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::RequireNone)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// Where a paged list goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,14 +39,30 @@ impl Continue {
                 "invalid continue token: continue key is not valid: {why}"
             ))
         };
-        let bytes = URL_SAFE_NO_PAD
-            .decode(token)
-            .map_err(|e| invalid(e.to_string()))?;
-        serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))
+        let bytes = TOKEN.decode(token).map_err(|e| {
+            invalid(match e {
+                DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => {
+                    format!("illegal base64 data at input byte {at}")
+                }
+                DecodeError::InvalidLength(at) => format!("illegal base64 data at input byte {at}"),
+                DecodeError::InvalidPadding => {
+                    format!("illegal base64 data at input byte {}", token.len())
+                }
+            })
+        })?;
+        serde_json::from_slice(&bytes).map_err(|e| {
+            invalid(match bytes.iter().find(|b| !b.is_ascii_whitespace()) {
+                Some(&b) if b != b'{' => format!(
+                    "invalid character {:?} looking for beginning of value",
+                    char::from(b)
+                ),
+                _ => e.to_string(),
+            })
+        })
     }
 
     pub(crate) fn token(&self) -> String {
-        URL_SAFE_NO_PAD.encode(json!(self).to_string())
+        TOKEN.encode(json!(self).to_string())
     }
 
     /// The same place in the present.
@@ -60,7 +86,7 @@ pub(crate) fn revision(call: &Call) -> Result<Option<u64>, ApiError> {
         return Ok(None);
     }
     let parsed = text.parse::<u64>().map_err(|_| {
-        ApiError::BadRequest(format!(
+        ApiError::Unexplained(format!(
             "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
         ))
     })?;
@@ -69,6 +95,7 @@ pub(crate) fn revision(call: &Call) -> Result<Option<u64>, ApiError> {
 
 /// Refuses combinations that mean nothing.
 pub(crate) fn validate(call: &Call, watch: bool) -> Result<(), ApiError> {
+    call.query.number("timeoutSeconds")?;
     const MATCH: &str = "resourceVersionMatch";
     let query = &call.query;
     let unsupported = |given: &str, supported: &str| Cause {
@@ -96,12 +123,13 @@ pub(crate) fn validate(call: &Call, watch: bool) -> Result<(), ApiError> {
             if given != "NotOlderThan" {
                 causes.push(unsupported(given, r#""NotOlderThan""#));
             }
-            if !query.get("continue").is_empty() {
-                causes.push(Cause::forbidden(
-                    MATCH,
-                    "resourceVersionMatch is forbidden when continue is provided",
-                ));
-            }
+        }
+        // In these words also where no match is asked for.
+        if !query.get("continue").is_empty() {
+            causes.push(Cause::forbidden(
+                MATCH,
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
         }
     } else {
         if !given.is_empty() {

@@ -19,16 +19,16 @@ const QUALIFIED: &str = "a qualified name must consist of alphanumeric character
 pub(crate) const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', \
     and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for \
     validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
-/// Finalizers without a domain that kinds of the core group may have.
+/// Finalizers without a domain.
 const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 
-/// What is wrong with the metadata of an object; kinds of the `core` group know which finalizers have no domain.
-pub(crate) fn check(object: &Value, core: bool) -> Vec<Cause> {
+/// What is wrong with the metadata of an object. `standard`: a finalizer without a domain must be one of those that are known.
+pub(crate) fn check(object: &Value, standard: bool) -> Vec<Cause> {
     let mut causes = Vec::new();
     check_labels(object, &mut causes);
     check_annotations(object, &mut causes);
     check_owners(object, &mut causes);
-    check_finalizers(object, core, &mut causes);
+    check_finalizers(object, standard, &mut causes);
     causes
 }
 
@@ -179,7 +179,7 @@ fn check_owners(object: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
-fn check_finalizers(object: &Value, core: bool, causes: &mut Vec<Cause>) {
+fn check_finalizers(object: &Value, standard: bool, causes: &mut Vec<Cause>) {
     const FIELD: &str = "metadata.finalizers";
     let finalizers = object["metadata"]["finalizers"].as_array();
     let all = || {
@@ -194,7 +194,16 @@ fn check_finalizers(object: &Value, core: bool, causes: &mut Vec<Cause>) {
             causes.push(Cause::invalid(FIELD, format!("{finalizer:?}"), why));
         }
     }
-    if !core {
+    let has = |name: &str| all().any(|(_, finalizer)| finalizer == name);
+    if has("orphan") && has("foregroundDeletion") {
+        let shown: Vec<&str> = all().map(|(_, finalizer)| finalizer).collect();
+        causes.push(Cause::invalid(
+            FIELD,
+            json!(shown),
+            "finalizer orphan and foregroundDeletion cannot be both set",
+        ));
+    }
+    if !standard {
         return;
     }
     for (at, finalizer) in all() {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
-use crate::registry::catalog::Scope;
+use crate::registry::catalog::{Scope, Snapshot};
 use crate::registry::delete_options::DeleteOptions;
 use crate::registry::policy::{CLEANUP, DEFINITIONS, NAMESPACES};
 use crate::registry::query::Call;
@@ -158,6 +158,12 @@ impl Core {
             Some(object.to_string().into())
         };
         let _reload = self.reload.lock().await;
+        // Who finds the definition gone finds its resource gone, too.
+        if value.is_none() {
+            let mut defs = self.catalog.get().defs.clone();
+            defs.retain(|def| !def.crd || def.qualified() != stored.key.name);
+            self.catalog.set(Snapshot::new(defs));
+        }
         let write = Write {
             key: stored.key.clone(),
             expect: Expect::Revision(stored.revision),
@@ -165,7 +171,10 @@ impl Core {
         };
         match self.store.write(write).await {
             Ok(_) | Err(StoreError::Missing | StoreError::Modified) => self.reload_catalog(),
-            Err(e) => Err(store_error(&e)),
+            Err(e) => {
+                self.reload_catalog()?;
+                Err(store_error(&e))
+            }
         }
     }
 

@@ -5,7 +5,6 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::error::Cause;
-use crate::gc::{FOREGROUND, ORPHAN};
 use crate::quota::Quantity;
 use crate::registry::catalog::Scope;
 use crate::registry::meta;
@@ -19,7 +18,7 @@ const FROZEN: &str = "field is immutable when `immutable` is set";
 
 /// What is wrong with an object; `old` is the stored one on update.
 pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<Cause> {
-    let mut causes = metadata(scope, object);
+    let mut causes = Vec::new();
     if scope.def.crd {
         return causes;
     }
@@ -66,61 +65,6 @@ fn one_of(field: &str, value: &str, supported: &[&str]) -> Option<Cause> {
             ),
         }
     })
-}
-
-/// Owners and finalizers, of every kind.
-fn metadata(scope: &Scope, object: &Value) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    let owners = list(object, "/metadata/ownerReferences");
-    let mut controllers = Vec::new();
-    for owner in owners {
-        let field = |name: &str| format!("metadata.ownerReferences.{name}");
-        if text(owner, "/apiVersion").is_empty() {
-            causes.push(Cause::invalid(
-                field("apiVersion"),
-                "\"\"",
-                "version must not be empty",
-            ));
-        }
-        for name in ["kind", "name", "uid"] {
-            if text(owner, &format!("/{name}")).is_empty() {
-                causes.push(Cause::invalid(field(name), "\"\"", "must not be empty"));
-            }
-        }
-        if owner["controller"] == true {
-            controllers.push(format!("{}/{}", text(owner, "/kind"), text(owner, "/name")));
-        }
-    }
-    if let [first, second, ..] = controllers.as_slice() {
-        causes.push(Cause::invalid(
-            "metadata.ownerReferences",
-            json!(owners),
-            format!(
-                "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}"
-            ),
-        ));
-    }
-    // Of custom resources and definitions upstream asks less.
-    let strict = !scope.def.crd && scope.def.group != "apiextensions.k8s.io";
-    let finalizers = meta::finalizers(object);
-    if finalizers.contains(&ORPHAN) && finalizers.contains(&FOREGROUND) {
-        causes.push(Cause::invalid(
-            "metadata.finalizers",
-            json!(finalizers),
-            "finalizer orphan and foregroundDeletion cannot be both set",
-        ));
-    }
-    for (at, finalizer) in finalizers.iter().enumerate() {
-        let standard = matches!(*finalizer, "kubernetes" | ORPHAN | FOREGROUND);
-        if strict && !standard && !finalizer.contains('/') {
-            causes.push(Cause::invalid(
-                format!("metadata.finalizers[{at}]"),
-                format!("{finalizer:?}"),
-                "name is neither a standard finalizer name nor is it fully qualified",
-            ));
-        }
-    }
-    causes
 }
 
 /// What is wrong with the key of a config map or secret.

@@ -5,11 +5,12 @@ use axum::body::Body;
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::error::{ApiError, Cause};
+use crate::error::ApiError;
 use crate::patch::Patch;
 use crate::registry::catalog::Scope;
 use crate::registry::query::Call;
 use crate::registry::{Core, content, meta};
+use crate::schema::FieldError;
 
 impl Core {
     pub(crate) async fn scale(
@@ -41,7 +42,7 @@ impl Core {
                     Some(patch) => patch.apply(&show(scope, old)?)?,
                     None => whole.clone(),
                 };
-                resize(scope, &name, old, &scale)
+                resize(scope, old, &scale)
             })
             .await?;
         Ok(content::answer(
@@ -92,7 +93,64 @@ fn show(scope: &Scope, object: &Value) -> Result<Value, ApiError> {
 }
 
 /// The object with the replicas of the scale.
-fn resize(scope: &Scope, name: &str, old: &Value, scale: &Value) -> Result<Value, ApiError> {
+/// What is wrong with the numbers of replicas of a custom resource that can be scaled.
+pub(crate) fn check(scope: &Scope, object: &Value) -> Vec<FieldError> {
+    let paths = &scope.version().scale_paths;
+    let mut errors = Vec::new();
+    for path in [&paths.spec, &paths.status] {
+        if path.is_empty() {
+            continue;
+        }
+        let mut wrong = |shown: &Value, detail: &str| {
+            errors.push(FieldError::invalid(path.as_str(), shown, detail));
+        };
+        match replicas_at(object, path) {
+            Ok(Some(replicas)) if replicas < 0 => {
+                wrong(&json!(replicas), "should be a non-negative integer");
+            }
+            Ok(Some(replicas)) if replicas > i64::from(i32::MAX) => {
+                let detail = format!("should be less than or equal to {}", i32::MAX);
+                wrong(&json!(replicas), &detail);
+            }
+            Ok(_) => {}
+            Err(why) => wrong(&json!(0), &why),
+        }
+    }
+    errors
+}
+
+/// The number at a path; none if it or a part of the way to it is missing. The refusal is upstream's, with Go's types.
+fn replicas_at(object: &Value, path: &str) -> Result<Option<i64>, String> {
+    let refuse = |way: &str, found: &Value, expected: &str| {
+        let (shown, kind) = match found {
+            Value::String(text) => (text.clone(), "string"),
+            Value::Bool(flag) => (flag.to_string(), "bool"),
+            Value::Number(number) if number.is_f64() => (number.to_string(), "float64"),
+            Value::Number(number) => (number.to_string(), "int64"),
+            Value::Array(_) => (found.to_string(), "[]interface {}"),
+            Value::Object(_) | Value::Null => (found.to_string(), "map[string]interface {}"),
+        };
+        format!("{way} accessor error: {shown} is of the type {kind}, expected {expected}")
+    };
+    let mut at = object;
+    let mut way = String::new();
+    for part in path.split('.').filter(|part| !part.is_empty()) {
+        way = format!("{way}.{part}");
+        at = match at {
+            Value::Null => return Ok(None),
+            Value::Object(map) => match map.get(part) {
+                Some(inner) => inner,
+                None => return Ok(None),
+            },
+            other => return Err(refuse(&way, other, "map[string]interface{}")),
+        };
+    }
+    at.as_i64()
+        .map(Some)
+        .ok_or_else(|| refuse(&way, at, "int64"))
+}
+
+fn resize(scope: &Scope, old: &Value, scale: &Value) -> Result<Value, ApiError> {
     let given = meta::text(scale, &["kind"]);
     if !matches!(given, "" | "Scale") {
         return Err(ApiError::BadRequest(format!(
@@ -109,13 +167,6 @@ fn resize(scope: &Scope, name: &str, old: &Value, scale: &Value) -> Result<Value
         })?,
     };
     let path = &scope.version().scale_paths.spec;
-    if replicas < 0 {
-        let cause = Cause::invalid(path, replicas, "should be a non-negative integer");
-        return Err(ApiError::Invalid {
-            target: scope.kind_target(name),
-            causes: vec![cause],
-        });
-    }
     let mut new = old.clone();
     let mut parts = path.split('.').filter(|part| !part.is_empty()).peekable();
     let mut at = &mut new;

@@ -11,7 +11,7 @@ use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
 use crate::registry::query::Call;
 use crate::registry::read::show;
-use crate::registry::{Core, content, decode, defaults, managers, meta, store_error};
+use crate::registry::{Core, content, decode, defaults, managers, meta, scale, store_error};
 use crate::store::{Expect, Key, StoreError, Write};
 
 /// How often a generated name may be taken before the client is told.
@@ -79,10 +79,17 @@ impl Core {
     ) -> Result<Value, ApiError> {
         let name = meta::name(&object).to_owned();
         if name.is_empty() {
-            let cause = crate::Cause::required("metadata.name", "name or generateName is required");
+            let mut causes = vec![crate::Cause::required(
+                "metadata.name",
+                "name or generateName is required",
+            )];
+            if let Some(schema) = &scope.version().schema {
+                let found = schema.check_among(&object, None, Vec::new(), true);
+                causes.extend(found.errors.into_iter().map(crate::Cause::from));
+            }
             return Err(ApiError::Invalid {
                 target: scope.kind_target(""),
-                causes: vec![cause],
+                causes,
             });
         }
         let metadata = meta::metadata(&mut object);
@@ -261,7 +268,8 @@ pub(crate) fn check(
     }
     let mut causes = scope.check(object, old);
     if let Some(schema) = &scope.version().schema {
-        let found = schema.check(object, old);
+        let blocked = causes.iter().any(crate::Cause::blocks_rules);
+        let found = schema.check_among(object, old, scale::check(scope, object), blocked);
         causes.extend(found.errors.into_iter().map(crate::Cause::from));
         warnings.extend(found.warnings);
     }

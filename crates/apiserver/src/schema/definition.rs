@@ -548,7 +548,11 @@ fn check_stored(crd: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) 
         errors.push(FieldError::invalid(
             format!("status.storedVersions[{i}]"),
             &version,
-            "must appear in spec.versions",
+            &format!(
+                "missing from spec.versions; {version} was previously a storage version, and must remain in \
+                 spec.versions until a storage migration ensures no data remains persisted in {version} and removes \
+                 {version} from status.storedVersions"
+            ),
         ));
     }
 }

@@ -239,14 +239,26 @@ impl Schema {
     /// What is wrong with a whole object (defaulted and pruned). On update `old` is the stored one: what was wrong before and has
     /// not changed is tolerated.
     pub fn check(&self, object: &Value, old: Option<&Value>) -> Checked {
+        self.check_among(object, old, Vec::new(), false)
+    }
+
+    /// The same among what others found: `more` comes before the rules, and with `blocked` the rules are not asked.
+    pub(crate) fn check_among(
+        &self,
+        object: &Value,
+        old: Option<&Value>,
+        more: Vec<FieldError>,
+        blocked: bool,
+    ) -> Checked {
         let mut errors = validate::validate_root(&self.root, object, old);
         embedded::check(&self.root, object, "", &mut errors);
         if old.is_none_or(|old| validate::duplicates(&self.root, old).is_empty()) {
             errors.extend(validate::duplicates(&self.root, object));
         }
+        errors.extend(more);
         let mut warnings = Vec::new();
         if self.root.has_rules {
-            if errors.iter().any(|e| e.kind.blocks_rules()) {
+            if blocked || errors.iter().any(|e| e.kind.blocks_rules()) {
                 errors.push(FieldError::invalid(
                     "<nil>",
                     &Value::Null,
