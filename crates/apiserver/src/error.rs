@@ -212,6 +212,9 @@ pub enum ApiError {
     /// The body's media type is not understood here.
     #[error("the body of the request was in an unknown format - accepted media types include: {0}")]
     UnsupportedMediaType(String),
+    /// The same where upstream's router refuses it before anybody looks at the request.
+    #[error("415: Unsupported Media Type")]
+    NotConsumed,
     /// The resourceVersion is no longer (or not) in the history.
     #[error("{0}")]
     Expired(String),
@@ -284,7 +287,7 @@ impl ApiError {
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed | Self::NotSupported { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
-            Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedMediaType(_) | Self::NotConsumed => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Expired(_) | Self::ExpiredContinue { .. } => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::FutureRevision { .. } | Self::TooSlow => StatusCode::GATEWAY_TIMEOUT,
@@ -307,7 +310,7 @@ impl ApiError {
             Self::Forbidden { .. } => "Forbidden",
             Self::MethodNotAllowed | Self::NotSupported { .. } => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
-            Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
+            Self::UnsupportedMediaType(_) | Self::NotConsumed => "UnsupportedMediaType",
             Self::Expired(_) | Self::ExpiredContinue { .. } => "Expired",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::FutureRevision { .. } => "Timeout",
@@ -337,6 +340,7 @@ impl ApiError {
             Some(Value::Object(details))
         };
         match self {
+            Self::NotConsumed => Some(json!({})),
             Self::NotFound(t)
             | Self::AlreadyExists(t)
             | Self::BeingDeleted(t)

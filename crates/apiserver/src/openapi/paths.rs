@@ -222,7 +222,7 @@ pub(super) fn definitions(
         object["properties"]["metadata"] = json!({"description": "Standard object metadata.", "allOf": [{"$ref": format!("{REF_PREFIX}{OBJECT_META}")}]});
     }
     object["x-kubernetes-group-version-kind"] = json!([gvk(def, version)]);
-    let list = json!({
+    let mut list = json!({
         "type": "object",
         "description": format!("A list of {}.", def.plural),
         "required": ["items"],
@@ -230,9 +230,43 @@ pub(super) fn definitions(
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"allOf": [{"$ref": format!("{REF_PREFIX}io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")}]},
-            "items": {"type": "array", "items": {"allOf": [{"$ref": format!("{REF_PREFIX}{name}")}]}},
+            "items": {"type": "array", "items": {"$ref": format!("{REF_PREFIX}{name}")}},
         },
         "x-kubernetes-group-version-kind": [{"group": def.group, "version": version.name, "kind": def.list_kind}],
     });
+    if !version.selectable_fields.is_empty() {
+        let fields: Vec<Value> = version
+            .selectable_fields
+            .iter()
+            .map(|path| json!({"fieldPath": path.trim_start_matches('.')}))
+            .collect();
+        object["x-kubernetes-selectable-fields"] = json!(fields);
+        list["x-kubernetes-selectable-fields"] = json!(fields);
+    }
+    if def.crd {
+        say_int_or_string(&mut object);
+    }
     [(name, object), (list_name(def, version), list)]
+}
+
+/// Says in plain OpenAPI what `x-kubernetes-int-or-string` means, where the definition does not.
+fn say_int_or_string(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else {
+        return;
+    };
+    let either = map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
+    if either && !map.contains_key("anyOf") && !map.contains_key("allOf") {
+        map.insert(
+            "anyOf".into(),
+            json!([{"type": "integer"}, {"type": "string"}]),
+        );
+    }
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        properties.values_mut().for_each(say_int_or_string);
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = map.get_mut(key) {
+            say_int_or_string(inner);
+        }
+    }
 }

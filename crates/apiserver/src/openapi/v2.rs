@@ -37,6 +37,7 @@ pub(super) fn swagger(defs: &[Arc<ResourceDef>]) -> Value {
         .filter(|d| !d.crd)
         .map(|d| (d.group.as_str(), d.kind.as_str()));
     let mut definitions = builtin::definitions(builtin_kinds);
+    let mut done = std::collections::HashSet::new();
     let mut all_paths = Map::new();
     for (group, versions) in discovery::groups(defs) {
         for (def, version) in versions
@@ -48,7 +49,9 @@ pub(super) fn swagger(defs: &[Arc<ResourceDef>]) -> Value {
             } else {
                 definitions.remove(&paths::schema_name(def, version))
             };
-            for (name, schema) in paths::definitions(def, version, generated) {
+            for (name, mut schema) in paths::definitions(def, version, generated) {
+                downgrade(&mut schema, def.crd);
+                done.insert(name.clone());
                 definitions.insert(name, schema);
             }
             for path in paths::paths(def, version) {
@@ -56,8 +59,10 @@ pub(super) fn swagger(defs: &[Arc<ResourceDef>]) -> Value {
             }
         }
     }
-    for definition in definitions.values_mut() {
-        downgrade(definition);
+    for (name, definition) in &mut definitions {
+        if !done.contains(name) {
+            downgrade(definition, false);
+        }
     }
     json!({
         "swagger": "2.0",
@@ -69,7 +74,7 @@ pub(super) fn swagger(defs: &[Arc<ResourceDef>]) -> Value {
 
 /// Turns a v3 schema into what v2 can say. Where v2 cannot say it (anyOf, nullable, a field that is integer or string) clients must not
 /// refuse what the server takes, so the statement is widened.
-fn downgrade(schema: &mut Value) {
+fn downgrade(schema: &mut Value, custom: bool) {
     let Some(map) = schema.as_object_mut() else {
         return;
     };
@@ -93,7 +98,14 @@ fn downgrade(schema: &mut Value) {
     let nullable = map.remove("nullable").is_some_and(|v| v == true);
     let either = map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
     let preserves = map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
-    if either {
+    if custom {
+        // A client that fills in defaults by itself would own them.
+        map.remove("default");
+    }
+    if either && custom {
+        map.remove("type");
+        map.remove("format");
+    } else if either {
         // The name by which clients know a field that takes both.
         map.insert("type".into(), "string".into());
         map.insert("format".into(), "int-or-string".into());
@@ -104,11 +116,13 @@ fn downgrade(schema: &mut Value) {
         return;
     }
     if let Some(Value::Object(properties)) = map.get_mut("properties") {
-        properties.values_mut().for_each(downgrade);
+        properties
+            .values_mut()
+            .for_each(|inner| downgrade(inner, custom));
     }
     for key in ["items", "additionalProperties"] {
         if let Some(inner) = map.get_mut(key) {
-            downgrade(inner);
+            downgrade(inner, custom);
         }
     }
 }

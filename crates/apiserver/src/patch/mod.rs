@@ -12,8 +12,6 @@ use serde_json::Value;
 use crate::error::ApiError;
 use crate::registry::content;
 
-const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
-    application/apply-patch+yaml";
 const ACCEPTED_CUSTOM: &str =
     "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
 
@@ -44,10 +42,8 @@ impl Patch {
                 read(body, "")?;
                 Ok(Self::Strategic(object(body)?))
             }
-            _ => {
-                let accepted = if custom { ACCEPTED_CUSTOM } else { ACCEPTED };
-                Err(ApiError::UnsupportedMediaType(accepted.into()))
-            }
+            _ if custom => Err(ApiError::UnsupportedMediaType(ACCEPTED_CUSTOM.into())),
+            _ => Err(ApiError::NotConsumed),
         }
     }
 
@@ -129,7 +125,10 @@ mod tests {
             ("application/json", false),
         ] {
             assert!(
-                matches!(parse(media, custom), Err(ApiError::UnsupportedMediaType(_))),
+                matches!(
+                    parse(media, custom),
+                    Err(ApiError::UnsupportedMediaType(_) | ApiError::NotConsumed)
+                ),
                 "{media}"
             );
         }

@@ -83,6 +83,17 @@ pub(crate) fn unknown(call: &mut Call, scope: &Scope, object: &Value) -> Result<
     );
     if validation == FieldValidation::Warn {
         call.warnings.extend(problems);
+    } else if !problems.is_empty() && def.crd && call.info.verb == "patch" {
+        // What a patch makes of a custom resource is decoded after the request was.
+        let why = format!("strict decoding error: {}", problems.join(", "));
+        return Err(ApiError::Invalid {
+            target: Target::new("", "", ""),
+            causes: vec![Cause::invalid(
+                "patch",
+                format!("{:?}", object.to_string()),
+                why,
+            )],
+        });
     } else if !problems.is_empty() {
         return Err(ApiError::BadRequest(strict::refusal(
             &def.kind, version, &problems,

@@ -69,10 +69,17 @@ impl DeleteOptions {
                 Value::Array(_) => "array",
                 Value::Object(_) | Value::Null => "object",
             };
-            ApiError::BadRequest(format!(
+            ApiError::Unexplained(format!(
                 "json: cannot unmarshal {found} into Go struct field DeleteOptions.{field} of type {wanted}"
             ))
         };
+        let kind = given["kind"].as_str().unwrap_or_default();
+        if !matches!(kind, "" | "DeleteOptions") {
+            let version = given["apiVersion"].as_str().unwrap_or_default();
+            return Err(ApiError::Unexplained(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme \"pkg/runtime/scheme.go:110\""
+            )));
+        }
         let number = |field: &str| match &given[field] {
             Value::Null => Ok(None),
             value => value

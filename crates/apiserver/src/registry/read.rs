@@ -43,6 +43,7 @@ impl Core {
         call: &Call,
         scope: &Scope,
     ) -> Result<Response<Body>, ApiError> {
+        list_options::validate(call, false)?;
         if let Some(whole) = self.list_raw(call, scope)? {
             return Ok(whole);
         }

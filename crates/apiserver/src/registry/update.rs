@@ -5,7 +5,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::admission::Operation;
-use crate::error::{ApiError, Cause};
+use crate::error::{ApiError, Cause, Target};
 use crate::patch::Patch;
 use crate::registry::catalog::Scope;
 use crate::registry::policy::Policy;
@@ -26,6 +26,33 @@ enum Attempt {
     Done(Value),
     /// Another write came between.
     Lost,
+}
+
+/// A patch must not make a custom resource one of another kind or version; of built-in kinds the decoder says so.
+fn check_type(scope: &Scope, new: &Value) -> Result<(), ApiError> {
+    if !scope.def.crd {
+        return Ok(());
+    }
+    let (kind, version) = (meta::text(new, &["kind"]), meta::text(new, &["apiVersion"]));
+    let expected = scope.api_version();
+    let mut causes = Vec::new();
+    for (field, given, expected) in [
+        ("kind", kind, scope.def.kind.as_str()),
+        ("apiVersion", version, expected.as_str()),
+    ] {
+        if given != expected && !given.is_empty() {
+            let why = format!("must be {expected}");
+            causes.push(Cause::invalid(field, format!("{given:?}"), why));
+        }
+    }
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    Err(ApiError::Invalid {
+        target: Target::new(group, kind, meta::name(new)),
+        causes,
+    })
 }
 
 impl Core {
@@ -63,7 +90,11 @@ impl Core {
         apply::check_force(call)?;
         let patch = Patch::parse(&media, &content::read(body).await?, scope.def.crd)?;
         let object = self
-            .update_object(call, scope, &|old| patch.apply(old))
+            .update_object(call, scope, &|old| {
+                let new = patch.apply(old)?;
+                check_type(scope, &new)?;
+                Ok(new)
+            })
             .await?;
         Ok(show(call, scope, StatusCode::OK, &object))
     }

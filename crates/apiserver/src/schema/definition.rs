@@ -545,13 +545,14 @@ fn check_stored(crd: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) 
     }
     for version in left {
         let i = stored.iter().position(|s| *s == version).unwrap_or(0);
+        let name = version.as_str().unwrap_or_default();
         errors.push(FieldError::invalid(
             format!("status.storedVersions[{i}]"),
             &version,
             &format!(
-                "missing from spec.versions; {version} was previously a storage version, and must remain in \
-                 spec.versions until a storage migration ensures no data remains persisted in {version} and removes \
-                 {version} from status.storedVersions"
+                "missing from spec.versions; {name} was previously a storage version, and must remain in \
+                 spec.versions until a storage migration ensures no data remains persisted in {name} and removes \
+                 {name} from status.storedVersions"
             ),
         ));
     }
