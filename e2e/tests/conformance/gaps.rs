@@ -3,7 +3,6 @@
 
 /// Names of rows.
 pub(crate) const OPEN: &[&str] = &[
-    "status: a create drops it, /status writes nothing else",
     "strategic merge patch: lists merge by their keys",
     "patch: name, uid and namespace do not change",
     "patch: the result is validated",
@@ -13,9 +12,7 @@ pub(crate) const OPEN: &[&str] = &[
     "apply: what is refused",
     "fieldValidation: Warn says what is unknown or double",
     "fieldValidation: Strict refuses what is unknown or double",
-    "validation: several faults in one answer",
     "definition: what is refused",
-    "definition: names that are taken are not accepted",
     "openapi v3: the schema of a custom resource",
     "kubectl apply: created, unchanged, configured; delete",
 ];

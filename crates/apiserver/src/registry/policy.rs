@@ -1,6 +1,6 @@
 //! What is particular to a few resources. Everything else in the registry asks here instead of knowing kinds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -24,6 +24,14 @@ pub(crate) const NAMESPACES: &str = "/namespaces";
 /// Holds a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
+/// The names of a definition, and the reason when one is taken; in upstream's order.
+const NAMES: [(&str, &str); 5] = [
+    ("plural", "PluralConflict"),
+    ("singular", "SingularConflict"),
+    ("shortNames", "ShortNamesConflict"),
+    ("kind", "KindConflict"),
+    ("listKind", "ListKindConflict"),
+];
 /// Most entries of [`Homes`].
 const HOMES: usize = 4096;
 
@@ -270,6 +278,13 @@ pub(crate) fn is_established(crd: &Value) -> bool {
         .any(|c| c["type"] == "Established" && c["status"] == "True")
 }
 
+/// One name, or each of a list.
+fn listed(names: &Value) -> impl Iterator<Item = &str> {
+    let one = names.as_str();
+    let many = names.as_array().into_iter().flatten();
+    one.into_iter().chain(many.filter_map(Value::as_str))
+}
+
 /// Namespaces and definitions that new objects were put into: the revision that was read, and whether it was ending.
 #[derive(Default)]
 pub(crate) struct Homes(Mutex<HashMap<Key, (u64, bool)>>);
@@ -343,55 +358,52 @@ impl Core {
         Ok(Some(ending))
     }
 
-    /// Writes the status of a definition: accepted and established, unless another one has its names.
+    /// Writes the status of a definition: accepted and established, unless another one has some of its names.
     pub(crate) fn settle_definition(&self, crd: &mut Value) -> Result<(), ApiError> {
-        let Some(clash) = self.name_clash(crd)? else {
+        let taken = self.taken_names(crd)?;
+        // Where several are taken the last one is told, as upstream does.
+        let Some((reason, name)) = taken.last().cloned() else {
             crd::accept(crd, &meta::now());
             return Ok(());
         };
-        let (reason, message) = clash;
         let now = meta::now();
         let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "False", "reason": reason, "message": message, "lastTransitionTime": now});
+        let wanted = crd["spec"]["names"].clone();
         let status = meta::entry(crd, "status");
+        let accepted = status
+            .entry("acceptedNames")
+            .or_insert_with(|| json!({"plural": "", "kind": ""}));
+        for (field, what) in NAMES {
+            if !wanted[field].is_null() && taken.iter().all(|(reason, _)| *reason != what) {
+                accepted[field] = wanted[field].clone();
+            }
+        }
         status.insert(
             "conditions".into(),
             json!([
-                condition("NamesAccepted", &reason, &message),
+                condition(
+                    "NamesAccepted",
+                    reason,
+                    &format!("{name:?} is already in use")
+                ),
                 condition("Established", "NotAccepted", "not all names are accepted"),
             ]),
         );
+        crd::store_version(crd);
         Ok(())
     }
 
-    fn name_clash(&self, crd: &Value) -> Result<Option<(String, String)>, ApiError> {
+    /// The names of a definition that established ones of its group have, each with the reason why it is not accepted.
+    fn taken_names(&self, crd: &Value) -> Result<Vec<(&'static str, String)>, ApiError> {
         let own = meta::name(crd);
         let group = meta::text(crd, &["spec", "group"]);
-        let names = |crd: &Value| -> Vec<(&'static str, String)> {
-            let names = &crd["spec"]["names"];
-            let mut all = Vec::new();
-            for (field, what) in [
-                ("plural", "Plural"),
-                ("singular", "Singular"),
-                ("kind", "Kind"),
-                ("listKind", "ListKind"),
-            ] {
-                all.extend(names[field].as_str().map(|name| (what, name.to_owned())));
-            }
-            let short = names["shortNames"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str);
-            all.extend(short.map(|name| ("ShortNames", name.to_owned())));
-            all
-        };
         let query = Query {
             resource: DEFINITIONS.into(),
             namespace: None,
             after: None,
             limit: None,
         };
-        let mine = names(crd);
+        let (mut resources, mut kinds) = (HashSet::new(), HashSet::new());
         for stored in self.store.list(&query).map_err(|e| store_error(&e))?.items {
             let Ok(other) = serde_json::from_slice::<Value>(&stored.value) else {
                 continue;
@@ -402,18 +414,29 @@ impl Core {
             {
                 continue;
             }
-            let theirs = names(&other);
-            if let Some((what, name)) = mine
-                .iter()
-                .find(|(_, name)| theirs.iter().any(|(_, other)| other == name))
-            {
-                return Ok(Some((
-                    format!("{what}Conflict"),
-                    format!("{name:?} is already in use"),
-                )));
+            for (field, _) in NAMES {
+                let names = if field.to_lowercase().ends_with("kind") {
+                    &mut kinds
+                } else {
+                    &mut resources
+                };
+                names.extend(listed(&other["spec"]["names"][field]).map(str::to_owned));
             }
         }
-        Ok(None)
+        let mut taken = Vec::new();
+        for (field, reason) in NAMES {
+            let names = if field.to_lowercase().ends_with("kind") {
+                &kinds
+            } else {
+                &resources
+            };
+            taken.extend(
+                listed(&crd["spec"]["names"][field])
+                    .filter(|name| names.contains(*name))
+                    .map(|name| (reason, name.to_owned())),
+            );
+        }
+        Ok(taken)
     }
 
     fn builtin_scope(&self, group: &str, plural: &str) -> Result<Scope, ApiError> {

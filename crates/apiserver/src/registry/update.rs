@@ -183,7 +183,20 @@ impl Core {
         keep_identity(&mut new, &identity);
         self.confirm_rights(call, scope, &new, Some(&old))?;
         let mut causes = fixed;
-        causes.extend(check(scope, &new, Some(&old), &mut call.warnings));
+        let mut found = check(scope, &new, Some(&old), &mut call.warnings);
+        if scope.def.crd && call.info.subresource == "status" {
+            // Upstream validates the status by itself, so its messages begin there.
+            for cause in &mut found {
+                if let Some(inner) = cause.field.strip_prefix("status.") {
+                    let (whole, inner) = (
+                        format!("{} in body", cause.field),
+                        format!("{inner} in body"),
+                    );
+                    cause.message = cause.message.replacen(&whole, &inner, 1);
+                }
+            }
+        }
+        causes.extend(found);
         causes.extend(check_finalizers(&old, &new));
         if !causes.is_empty() {
             return Err(ApiError::Invalid {

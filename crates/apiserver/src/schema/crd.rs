@@ -42,32 +42,39 @@ pub fn default(crd: &mut Value) {
     }
 }
 
+/// Notes the storage version among those in which objects may be stored.
+pub(crate) fn store_version(crd: &mut Value) {
+    let versions = list(&crd["spec"], "versions");
+    let Some(storage) = versions.iter().find(|v| v["storage"] == true) else {
+        return;
+    };
+    let storage = storage["name"].clone();
+    if !crd["status"].is_object() {
+        crd["status"] = json!({});
+    }
+    let mut stored = list(&crd["status"], "storedVersions").to_vec();
+    if !stored.contains(&storage) {
+        stored.push(storage);
+    }
+    crd["status"]["storedVersions"] = stored.into();
+}
+
 /// Writes the status of an accepted definition (accepted names, stored versions, NamesAccepted and Established conditions);
 /// `now` is an RFC 3339 time for conditions that change. Returns whether something changed.
 pub fn accept(crd: &mut Value, now: &str) -> bool {
     let names = crd["spec"]["names"].clone();
-    let storage = list(&crd["spec"], "versions")
-        .iter()
-        .find(|v| v["storage"] == true)
-        .map(|v| v["name"].clone());
     let copy = crd["metadata"]["annotations"].clone();
     let copy = json!({"metadata": {"annotations": copy}, "spec": {"group": crd["spec"]["group"]}});
+    let before = crd.get("status").cloned();
+    store_version(crd);
     let Some(object) = crd.as_object_mut() else {
         return false;
     };
-    let before = object.get("status").cloned();
     let status = object.entry("status").or_insert_with(|| json!({}));
     if !status.is_object() {
         *status = json!({});
     }
     status["acceptedNames"] = names;
-    let mut stored = list(status, "storedVersions").to_vec();
-    if let Some(storage) = storage
-        && !stored.contains(&storage)
-    {
-        stored.push(storage);
-    }
-    status["storedVersions"] = stored.into();
     let mut conditions = list(status, "conditions").to_vec();
     let approved = approval(&copy).condition();
     let before_approval = conditions.iter().find(|c| c["type"] == APPROVAL).cloned();
