@@ -34,6 +34,27 @@ fn value(n: usize) -> Bytes {
 async fn filled(dir: &TempDir) -> PathBuf {
     let path = dir.path().join("apiserver/store.redb");
     let store = RedbStore::open(&path).unwrap();
+    fill(&store).await;
+    path
+}
+
+/// The same, as a kill leaves it: what was acknowledged is in the journal.
+async fn killed(dir: &TempDir) -> PathBuf {
+    let running = dir.path().join("running/store.redb");
+    let store = RedbStore::open(&running).unwrap();
+    fill(&store).await;
+    let path = dir.path().join("apiserver/store.redb");
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    std::fs::copy(&running, &path).unwrap();
+    std::fs::copy(journal(&running), journal(&path)).unwrap();
+    path
+}
+
+fn journal(path: &Path) -> PathBuf {
+    path.with_extension("redb.journal")
+}
+
+async fn fill(store: &RedbStore) {
     let writes = (0..COUNT).map(|n| {
         store.write(Write {
             key: key(n),
@@ -44,7 +65,6 @@ async fn filled(dir: &TempDir) -> PathBuf {
     for done in futures::future::join_all(writes).await {
         done.unwrap();
     }
-    path
 }
 
 /// How a file that may be damaged is taken.
@@ -136,6 +156,110 @@ async fn a_cut_or_torn_end_is_refused_or_was_free() {
     }
     std::fs::write(&path, &good).unwrap();
     assert_eq!(take(&path), Taken::Whole);
+}
+
+#[tokio::test]
+async fn the_journal_is_needed_and_whole_or_the_store_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = killed(&dir).await;
+    let database = std::fs::read(&path).unwrap();
+    let good = std::fs::read(journal(&path)).unwrap();
+    let used = good.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let put = |bytes: &[u8]| {
+        std::fs::write(&path, &database).unwrap();
+        std::fs::write(journal(&path), bytes).unwrap();
+    };
+    for (what, bytes) in [
+        ("empty", &[][..]),
+        ("cut", &good[..good.len() - 1]),
+        ("half", &good[..used / 2]),
+    ] {
+        put(bytes);
+        let said = refusal(dir.path()).await;
+        assert!(
+            said.contains(journal(&path).to_str().unwrap()) && said.contains("damaged"),
+            "{what}: {said}"
+        );
+    }
+    put(&good);
+    std::fs::remove_file(journal(&path)).unwrap();
+    let said = refusal(dir.path()).await;
+    assert!(said.contains("it is missing"), "{said}");
+
+    // Every part of it counts, but for what is free.
+    let mut random = rand::rngs::StdRng::seed_from_u64(11);
+    let mut refused = 0;
+    for round in 0..150 {
+        let mut bad = good.clone();
+        let at = match round {
+            0..20 => random.random_range(0..76),
+            // The last write that was acknowledged.
+            20..50 => random.random_range(used - 100..used),
+            _ => random.random_range(4096..used),
+        };
+        bad[at] ^= 1 << random.random_range(0..8);
+        put(&bad);
+        match take(&path) {
+            Taken::Refused(_) => refused += 1,
+            Taken::Whole => assert!((20..64).contains(&at), "byte {at}"),
+            Taken::Says(said) => panic!("byte {at}: {said}"),
+        }
+    }
+    assert!(refused > 130, "only {refused} were noticed");
+
+    // A write that was under way is none.
+    let mut torn = good.clone();
+    torn[used..used + 300].fill(0x5a);
+    put(&torn);
+    assert_eq!(take(&path), Taken::Whole);
+    put(&good);
+    assert_eq!(take(&path), Taken::Whole);
+    // It was closed in order: the file stands alone.
+    std::fs::remove_file(journal(&path)).unwrap();
+    assert_eq!(take(&path), Taken::Whole);
+}
+
+#[tokio::test]
+async fn a_journal_that_was_filled_many_times_holds_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = dir.path().join("running/store.redb");
+    let store = RedbStore::open(&running).unwrap();
+    let value = |n: usize| Bytes::from(vec![b'a' + (n % 26) as u8; 30_000]);
+    let other = dir.path().join("store.redb");
+    let mut head = 0;
+    for n in 0..700 {
+        head = store
+            .write(Write {
+                key: key(n),
+                expect: Expect::Absent,
+                value: Some(value(n)),
+            })
+            .await
+            .unwrap();
+        if n % 37 == 0 || n == 699 {
+            std::fs::copy(&running, &other).unwrap();
+            std::fs::copy(journal(&running), journal(&other)).unwrap();
+            let crashed = RedbStore::open(&other).unwrap();
+            assert_eq!(crashed.ring().head(), head);
+            for n in 0..=n {
+                let found = crashed.get(&key(n)).unwrap();
+                assert_eq!(found.map(|stored| stored.value), Some(value(n)), "n{n}");
+            }
+        }
+    }
+    // One that is larger than the journal.
+    let huge = Bytes::from(vec![b'h'; 5 << 20]);
+    let write = Write {
+        key: key(1000),
+        expect: Expect::Absent,
+        value: Some(huge.clone()),
+    };
+    assert_eq!(store.write(write).await.unwrap(), head + 1);
+    std::fs::copy(&running, &other).unwrap();
+    std::fs::copy(journal(&running), journal(&other)).unwrap();
+    let crashed = RedbStore::open(&other).unwrap();
+    let found = crashed.get(&key(1000)).unwrap();
+    assert_eq!(found.map(|stored| stored.value), Some(huge));
 }
 
 #[tokio::test]
@@ -249,7 +373,7 @@ impl Drop for Disk {
 
 #[tokio::test]
 async fn a_full_disk_costs_the_writes_that_find_it_full() {
-    let Some(disk) = Disk::new("size=12m") else {
+    let Some(disk) = Disk::new("size=16m") else {
         return;
     };
     let ballast = disk.path().join("ballast");
@@ -325,7 +449,7 @@ async fn a_full_disk_costs_the_writes_that_find_it_full() {
 
 #[tokio::test]
 async fn a_read_only_directory_is_refused_by_name() {
-    let Some(disk) = Disk::new("size=8m") else {
+    let Some(disk) = Disk::new("size=12m") else {
         return;
     };
     drop(ApiServer::open(options(disk.path())).await.unwrap());
@@ -347,7 +471,7 @@ async fn a_read_only_directory_is_refused_by_name() {
 
 #[tokio::test]
 async fn a_failed_commit_is_told_to_each_writer() {
-    let Some(disk) = Disk::new("size=3m") else {
+    let Some(disk) = Disk::new("size=7m") else {
         return;
     };
     let store = RedbStore::open(&disk.path().join("store.redb")).unwrap();

@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_apiserver::store::durable::RedbStore;
 use berth_apiserver::store::memory::MemoryStore;
-use berth_apiserver::store::{Expect, Key, Query, Store, StoreError, Write};
+use berth_apiserver::store::{Expect, Key, Query, Record, Store, StoreError, Write};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -123,6 +124,27 @@ async fn run(store: &dyn Store, steps: &[Step]) -> Vec<String> {
     seen
 }
 
+/// All that a store holds.
+fn everything(store: &dyn Store) -> (u64, Vec<Record>) {
+    let snapshot = store.snapshot().unwrap();
+    (
+        snapshot.revision,
+        snapshot.records.map(Result::unwrap).collect(),
+    )
+}
+
+/// What is there after a kill at this moment, in another place.
+fn crash(path: &Path, to: &Path) -> PathBuf {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(path.parent().unwrap()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+    to.join(path.file_name().unwrap())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -131,10 +153,21 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();
-            let durable = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+            let path = dir.path().join("store.redb");
+            let durable = RedbStore::open(&path).unwrap();
             let model = MemoryStore::default();
             let (ours, theirs) = (run(&durable, &steps).await, run(&model, &steps).await);
             prop_assert_eq!(ours, theirs);
+            // A crash here and now, one right after it has been opened again, and an orderly end.
+            let crashed = crash(&path, &dir.path().join("crashed"));
+            let again = RedbStore::open(&crashed).unwrap();
+            prop_assert_eq!(everything(&again), everything(&model));
+            let twice = RedbStore::open(&crash(&crashed, &dir.path().join("twice"))).unwrap();
+            prop_assert_eq!(everything(&twice), everything(&model));
+            prop_assert_eq!(run(&twice, &steps).await, run(&model, &steps).await);
+            drop(twice);
+            let twice = RedbStore::open(&dir.path().join("twice/store.redb")).unwrap();
+            prop_assert_eq!(everything(&twice), everything(&model));
             Ok(())
         })?;
     }

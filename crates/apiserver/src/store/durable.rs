@@ -1,13 +1,15 @@
 //! The durable store, on redb.
 //!
-//! One thread owns all writing. It takes what has queued up while the last commit was on its way to the disk and
-//! commits it in one transaction, so many small writes share one flush. Readers use snapshots and never wait.
-//! A commit that was acknowledged survives `kill -9` and power loss; one that was not may or may not.
+//! One thread owns all writing. It takes what has queued up while the last batch was on its way to the disk and
+//! commits it in one transaction, so many small writes share one flush: that of the [journal]. Readers use snapshots and
+//! never wait. A write that was acknowledged survives `kill -9` and power loss; one that was not may or may not.
 //!
 //! A write that finds the disk full is refused, reads go on, and writes work again when there is room.
 
 mod counts;
 mod file;
+pub(crate) mod journal;
+mod reserve;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -21,8 +23,9 @@ use redb::{Database, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot};
 
 use counts::{Count, Counts, prefix};
-use file::{META, OBJECTS, REVISION, guarded};
+use file::{META, OBJECTS, Opened, REVISION, guarded};
 pub(crate) use file::{Prepared, prepare};
+use journal::Journal;
 use writer::{Job, Writer};
 
 use crate::store::{Key, Page, Query, Record, Ring, Snapshot, Store, StoreError, Stored, Write};
@@ -72,15 +75,29 @@ impl Shared {
             .begin_write()?)
     }
 
-    /// Closes and opens the file; its revision and size. Reads under way fail, later ones wait.
-    fn reopen(&self) -> Result<(u64, u64), StoreError> {
+    /// Closes and opens the file; its revision, its size and its journal. Reads under way fail, later ones wait.
+    fn reopen(&self) -> Result<Opened<()>, StoreError> {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         *db = None;
         let opened = file::open_existing(&self.path, false)?;
         *db = Some(opened.db);
         drop(db);
         self.counts.clear();
-        Ok((opened.revision, opened.bytes))
+        Ok(Opened {
+            db: (),
+            revision: opened.revision,
+            bytes: opened.bytes,
+            journal: opened.journal,
+        })
+    }
+
+    /// A journal, if there is room for one.
+    fn begin_journal(&self) -> Option<Journal> {
+        let db = self.db();
+        let begun = file::begin_journal(db.as_ref()?, &self.path);
+        begun
+            .inspect_err(|e| tracing::warn!("{} has no journal: {e}", self.path.display()))
+            .ok()
     }
 
     fn compact(&self) {
@@ -90,8 +107,14 @@ impl Shared {
         }
     }
 
+    /// Everything is in the one file then, unless that fails: then the journal stays.
     fn close(&self) {
-        *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(db) = db
+            && let Err(e) = guarded(|| file::set_journal(&db, 0))
+        {
+            tracing::warn!("{} needs its journal: {e}", self.path.display());
+        }
     }
 }
 
@@ -117,6 +140,7 @@ impl RedbStore {
             revision: opened.revision,
             bytes: opened.bytes,
             limit,
+            journal: opened.journal,
             looked: Instant::now(),
         };
         let writer = std::thread::Builder::new()

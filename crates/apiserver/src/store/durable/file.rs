@@ -2,7 +2,8 @@
 //!
 //! A new file is made under another name and renamed once it is whole. So a file that is there and empty, too short or
 //! not a database is damaged and refused: a server that silently began anew would lose everything that was acknowledged.
-//! All commits are two-phase, so what was acknowledged verifies after any crash; what does not is refused too.
+//! All commits are two-phase, so what they hold verifies after any crash; what does not is refused too. What was
+//! acknowledged since the last of them is in the [journal](super::journal), and applied again when the file is opened.
 
 use std::fs::{File, Permissions};
 use std::io::ErrorKind;
@@ -12,8 +13,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{
+    Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+};
 
+use super::journal::{self, Journal};
+use super::reserve::Reserving;
 use crate::store::StoreError;
 
 /// Encoded key → revision (8 bytes, big endian) and value.
@@ -23,6 +28,8 @@ pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("me
 pub(super) const REVISION: &str = "revision";
 /// Sum of [`weight`] over all objects.
 pub(super) const BYTES: &str = "bytes";
+/// Identity of the journal that belongs to it; none or 0: all that was acknowledged is in this file.
+const JOURNAL: &str = "journal";
 
 /// The page cache; the whole process has to be small when idle.
 const CACHE: usize = 8 << 20;
@@ -33,11 +40,13 @@ const VERIFIED: u64 = 32 << 20;
 /// A file up to this size is not worth compacting.
 pub(super) const SMALL: u64 = 64 << 20;
 
-/// The database and what its `meta` table says.
-pub(super) struct Opened {
-    pub(super) db: Database,
+/// The database and what its `meta` table says, with what was in the journal.
+pub(super) struct Opened<D = Database> {
+    pub(super) db: D,
     pub(super) revision: u64,
     pub(super) bytes: u64,
+    /// None if there was no room for one: then every commit has to reach the disk by itself.
+    pub(super) journal: Option<Journal>,
 }
 
 /// What an object counts towards the size limit.
@@ -81,29 +90,127 @@ pub(super) fn open_existing(path: &Path, verify: bool) -> Result<Opened, StoreEr
     let start = Instant::now();
     loop {
         let opened = guarded(|| {
+            let file = File::options().read(true).write(true).open(path)?;
             let db = Database::builder()
                 .set_cache_size(CACHE)
                 .set_check_integrity_on_open(verify)
-                .open(path)?;
+                .create_with_backend(Reserving::new(file)?)?;
             read_meta(db)
         });
         match opened {
             Err(StoreError::Locked) if start.elapsed() < LOCKED => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            done => return done,
+            Ok((opened, id)) => return with_journal(opened, path, id),
+            Err(e) => return Err(e),
         }
     }
 }
 
-fn read_meta(db: Database) -> Result<Opened, redb::Error> {
+/// Applies what only the journal has, or begins a new one.
+fn with_journal(mut opened: Opened, path: &Path, id: u64) -> Result<Opened, StoreError> {
+    if id != 0 {
+        let (mut journal, bytes) = Journal::open(path, id)?;
+        let mut records = journal::records(&bytes, id);
+        guarded(|| replay(&mut opened, &mut records))??;
+        journal.resume(&records);
+        opened.journal = Some(journal);
+        return Ok(opened);
+    }
+    match begin_journal(&opened.db, path) {
+        Ok(journal) => opened.journal = Some(journal),
+        Err(StoreError::DiskFull) => {
+            tracing::warn!("no room for {}", journal::path(path).display());
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(opened)
+}
+
+/// A new journal, which the database knows of before anything is in it.
+pub(super) fn begin_journal(db: &Database, path: &Path) -> Result<Journal, StoreError> {
+    let id = rand::random::<u64>().max(1);
+    let journal = Journal::begin(path, id).map_err(io)?;
+    guarded(|| set_journal(db, id))?;
+    Ok(journal)
+}
+
+/// Commits everything to the disk, and which journal there is from now on: 0 for none.
+pub(super) fn set_journal(db: &Database, id: u64) -> Result<(), redb::Error> {
+    let mut txn = db.begin_write()?;
+    txn.set_quick_repair(true);
+    txn.open_table(META)?.insert(JOURNAL, id)?;
+    txn.commit()?;
+    Ok(())
+}
+
+/// Brings the database to where the journal ends. It reaches the disk with the next commit that does.
+fn replay(
+    opened: &mut Opened,
+    records: &mut journal::Records<'_>,
+) -> Result<Result<(), StoreError>, redb::Error> {
+    let begin = opened.revision;
+    let mut txn = opened.db.begin_write()?;
+    txn.set_durability(Durability::None).map_err(unexpected)?;
+    {
+        let mut objects = txn.open_table(OBJECTS)?;
+        for journaled in records.by_ref() {
+            let last = journaled.first + journaled.entries.len() as u64 - 1;
+            if last <= opened.revision {
+                continue;
+            }
+            if journaled.first != opened.revision + 1 {
+                return Ok(Err(StoreError::Corrupt(format!(
+                    "its journal goes on at revision {} and it ends at {}",
+                    journaled.first, opened.revision
+                ))));
+            }
+            for entry in &journaled.entries {
+                opened.revision += 1;
+                let before = match entry.value {
+                    Some(value) => {
+                        opened.bytes += weight(entry.key, 8 + value.len());
+                        let record = record(opened.revision, value);
+                        objects.insert(entry.key, record.as_slice())?
+                    }
+                    None => objects.remove(entry.key)?,
+                };
+                let before = before.map_or(0, |old| weight(entry.key, old.value().len()));
+                opened.bytes = opened.bytes.saturating_sub(before);
+            }
+        }
+        let mut meta = txn.open_table(META)?;
+        meta.insert(REVISION, opened.revision)?;
+        meta.insert(BYTES, opened.bytes)?;
+    }
+    match records.acknowledged() {
+        Some(acknowledged) if acknowledged <= opened.revision => {}
+        Some(acknowledged) => {
+            return Ok(Err(StoreError::Corrupt(format!(
+                "its journal ends at revision {}, and {acknowledged} was acknowledged",
+                opened.revision
+            ))));
+        }
+        None => return Ok(Err(StoreError::Corrupt("its journal has no mark".into()))),
+    }
+    if opened.revision == begin {
+        txn.abort()?;
+    } else {
+        txn.commit()?;
+        tracing::info!("{} writes applied from the journal", opened.revision - begin);
+    }
+    Ok(Ok(()))
+}
+
+fn read_meta(db: Database) -> Result<(Opened, u64), redb::Error> {
     let txn = db.begin_read()?;
-    let (revision, bytes) = {
+    let (revision, bytes, journal) = {
         let meta = txn.open_table(META)?;
         let number = |name| -> Result<Option<u64>, redb::Error> {
             Ok(meta.get(name)?.map(|value| value.value()))
         };
-        (number(REVISION)?.unwrap_or(1), number(BYTES)?)
+        let revision = number(REVISION)?.unwrap_or(1);
+        (revision, number(BYTES)?, number(JOURNAL)?)
     };
     let bytes = match bytes {
         Some(bytes) => bytes,
@@ -119,11 +226,13 @@ fn read_meta(db: Database) -> Result<Opened, redb::Error> {
         }
     };
     txn.close()?;
-    Ok(Opened {
+    let opened = Opened {
         db,
         revision,
         bytes,
-    })
+        journal: None,
+    };
+    Ok((opened, journal.unwrap_or(0)))
 }
 
 /// A whole new database under another name.
@@ -136,7 +245,10 @@ impl Prepared {
     /// Takes its place, also that of a database that is there.
     pub(crate) fn commit(self) -> Result<(), StoreError> {
         std::fs::rename(&self.temporary, &self.path).map_err(io)?;
-        sync_directory(&self.path).map_err(io)
+        sync_directory(&self.path).map_err(io)?;
+        // It belonged to the one that was there.
+        let _ = std::fs::remove_file(journal::path(&self.path));
+        Ok(())
     }
 }
 
@@ -175,7 +287,7 @@ fn fill(
     revision: u64,
     records: impl Iterator<Item = (String, u64, Bytes)>,
 ) -> Result<(), redb::Error> {
-    let backend = redb::backends::FileBackend::new(file)?;
+    let backend = Reserving::new(file)?;
     let db = Database::builder()
         .set_cache_size(CACHE)
         .create_with_backend(backend)?;
@@ -225,14 +337,14 @@ pub(super) fn file_size(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.len())
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{suffix}"));
     path.with_file_name(name)
 }
 
 /// A rename is durable once its directory is.
-fn sync_directory(path: &Path) -> std::io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -249,6 +361,11 @@ pub(super) fn guarded<T>(run: impl FnOnce() -> Result<T, redb::Error>) -> Result
             Err(StoreError::Corrupt(text.unwrap_or_default()))
         }
     }
+}
+
+/// Only savepoints can make the database refuse it, and there are none.
+pub(super) fn unexpected(error: redb::SetDurabilityError) -> redb::Error {
+    redb::Error::from(std::io::Error::other(error))
 }
 
 /// What a failure of the database means.

@@ -1,10 +1,13 @@
 //! The thread that owns all writing.
 //!
 //! ```text
-//!  jobs ──► batch ──► commit ──► ring ──► answers
-//!                       │ fails: every write of the batch is refused
+//!  jobs ──► batch ──► journal ──► commit in memory ──► ring ──► answers
+//!                │ no room left        │
+//!                └──► commit to the disk, which clears the journal
+//!                       │ any of it fails: every write of the batch is refused
 //!                       ▼
-//!                 reopen the file ──► what it holds is true: a batch that is in it after all enters the ring
+//!                 reopen the file ──► what it and the journal hold is true: a batch that is there after all enters
+//!                       │             the ring, and the next one is committed to the disk
 //!                       │ fails: reads are refused too, and the next batch tries again
 //! ```
 //! After an I/O error the database answers nothing any more until it is opened anew; so a full disk costs the writes
@@ -14,11 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redb::ReadableTable as _;
+use redb::{Durability, ReadableTable as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
-use super::file::{self, BYTES, META, OBJECTS, REVISION, guarded, record, weight};
+use super::file::{self, BYTES, META, OBJECTS, Opened, REVISION, guarded, record, weight};
+use super::journal::{self, Journal};
 use crate::store::{Event, Ring, StoreError, Write, check};
 
 /// Most writes that share one commit.
@@ -35,6 +39,8 @@ pub(super) struct Writer {
     pub(super) bytes: u64,
     /// Most bytes of all objects.
     pub(super) limit: u64,
+    /// None while there is no room for one.
+    pub(super) journal: Option<Journal>,
     pub(super) looked: Instant,
 }
 
@@ -81,34 +87,38 @@ impl Writer {
 
     /// Opens the file again if that has failed before.
     fn usable(&mut self) -> Result<(), StoreError> {
-        if self.shared.is_open() {
-            return Ok(());
+        if !self.shared.is_open() {
+            self.opened(self.shared.reopen()?);
         }
-        let (revision, bytes) = self.shared.reopen()?;
-        (self.revision, self.bytes) = (revision, bytes);
         Ok(())
     }
 
     /// After a failed commit: reads shall go on, and the next write may succeed.
     fn reopen(&mut self, failed: Outcome) {
         match self.shared.reopen() {
-            Ok((revision, bytes)) => {
+            Ok(opened) => {
                 // It failed after it was done. Nobody was told that it succeeded, but readers see it: so must watchers.
-                if revision > self.revision && revision == failed.revision {
+                if opened.revision > self.revision && opened.revision == failed.revision {
                     self.ring.push(failed.events);
                 }
-                (self.revision, self.bytes) = (revision, bytes);
+                self.opened(opened);
             }
             Err(e) => tracing::error!("{} cannot be opened again: {e}", self.shared.path.display()),
         }
     }
 
+    fn opened(&mut self, opened: Opened<()>) {
+        (self.revision, self.bytes) = (opened.revision, opened.bytes);
+        self.journal = opened.journal;
+        // What is in it was read, and still may not be on the disk if writing it was what failed.
+        if let Some(journal) = &mut self.journal {
+            journal.close();
+        }
+    }
+
     /// All or nothing; the revision moves only with the commit.
-    fn commit(&self, writes: Vec<Write>, outcome: &mut Outcome) -> Result<(), redb::Error> {
+    fn commit(&mut self, writes: Vec<Write>, outcome: &mut Outcome) -> Result<(), redb::Error> {
         let mut txn = self.shared.begin_write()?;
-        // One-phase commits rely on checksums to find a torn write; the second phase costs one more flush and
-        // needs no such luck. Recovery after a kill is also immediate with quick repair.
-        txn.set_quick_repair(true);
         outcome.revision = self.revision;
         outcome.bytes = self.bytes;
         {
@@ -127,7 +137,25 @@ impl Writer {
             meta.insert(REVISION, outcome.revision)?;
             meta.insert(BYTES, outcome.bytes)?;
         }
-        txn.commit()?;
+        let record = journal::encode(&outcome.events);
+        match &mut self.journal {
+            Some(journal) if journal.fits(record.len()) => {
+                journal.append(record)?;
+                txn.set_durability(Durability::None)
+                    .map_err(file::unexpected)?;
+                txn.commit()?;
+                journal.acknowledged(outcome.revision)?;
+            }
+            journal => {
+                // One-phase commits rely on checksums to find a torn write; the second phase costs one more flush and
+                // needs no such luck. Recovery after a kill is also immediate with quick repair.
+                txn.set_quick_repair(true);
+                txn.commit()?;
+                if let Some(journal) = journal {
+                    journal.clear();
+                }
+            }
+        }
         Ok(())
     }
 
@@ -193,6 +221,9 @@ impl Writer {
         let size = file::file_size(&self.shared.path);
         if size > 4 * file::SMALL && size / 4 > self.bytes {
             self.shared.compact();
+        }
+        if self.journal.is_none() {
+            self.journal = self.shared.begin_journal();
         }
     }
 }
