@@ -1,7 +1,9 @@
 //! What the fuzz targets drive: each function takes what a client could send, and checks what must hold of it.
 
+use std::sync::Arc;
+
 use http::{Method, Uri};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::auth::RequestInfo;
 use crate::patch::Patch;
@@ -9,7 +11,8 @@ use crate::registry::list_options::Continue;
 use crate::registry::query::Query;
 use crate::registry::selector::Selector;
 use crate::registry::{content, raw};
-use crate::schema::Schema;
+use crate::schema::fields::Set;
+use crate::schema::{Schema, builtin};
 
 /// A request line: path and query.
 pub fn request_line(method: u8, text: &str) {
@@ -56,13 +59,95 @@ pub fn patch(kind: u8, body: &[u8], object: &[u8]) {
     ) else {
         return;
     };
-    let Ok(once) = patch.apply(&object) else {
+    let schema = builtin::strict_schema("", "Pod");
+    let Ok(once) = patch.apply(&object, schema.as_deref()) else {
         return;
     };
     if matches!(patch, Patch::Merge(_)) {
         // RFC 7396: the same again changes nothing.
-        assert_eq!(patch.apply(&once).ok(), Some(once));
+        assert_eq!(patch.apply(&once, None).ok(), Some(once));
     }
+}
+
+/// A configuration that is applied to an object, of a built-in kind or under a schema.
+pub fn apply(source: &[u8], live: &[u8], config: &[u8]) {
+    let schema = match content::parse_json(source) {
+        Ok(source) => Schema::parse(&source).ok().map(Arc::new),
+        Err(_) => builtin::strict_schema("", "Pod"),
+    };
+    let (Some(schema), Ok(live), Ok(config)) = (
+        schema,
+        content::parse_json(live),
+        content::parse("application/yaml", config),
+    ) else {
+        return;
+    };
+    let (Ok(set), Ok(merged)) = (schema.fields(&config), schema.merge(&live, &config)) else {
+        return;
+    };
+    // What owns the fields is stored as JSON and read again.
+    assert_eq!(Set::decode(&set.encode()).ok(), Some(set.clone()));
+    if let Ok(again) = schema.merge(&merged, &config) {
+        assert!(
+            schema.changes(&merged, &again).set.is_empty(),
+            "the same again changes nothing"
+        );
+    }
+    let nothing = schema.take_out(&merged, &set, &set);
+    assert_eq!(nothing, merged, "what is owned stays");
+}
+
+/// A validation rule in a schema, and the values that it is asked about.
+pub fn rule(rule: &str, object: &[u8], old: &[u8]) {
+    let source = json!({
+        "type": "object",
+        "x-kubernetes-validations": [{"rule": rule}],
+        "properties": {
+            "text": {"type": "string", "maxLength": 100},
+            "number": {"type": "integer"},
+            "float": {"type": "number"},
+            "flag": {"type": "boolean"},
+            "time": {"type": "string", "format": "date-time"},
+            "either": {"x-kubernetes-int-or-string": true},
+            "list": {"type": "array", "maxItems": 20, "items": {"type": "string"}},
+            "set": {
+                "type": "array",
+                "x-kubernetes-list-type": "set",
+                "items": {"type": "integer"},
+            },
+            "map": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "inner": {"type": "object", "properties": {"a-b": {"type": "string"}}},
+        },
+    });
+    let definition = json!({
+        "metadata": {"name": "widgets.example.com"},
+        "spec": {
+            "group": "example.com",
+            "scope": "Namespaced",
+            "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"},
+            "versions": [{
+                "name": "v1",
+                "served": true,
+                "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": source}}},
+            }],
+        },
+    });
+    if !crate::schema::crd::validate(&definition, None).is_empty() {
+        return;
+    }
+    let Ok(schema) = Schema::parse(&source) else {
+        return;
+    };
+    let (Ok(object), old) = (content::parse_json(object), content::parse_json(old).ok()) else {
+        return;
+    };
+    let _ = schema.check(&object, old.as_ref());
+}
+
+/// The bytes of a journal.
+pub fn journal(bytes: &[u8]) {
+    crate::store::durable::journal::read_any(bytes);
 }
 
 /// A schema as a definition has it, and an object under it.

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::registry::content;
+use crate::schema::Schema;
+use crate::schema::fields::Place;
 
 const ACCEPTED_CUSTOM: &str =
     "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
@@ -47,13 +49,16 @@ impl Patch {
         }
     }
 
-    /// The object as the patch makes it.
-    pub(crate) fn apply(&self, object: &Value) -> Result<Value, ApiError> {
+    /// The object as the patch makes it. `schema` is that of a built-in kind; without it no list is merged.
+    pub(crate) fn apply(&self, object: &Value, schema: Option<&Schema>) -> Result<Value, ApiError> {
         let mut new = object.clone();
         match self {
             Self::Json(steps) => json::apply(&mut new, steps)?,
             Self::Merge(patch) => merge::apply(&mut new, patch),
-            Self::Strategic(patch) => strategic::apply(&mut new, patch)?,
+            Self::Strategic(patch) => {
+                let place = schema.map_or_else(Place::nowhere, Schema::place);
+                strategic::apply(&mut new, patch, place)?;
+            }
         }
         Ok(new)
     }
@@ -85,7 +90,7 @@ mod tests {
     use serde_json::json;
 
     fn patch(media: &str, patch: &Value, to: &Value) -> Result<Value, ApiError> {
-        Patch::parse(media, patch.to_string().as_bytes(), false)?.apply(to)
+        Patch::parse(media, patch.to_string().as_bytes(), false)?.apply(to, None)
     }
 
     #[test]

@@ -1,262 +1,331 @@
 //! Strategic merge patch for the built-in kinds.
 //!
 //! As a merge patch, but lists that have a merge key are merged item by item, and directives say more:
-//! `$patch: replace|delete|merge`, `$retainKeys`, `$deleteFromPrimitiveList/<field>`, `$setElementOrder/<field>`.
-//! The merge keys are those of the `patchMergeKey` tags of `k8s.io/api`.
+//! `$patch: replace|delete`, `$retainKeys`, `$deleteFromPrimitiveList/<field>`, `$setElementOrder/<field>`. Which lists
+//! those are is in the kind's schema. Results and errors are those of `k8s.io/apimachinery/pkg/util/strategicpatch`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::error::ApiError;
+use crate::registry::content;
+use crate::schema::fields::Place;
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN: &str = "$retainKeys";
 const DELETE_PRIMITIVE: &str = "$deleteFromPrimitiveList/";
 const ORDER: &str = "$setElementOrder/";
 
-/// How the items of a list are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum List {
-    /// By the value of this field.
-    Keyed(&'static str),
-    /// They are plain values; the list is a set.
-    Set,
-    /// They are not: the list is replaced as a whole.
-    Atomic,
-}
-
-/// The strategy of a list field, by its name and the name of the field that holds it (empty at the top).
-fn strategy(parent: &str, field: &str, sample: &Value) -> List {
-    match (parent, field) {
-        ("metadata", "ownerReferences") => List::Keyed("uid"),
-        ("metadata", "finalizers") => List::Set,
-        ("spec", "ports") => List::Keyed("port"),
-        // Of a container.
-        ("containers" | "initContainers" | "ephemeralContainers", "ports") => {
-            List::Keyed("containerPort")
-        }
-        ("containers" | "initContainers" | "ephemeralContainers", "env") => List::Keyed("name"),
-        ("containers" | "initContainers" | "ephemeralContainers", "volumeMounts") => {
-            List::Keyed("mountPath")
-        }
-        ("containers" | "initContainers" | "ephemeralContainers", "volumeDevices") => {
-            List::Keyed("devicePath")
-        }
-        // Of a pod's spec.
-        (
-            "spec",
-            "containers"
-            | "initContainers"
-            | "ephemeralContainers"
-            | "volumes"
-            | "imagePullSecrets"
-            | "resourceClaims"
-            | "schedulingGates",
-        ) => List::Keyed("name"),
-        ("spec", "hostAliases") => List::Keyed("ip"),
-        ("spec", "topologySpreadConstraints") => List::Keyed("topologyKey"),
-        ("spec", "taints") => List::Atomic,
-        ("spec", "podCIDRs") => List::Set,
-        ("status", "conditions") => List::Keyed("type"),
-        ("status", "addresses") => List::Keyed("type"),
-        ("status", "podIPs" | "hostIPs") => List::Keyed("ip"),
-        // Of a service account.
-        ("", "secrets") => List::Keyed("name"),
-        ("", "imagePullSecrets") => List::Keyed("name"),
-        ("sources", _) => List::Atomic,
-        _ if sample.get("$patch").is_some() => List::Keyed("name"),
-        _ => List::Atomic,
-    }
-}
-
-/// Applies a strategic merge patch.
-pub(crate) fn apply(target: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let patch = patch.as_object().cloned().unwrap_or_default();
-    let mut merged = target.as_object().cloned().unwrap_or_default();
-    merge_maps(&mut merged, &patch, "")?;
-    *target = Value::Object(merged);
+/// Applies a strategic merge patch; `place` is the root of the kind's schema.
+pub(crate) fn apply(target: &mut Value, patch: &Value, place: Place<'_>) -> Result<(), ApiError> {
+    let nothing = Map::new();
+    let merged = target.as_object().cloned().unwrap_or_default();
+    let patch = patch.as_object().unwrap_or(&nothing);
+    *target = Value::Object(merge_maps(merged, patch, place)?);
     Ok(())
 }
 
-fn bad(why: impl Into<String>) -> ApiError {
+fn bad(why: &str) -> ApiError {
     ApiError::BadRequest(why.into())
 }
 
+/// Upstream gives these errors no status of their own.
+fn unexplained(why: String) -> ApiError {
+    ApiError::Unexplained(why)
+}
+
+fn no_merge_key(item: &Value, key: &str) -> ApiError {
+    let item = content::go_value(item);
+    unexplained(format!(
+        "map: {item} does not contain declared merge key: {key}"
+    ))
+}
+
+fn unknown_directive(directive: &Value, map: &Value) -> ApiError {
+    unexplained(format!(
+        "unknown patch type: {} in map: {}",
+        content::go_value(directive),
+        content::go_value(map)
+    ))
+}
+
+fn not_a_list(found: &Value) -> ApiError {
+    unexplained(format!(
+        "expected a []interface {{}}, but received a {}",
+        content::go_dynamic_type(found)
+    ))
+}
+
 fn merge_maps(
-    target: &mut Map<String, Value>,
+    mut target: Map<String, Value>,
     patch: &Map<String, Value>,
-    parent: &str,
-) -> Result<(), ApiError> {
-    match patch.get(DIRECTIVE).map(|d| d.as_str().unwrap_or_default()) {
-        Some("replace") => {
-            target.clear();
-            target.extend(
-                patch
-                    .iter()
-                    .filter(|(key, _)| *key != DIRECTIVE)
-                    .map(|(k, v)| (k.clone(), v.clone())),
-            );
-            return Ok(());
-        }
-        Some("delete") => {
-            target.clear();
-            return Ok(());
-        }
-        Some("merge") | None => {}
-        Some(other) => return Err(bad(format!("unknown patch type found: {other}"))),
+    place: Place<'_>,
+) -> Result<Map<String, Value>, ApiError> {
+    if let Some(directive) = patch.get(DIRECTIVE) {
+        return match directive.as_str() {
+            Some("replace") => {
+                let mut whole = patch.clone();
+                whole.remove(DIRECTIVE);
+                Ok(whole)
+            }
+            Some("delete") => Ok(Map::new()),
+            _ => Err(unknown_directive(directive, &Value::Object(patch.clone()))),
+        };
     }
     if let Some(retain) = patch.get(RETAIN) {
-        let retain = retain
-            .as_array()
-            .ok_or_else(|| bad("$retainKeys must be a list"))?;
-        target.retain(|key, _| retain.iter().any(|kept| kept == key));
+        let wrong = || bad("invalid patch format of retainKeys");
+        let retain = retain.as_array().ok_or_else(wrong)?;
+        let retained = |key: &String| retain.iter().any(|kept| kept == key);
+        let says = |key: &str, value: &Value| {
+            !(value.is_null()
+                || key == RETAIN
+                || key.starts_with(DELETE_PRIMITIVE)
+                || key.starts_with(ORDER))
+        };
+        if patch
+            .iter()
+            .any(|(key, value)| says(key, value) && !retained(key))
+        {
+            return Err(wrong());
+        }
+        target.retain(|key, _| retained(key));
     }
+
+    // An order and the list that it is about are one step.
+    let mut done = Vec::new();
+    for (key, order) in patch {
+        let Some(field) = key.strip_prefix(ORDER) else {
+            continue;
+        };
+        let order = order.as_array().ok_or_else(|| not_a_list(order))?;
+        let list = |map: &Map<String, Value>| match map.get(field) {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list.clone())),
+            Some(other) => Err(not_a_list(other)),
+        };
+        let below = place.below(field);
+        let key = below.merge_key().unwrap_or_default();
+        let (live, given) = (list(&target)?, list(patch)?);
+        check_order(given.as_deref().unwrap_or_default(), order, key)?;
+        let merged = match (live.clone(), &given) {
+            (None, None) => continue,
+            (Some(live), None) => live,
+            (None, Some(given)) => without_directives(given),
+            (Some(live), Some(given)) => merge_lists(live, given, below)?,
+        };
+        let ordered = in_order(merged, order, &live.unwrap_or_default(), key)?;
+        target.insert(field.to_owned(), ordered.into());
+        done.push(field);
+    }
+
     for (key, value) in patch {
-        if key == DIRECTIVE || key == RETAIN || key.starts_with(ORDER) {
+        if key == RETAIN || key.starts_with(ORDER) || done.contains(&key.as_str()) {
             continue;
         }
         if let Some(field) = key.strip_prefix(DELETE_PRIMITIVE) {
-            let gone = value
-                .as_array()
-                .ok_or_else(|| bad(format!("{key} must be a list")))?;
-            if let Some(list) = target.get_mut(field).and_then(Value::as_array_mut) {
+            if let (Some(Value::Array(list)), Value::Array(gone)) = (target.get_mut(field), value) {
                 list.retain(|item| !gone.contains(item));
             }
             continue;
         }
-        match value {
-            Value::Null => {
-                target.remove(key);
+        let below = place.below(key);
+        let merged = match (target.remove(key), value) {
+            (_, Value::Null) => continue,
+            (Some(Value::Object(live)), Value::Object(patch)) => {
+                Some(merge_maps(live, patch, below)?.into())
             }
-            Value::Object(map) => {
-                let slot = target.entry(key.clone()).or_insert_with(|| json!({}));
-                if !slot.is_object() {
-                    *slot = json!({});
-                }
-                if let Some(slot) = slot.as_object_mut() {
-                    merge_maps(slot, map, key)?;
-                }
+            (Some(Value::Array(live)), Value::Array(patch)) if below.merge_key().is_some() => {
+                Some(merge_lists(live, patch, below)?.into())
             }
-            Value::Array(list) => {
-                let slot = target.entry(key.clone()).or_insert_with(|| json!([]));
-                merge_lists(slot, list, parent, key)?;
-            }
-            other => {
-                target.insert(key.clone(), other.clone());
-            }
+            (Some(Value::Array(_)), Value::Array(patch)) => Some(patch.clone().into()),
+            // There is nothing to merge with.
+            (_, value) => without_directive(&without_nulls(value)),
+        };
+        if let Some(merged) = merged {
+            target.insert(key.clone(), merged);
         }
     }
-    for (key, order) in patch.iter().filter(|(key, _)| key.starts_with(ORDER)) {
-        let field = &key[ORDER.len()..];
-        let order = order
-            .as_array()
-            .ok_or_else(|| bad(format!("{key} must be a list")))?;
-        if let Some(list) = target.get_mut(field).and_then(Value::as_array_mut) {
-            let sample = order.first().cloned().unwrap_or_default();
-            set_order(list, order, strategy(parent, field, &sample));
-        }
-    }
-    Ok(())
+    Ok(target)
 }
 
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), without_nulls(value)))
+            .collect(),
+        Value::Array(list) => list.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
+}
+
+/// A value that is new: what carries a directive is no part of it.
+fn without_directive(value: &Value) -> Option<Value> {
+    match value {
+        Value::Object(map) if map.contains_key(DIRECTIVE) => None,
+        Value::Object(map) => {
+            let kept = map
+                .iter()
+                .filter_map(|(key, value)| Some((key.clone(), without_directive(value)?)));
+            Some(Value::Object(kept.collect()))
+        }
+        Value::Array(list) => Some(without_directives(list).into()),
+        other => Some(other.clone()),
+    }
+}
+
+fn without_directives(list: &[Value]) -> Vec<Value> {
+    list.iter().filter_map(without_directive).collect()
+}
+
+/// Merges a list whose items are told apart.
 fn merge_lists(
-    slot: &mut Value,
+    mut live: Vec<Value>,
     patch: &[Value],
-    parent: &str,
-    field: &str,
-) -> Result<(), ApiError> {
-    let directive = |item: &Value| {
-        item.get(DIRECTIVE)
-            .and_then(Value::as_str)
-            .map(str::to_owned)
+    place: Place<'_>,
+) -> Result<Vec<Value>, ApiError> {
+    let Some(first) = live.first().or(patch.first()) else {
+        return Ok(live);
     };
-    if patch
-        .iter()
-        .any(|item| directive(item).as_deref() == Some("replace"))
-    {
-        let plain = |item: &&Value| directive(item).is_none();
-        *slot = patch.iter().filter(plain).cloned().collect();
+    let kind = content::go_dynamic_type(first);
+    for item in live.iter().chain(patch) {
+        if content::go_dynamic_type(item) != kind {
+            return Err(unexplained("list element types are not identical".into()));
+        }
+        if item.is_array() {
+            return Err(unprocessable("lists of lists are not supported"));
+        }
+    }
+    let key = place.merge_key().unwrap_or_default();
+    if !first.is_object() {
+        let mut merged: Vec<Value> = Vec::with_capacity(live.len() + patch.len());
+        for item in live.iter().chain(patch) {
+            if !merged.contains(item) {
+                merged.push(item.clone());
+            }
+        }
+        return in_order(merged, patch, &live, key);
+    }
+
+    let mut given = Vec::new();
+    let mut replace = false;
+    for item in patch {
+        match item.get(DIRECTIVE) {
+            None => given.push(item.clone()),
+            Some(directive) => match directive.as_str() {
+                Some("delete") => {
+                    let id = item.get(key).ok_or_else(|| no_merge_key(item, key))?;
+                    live.retain(|have| have.get(key) != Some(id));
+                }
+                Some("replace") => replace = true,
+                Some("merge") => {
+                    return Err(unexplained(
+                        "merging lists cannot yet be specified in the patch".into(),
+                    ));
+                }
+                _ => return Err(unknown_directive(directive, item)),
+            },
+        }
+    }
+    if replace {
+        (live, given) = (given, Vec::new());
+    }
+    let mut merged = live.clone();
+    for item in &given {
+        let id = item.get(key).ok_or_else(|| no_merge_key(item, key))?;
+        match merged.iter_mut().find(|have| have.get(key) == Some(id)) {
+            Some(have) => {
+                let (Value::Object(mine), Value::Object(patch)) = (have.take(), item) else {
+                    continue;
+                };
+                *have = merge_maps(mine, patch, place.items())?.into();
+            }
+            None => merged.push(item.clone()),
+        }
+    }
+    in_order(merged, &given, &live, key)
+}
+
+fn unprocessable(why: &str) -> ApiError {
+    ApiError::Unprocessable(why.into())
+}
+
+/// Whether two items are the same one.
+fn same(a: &Value, b: &Value, key: &str) -> bool {
+    if key.is_empty() {
+        a == b
+    } else {
+        a.get(key).is_some() && a.get(key) == b.get(key)
+    }
+}
+
+/// What a patch has in a list must come in the order that it asks for.
+fn check_order(patch: &[Value], order: &[Value], key: &str) -> Result<(), ApiError> {
+    if patch.is_empty() || order.is_empty() {
         return Ok(());
     }
-    let sample = patch.first().cloned().unwrap_or_default();
-    let key = match strategy(parent, field, &sample) {
-        List::Atomic => {
-            *slot = patch.to_vec().into();
-            return Ok(());
-        }
-        List::Set => {
-            let mut list = slot.as_array().cloned().unwrap_or_default();
-            for item in patch {
-                if !list.contains(item) {
-                    list.push(item.clone());
-                }
-            }
-            *slot = list.into();
-            return Ok(());
-        }
-        List::Keyed(key) => key,
-    };
-    let mut list = slot.as_array().cloned().unwrap_or_default();
-    for item in patch {
-        let map = item
-            .as_object()
-            .ok_or_else(|| bad(format!("items of {field} must be objects")))?;
-        let id = map.get(key).ok_or_else(|| {
-            bad(format!(
-                "map: {item} does not contain declared merge key: {key}"
-            ))
-        })?;
-        let place = list.iter().position(|have| have.get(key) == Some(id));
-        if directive(item).as_deref() == Some("delete") {
-            list.retain(|have| have.get(key) != Some(id));
-            continue;
-        }
-        match place {
-            Some(at) => {
-                let mut have = list[at].as_object().cloned().unwrap_or_default();
-                merge_maps(&mut have, map, field)?;
-                list[at] = Value::Object(have);
-            }
-            None => {
-                // Through a merge into nothing: a new item must not carry directives or nulls.
-                let mut new = Map::new();
-                merge_maps(&mut new, map, field)?;
-                list.push(Value::Object(new));
-            }
+    let mut wanted = order.iter();
+    for item in patch.iter().filter(|item| item.get(DIRECTIVE).is_none()) {
+        if !wanted.any(|wanted| same(item, wanted, key)) {
+            let shown = |list: &[Value]| content::go_value(&list.to_vec().into());
+            return Err(unexplained(format!(
+                "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
+                shown(patch),
+                shown(order)
+            )));
         }
     }
-    *slot = list.into();
     Ok(())
 }
 
-/// Brings the items that the order names into that order; others stay after the item that they followed.
-fn set_order(list: &mut Vec<Value>, order: &[Value], strategy: List) {
-    let same = |item: &Value, wanted: &Value| match strategy {
-        List::Keyed(key) => item.get(key).is_some() && item.get(key) == wanted.get(key),
-        List::Set | List::Atomic => item == wanted,
-    };
-    let rank = |item: &Value| order.iter().position(|wanted| same(item, wanted));
-    // An item that the order does not know takes the rank of its predecessor.
-    let mut last = 0;
-    let mut ranked: Vec<(usize, Value)> = Vec::with_capacity(list.len());
-    for item in list.drain(..) {
-        if let Some(at) = rank(&item) {
-            last = at + 1;
-            ranked.push((last, item));
-        } else {
-            ranked.push((last, item));
-        }
+/// The items of a merged list: those that the order names in that order, the others as they were, and between the two the
+/// order of the list before, as far as it tells.
+fn in_order(
+    merged: Vec<Value>,
+    order: &[Value],
+    before: &[Value],
+    key: &str,
+) -> Result<Vec<Value>, ApiError> {
+    if !key.is_empty()
+        && let Some(item) = merged.iter().find(|item| item.get(key).is_none())
+    {
+        return Err(no_merge_key(item, key));
     }
-    ranked.sort_by_key(|(rank, _)| *rank);
-    list.extend(ranked.into_iter().map(|(_, item)| item));
+    let place = |list: &[Value], item: &Value| list.iter().position(|have| same(have, item, key));
+    let (mut given, mut others): (Vec<_>, Vec<_>) = merged
+        .into_iter()
+        .partition(|item| place(order, item).is_some());
+    given.sort_by_key(|item| place(order, item));
+    others.sort_by_key(|item| place(before, item));
+    let mut all = Vec::with_capacity(given.len() + others.len());
+    let mut others = others.into_iter().peekable();
+    for item in given {
+        while let Some(other) = others.next_if(|other| {
+            matches!((place(before, other), place(before, &item)), (Some(a), Some(b)) if a < b)
+        }) {
+            all.push(other);
+        }
+        all.push(item);
+    }
+    all.extend(others);
+    Ok(all)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::json;
 
-    fn patched(target: Value, patch: &Value) -> Value {
+    use super::*;
+    use crate::schema::builtin;
+
+    fn on(object: &mut Value, kind: &str, patch: &Value) -> Result<(), ApiError> {
+        let schema = builtin::strict_schema("", kind).unwrap();
+        apply(object, patch, schema.place())
+    }
+
+    fn patched(target: Value, by: &Value) -> Value {
         let mut object = target;
-        apply(&mut object, patch).unwrap();
+        on(&mut object, "Pod", by).unwrap();
         object
     }
 
@@ -274,13 +343,13 @@ mod tests {
         let pod = json!({"spec": {"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}]}});
         let patch = json!({"spec": {
             "$setElementOrder/containers": [{"name": "c"}, {"name": "a"}, {"name": "b"}],
-            "containers": [{"name": "a", "image": "2", "env": [{"name": "Y", "value": "2"}]}, {"name": "c"}],
+            "containers": [{"name": "c"}, {"name": "a", "image": "2", "env": [{"name": "Y", "value": "2"}]}],
         }});
         assert_eq!(
             patched(pod, &patch),
             json!({"spec": {"containers": [
                 {"name": "c"},
-                {"name": "a", "image": "2", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]},
+                {"name": "a", "image": "2", "env": [{"name": "Y", "value": "2"}, {"name": "X", "value": "1"}]},
                 {"name": "b"},
             ]}})
         );
@@ -297,22 +366,49 @@ mod tests {
             patched(pod, &patch),
             json!({"spec": {"containers": [{"name": "b"}], "strategy": {"y": 3}}})
         );
-        let replaced = patched(
-            json!({"data": {"a": 1}}),
-            &json!({"data": {"$patch": "replace", "b": 2}}),
+        let replace = json!({"data": {"$patch": "replace", "b": 2}});
+        assert_eq!(
+            patched(json!({"data": {"a": 1}}), &replace),
+            json!({"data": {"b": 2}})
         );
-        assert_eq!(replaced, json!({"data": {"b": 2}}));
+        // There is nothing to replace.
+        assert_eq!(patched(json!({}), &replace), json!({}));
+        let mut object = json!({"data": {"a": 1}, "spec": {}});
+        for (wrong, said) in [
+            (
+                json!({"data": {"$patch": "x", "b": [1, null]}}),
+                "unknown patch type: x in map: map[$patch:x b:[1 <nil>]]",
+            ),
+            (
+                json!({"spec": {"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "a"}]}}),
+                "The order in patch list:\n[map[name:a]]\n doesn't match $setElementOrder list:\n[map[name:b]]\n",
+            ),
+        ] {
+            let Err(ApiError::Unexplained(why)) = on(&mut object, "Pod", &wrong) else {
+                panic!("{wrong} is accepted");
+            };
+            assert_eq!(why, said);
+        }
     }
 
     #[test]
     fn finalizers_are_a_set() {
         let object = json!({"metadata": {"finalizers": ["a", "b"]}});
         let added = patched(object, &json!({"metadata": {"finalizers": ["c", "a"]}}));
-        assert_eq!(added["metadata"]["finalizers"], json!(["a", "b", "c"]));
+        // Those of the patch come in its order.
+        assert_eq!(added["metadata"]["finalizers"], json!(["c", "a", "b"]));
         let patch = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}});
         assert_eq!(
             patched(added, &patch)["metadata"]["finalizers"],
-            json!(["b", "c"])
+            json!(["c", "b"])
+        );
+        let order = json!({"metadata": {"$setElementOrder/finalizers": ["c", "a", "b"]}});
+        assert_eq!(
+            patched(
+                json!({"metadata": {"finalizers": ["b", "x", "a", "c"]}}),
+                &order
+            )["metadata"]["finalizers"],
+            json!(["x", "c", "a", "b"])
         );
     }
 
@@ -335,6 +431,13 @@ mod tests {
             json!([{"type": "Ready", "status": "True", "message": "m"}, {"type": "New"}])
         );
         let nameless = json!({"status": {"conditions": [{"status": "True"}]}});
-        assert!(apply(&mut json!({}), &nameless).is_err());
+        let mut live = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        let Err(ApiError::Unexplained(why)) = on(&mut live, "Pod", &nameless) else {
+            panic!("it is accepted");
+        };
+        assert_eq!(
+            why,
+            "map: map[status:True] does not contain declared merge key: type"
+        );
     }
 }

@@ -170,6 +170,41 @@ pub(crate) fn go_type(value: &Value) -> &'static str {
     }
 }
 
+/// A decoded JSON value as Go prints it (`%v`).
+pub(crate) fn go_value(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let mut fields: Vec<_> = map.iter().collect();
+            fields.sort_by_key(|(name, _)| name.as_str());
+            let shown: Vec<String> = fields
+                .into_iter()
+                .map(|(name, value)| format!("{name}:{}", go_value(value)))
+                .collect();
+            format!("map[{}]", shown.join(" "))
+        }
+        Value::Array(list) => {
+            let shown: Vec<String> = list.iter().map(go_value).collect();
+            format!("[{}]", shown.join(" "))
+        }
+        Value::String(text) => text.clone(),
+        Value::Null => "<nil>".into(),
+        plain => plain.to_string(),
+    }
+}
+
+/// The Go type that a decoded JSON value has.
+pub(crate) fn go_dynamic_type(value: &Value) -> &'static str {
+    match value {
+        Value::Object(_) => "map[string]interface {}",
+        Value::Array(_) => "[]interface {}",
+        Value::String(_) => "string",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::Bool(_) => "bool",
+        Value::Null => "%!s(<nil>)",
+    }
+}
+
 /// The start of a body, for messages: text of an object, bytes of anything else.
 pub(crate) fn summary(body: &[u8]) -> String {
     const LIMIT: usize = 30;

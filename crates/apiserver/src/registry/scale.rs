@@ -39,7 +39,7 @@ impl Core {
         let object = self
             .update_object(call, scope, &|old| {
                 let scale = match &patch {
-                    Some(patch) => patch.apply(&show(scope, old)?)?,
+                    Some(patch) => patch.apply(&show(scope, old)?, None)?,
                     None => whole.clone(),
                 };
                 resize(scope, old, &scale)

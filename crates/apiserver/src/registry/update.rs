@@ -89,9 +89,10 @@ impl Core {
         }
         apply::check_force(call)?;
         let patch = Patch::parse(&media, &content::read(body).await?, scope.def.crd)?;
+        let schema = scope.fields_schema();
         let object = self
             .update_object(call, scope, &|old| {
-                let new = patch.apply(old)?;
+                let new = patch.apply(old, schema.as_deref())?;
                 check_type(scope, &new)?;
                 Ok(new)
             })

@@ -3,7 +3,7 @@
 //! They are generated when they are asked for: documents are rare, and a tree of all core types would weigh on an idle server.
 //! Only the field trees that strict decoding needs (no descriptions) stay, one a kind, once it was used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use k8s_openapi::api::authentication::v1 as authentication;
@@ -109,23 +109,6 @@ pub fn definitions<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
         any.remove("type");
     }
     list_types::annotate(&mut found);
-    for (name, keys) in merge_keys() {
-        let Some(properties) = found
-            .get_mut(*name)
-            .and_then(|d| d.get_mut("properties"))
-            .and_then(Value::as_object_mut)
-        else {
-            continue;
-        };
-        for (field, key) in *keys {
-            if let Some(property) = properties.get_mut(*field).and_then(Value::as_object_mut) {
-                property.insert("x-kubernetes-patch-strategy".into(), "merge".into());
-                if !key.is_empty() {
-                    property.insert("x-kubernetes-patch-merge-key".into(), (*key).into());
-                }
-            }
-        }
-    }
     found
 }
 
@@ -194,6 +177,8 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
         "x-kubernetes-list-type",
         "x-kubernetes-list-map-keys",
         "x-kubernetes-map-type",
+        list_types::STRATEGY,
+        list_types::MERGE_KEY,
     ] {
         if let Some(v) = schema.get(key) {
             out.insert(key.into(), v.clone());
@@ -224,65 +209,6 @@ fn expand(schema: &Value, all: &Map<String, Value>, open: &mut Vec<&str>) -> Val
     out.into()
 }
 
-/// Lists that strategic merge patches merge: for a definition its fields and the key of their items (empty: a set of plain values).
-/// Clients read them from the documents; the server's own strategic merge uses the same table.
-pub fn merge_keys() -> &'static BTreeMap<&'static str, &'static [(&'static str, &'static str)]> {
-    static TABLE: LazyLock<BTreeMap<&'static str, &'static [(&'static str, &'static str)]>> =
-        LazyLock::new(|| {
-            BTreeMap::from([
-                (
-                    "io.k8s.api.core.v1.PodSpec",
-                    &[
-                        ("containers", "name"),
-                        ("initContainers", "name"),
-                        ("ephemeralContainers", "name"),
-                        ("hostAliases", "ip"),
-                        ("imagePullSecrets", "name"),
-                        ("resourceClaims", "name"),
-                        ("schedulingGates", "name"),
-                        ("topologySpreadConstraints", "topologyKey"),
-                        ("volumes", "name"),
-                    ][..],
-                ),
-                ("io.k8s.api.core.v1.Container", CONTAINER),
-                ("io.k8s.api.core.v1.EphemeralContainer", CONTAINER),
-                (
-                    "io.k8s.api.core.v1.PodStatus",
-                    &[("conditions", "type"), ("hostIPs", "ip"), ("podIPs", "ip")][..],
-                ),
-                ("io.k8s.api.core.v1.NodeSpec", &[("podCIDRs", "")][..]),
-                (
-                    "io.k8s.api.core.v1.NodeStatus",
-                    &[("addresses", "type"), ("conditions", "type")][..],
-                ),
-                (
-                    "io.k8s.api.core.v1.NamespaceStatus",
-                    &[("conditions", "type")][..],
-                ),
-                (
-                    "io.k8s.api.core.v1.PersistentVolumeClaimStatus",
-                    &[("conditions", "type")][..],
-                ),
-                (
-                    "io.k8s.api.core.v1.ServiceAccount",
-                    &[("secrets", "name")][..],
-                ),
-                (
-                    OBJECT_META,
-                    &[("finalizers", ""), ("ownerReferences", "uid")][..],
-                ),
-            ])
-        });
-    &TABLE
-}
-
-const CONTAINER: &[(&str, &str)] = &[
-    ("env", "name"),
-    ("ports", "containerPort"),
-    ("volumeDevices", "devicePath"),
-    ("volumeMounts", "mountPath"),
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,14 +218,6 @@ mod tests {
         let all = definitions(KINDS.iter().map(|k| (k.group, k.kind)));
         for kind in KINDS {
             assert!(all.contains_key(kind.definition), "{}", kind.definition);
-        }
-        for (name, fields) in merge_keys() {
-            for (field, _) in *fields {
-                assert!(
-                    all[*name]["properties"].get(*field).is_some(),
-                    "{name}.{field}"
-                );
-            }
         }
         assert!(all.contains_key(OBJECT_META));
     }

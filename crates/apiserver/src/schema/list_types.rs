@@ -1,68 +1,135 @@
 //! What the typed API does not tell of the built-in kinds' lists and maps: which lists are sets or maps by keys, which maps
 //! are one value, and the defaults of keys. The facts are those of the published OpenAPI documents of Kubernetes 1.34
-//! (`x-kubernetes-list-type`, `-list-map-keys`, `-map-type`).
+//! (`x-kubernetes-list-type`, `-list-map-keys`, `-map-type`, `-patch-strategy`, `-patch-merge-key`). Clients read them in
+//! ours; server-side apply and strategic merge patches go by them.
 
 use serde_json::{Map, Value, json};
 
 use super::builtin::OBJECT_META;
 
-/// A list whose items are told apart by these keys; without keys it is a set.
-type Lists = &'static [(&'static str, &'static [&'static str])];
+/// How a strategic merge patch treats a list, in a schema.
+pub(super) const STRATEGY: &str = "x-kubernetes-patch-strategy";
+/// By what it tells the items of a list apart.
+pub(super) const MERGE_KEY: &str = "x-kubernetes-patch-merge-key";
 
-const CONTAINER: Lists = &[
-    ("env", &["name"]),
-    ("ports", &["containerPort", "protocol"]),
-    ("volumeDevices", &["devicePath"]),
-    ("volumeMounts", &["mountPath"]),
+/// A list whose items are told apart, by whom and by what.
+struct List {
+    field: &'static str,
+    /// For server-side apply: the keys of an item; without keys the list is a set. None: the list is one value.
+    apply: Option<&'static [&'static str]>,
+    /// For strategic merge patches: the key of an item; empty for a set. None: a patch replaces the list.
+    patch: Option<&'static str>,
+    /// Patches may say which fields of an item are kept.
+    retain: bool,
+}
+
+impl List {
+    /// Both tell the items apart by these keys; patches by the first.
+    const fn keyed(field: &'static str, keys: &'static [&'static str]) -> Self {
+        Self {
+            field,
+            apply: Some(keys),
+            patch: Some(keys[0]),
+            retain: false,
+        }
+    }
+
+    const fn set(field: &'static str) -> Self {
+        Self {
+            field,
+            apply: Some(&[]),
+            patch: Some(""),
+            retain: false,
+        }
+    }
+
+    const fn only_applied(field: &'static str, keys: &'static [&'static str]) -> Self {
+        Self {
+            patch: None,
+            ..Self::keyed(field, keys)
+        }
+    }
+
+    const fn only_patched(field: &'static str, keys: &'static [&'static str]) -> Self {
+        Self {
+            apply: None,
+            ..Self::keyed(field, keys)
+        }
+    }
+
+    const fn retaining(self) -> Self {
+        Self {
+            retain: true,
+            ..self
+        }
+    }
+}
+
+const CONTAINER: &[List] = &[
+    List::keyed("env", &["name"]),
+    List::keyed("ports", &["containerPort", "protocol"]),
+    List::keyed("volumeDevices", &["devicePath"]),
+    List::keyed("volumeMounts", &["mountPath"]),
 ];
-const CONDITIONS: Lists = &[("conditions", &["type"])];
+const CONDITIONS: &[List] = &[List::keyed("conditions", &["type"])];
 
-const LISTS: &[(&str, Lists)] = &[
+const LISTS: &[(&str, &[List])] = &[
     (
         OBJECT_META,
-        &[("finalizers", &[]), ("ownerReferences", &["uid"])],
+        &[
+            List::set("finalizers"),
+            List::keyed("ownerReferences", &["uid"]),
+        ],
     ),
     (
         "io.k8s.api.core.v1.PodSpec",
         &[
-            ("containers", &["name"]),
-            ("initContainers", &["name"]),
-            ("ephemeralContainers", &["name"]),
-            ("volumes", &["name"]),
-            ("imagePullSecrets", &["name"]),
-            ("hostAliases", &["ip"]),
-            (
+            List::keyed("containers", &["name"]),
+            List::keyed("initContainers", &["name"]),
+            List::keyed("ephemeralContainers", &["name"]),
+            List::keyed("volumes", &["name"]).retaining(),
+            List::keyed("imagePullSecrets", &["name"]),
+            List::keyed("hostAliases", &["ip"]),
+            List::keyed(
                 "topologySpreadConstraints",
                 &["topologyKey", "whenUnsatisfiable"],
             ),
-            ("schedulingGates", &["name"]),
-            ("resourceClaims", &["name"]),
+            List::keyed("schedulingGates", &["name"]),
+            List::keyed("resourceClaims", &["name"]).retaining(),
         ],
     ),
     ("io.k8s.api.core.v1.Container", CONTAINER),
     ("io.k8s.api.core.v1.EphemeralContainer", CONTAINER),
     (
         "io.k8s.api.core.v1.ResourceRequirements",
-        &[("claims", &["name"])],
+        &[List::only_applied("claims", &["name"])],
     ),
     (
         "io.k8s.api.core.v1.PodStatus",
-        &[("conditions", &["type"]), ("podIPs", &["ip"])],
+        &[
+            List::keyed("conditions", &["type"]),
+            List::only_patched("hostIPs", &["ip"]),
+            List::keyed("podIPs", &["ip"]),
+            List::keyed("resourceClaimStatuses", &["name"]).retaining(),
+        ],
     ),
-    ("io.k8s.api.core.v1.NodeSpec", &[("podCIDRs", &[])]),
+    ("io.k8s.api.core.v1.NodeSpec", &[List::set("podCIDRs")]),
     (
         "io.k8s.api.core.v1.NodeStatus",
-        &[("addresses", &["type"]), ("conditions", &["type"])],
+        &[
+            List::keyed("addresses", &["type"]),
+            List::keyed("conditions", &["type"]),
+        ],
     ),
     ("io.k8s.api.core.v1.NamespaceStatus", CONDITIONS),
     ("io.k8s.api.core.v1.PersistentVolumeClaimStatus", CONDITIONS),
     (
         "io.k8s.api.core.v1.ServiceAccount",
-        &[("secrets", &["name"])],
+        &[List::keyed("secrets", &["name"])],
     ),
     (
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionStatus",
-        CONDITIONS,
+        &[List::only_applied("conditions", &["type"])],
     ),
 ];
 
@@ -94,14 +161,30 @@ pub(super) fn annotate(definitions: &mut Map<String, Value>) {
         let Some(properties) = properties(definitions, name) else {
             continue;
         };
-        for (field, keys) in *lists {
-            let Some(list) = properties.get_mut(*field).and_then(Value::as_object_mut) else {
+        for list in *lists {
+            let Some(property) = properties
+                .get_mut(list.field)
+                .and_then(Value::as_object_mut)
+            else {
                 continue;
             };
-            let sort = if keys.is_empty() { "set" } else { "map" };
-            list.insert("x-kubernetes-list-type".into(), sort.into());
-            if !keys.is_empty() {
-                list.insert("x-kubernetes-list-map-keys".into(), json!(keys));
+            if let Some(keys) = list.apply {
+                let sort = if keys.is_empty() { "set" } else { "map" };
+                property.insert("x-kubernetes-list-type".into(), sort.into());
+                if !keys.is_empty() {
+                    property.insert("x-kubernetes-list-map-keys".into(), json!(keys));
+                }
+            }
+            if let Some(key) = list.patch {
+                let strategy = if list.retain {
+                    "merge,retainKeys"
+                } else {
+                    "merge"
+                };
+                property.insert(STRATEGY.into(), strategy.into());
+                if !key.is_empty() {
+                    property.insert(MERGE_KEY.into(), key.into());
+                }
             }
         }
     }
@@ -144,7 +227,7 @@ mod tests {
             ("apiextensions.k8s.io", "CustomResourceDefinition"),
         ]);
         for (name, lists) in LISTS {
-            for (field, _) in *lists {
+            for List { field, .. } in *lists {
                 assert_eq!(
                     all[*name]["properties"][*field]["type"], "array",
                     "{name}.{field}"

@@ -8,6 +8,7 @@ use serde_json::{Map, Number, Value};
 
 use super::FieldError;
 use super::cel::Rule;
+use super::list_types::{MERGE_KEY, STRATEGY};
 
 /// A schema of one value.
 #[derive(Debug, Default)]
@@ -86,6 +87,8 @@ pub(super) struct Rules {
     pub(super) any_of: Vec<Node>,
     pub(super) one_of: Vec<Node>,
     pub(super) not: Option<Box<Node>>,
+    /// Strategic merge patches merge this list, by this key of its items or, if empty, as a set.
+    pub(super) merge_key: Option<Box<str>>,
 }
 
 /// A regular expression, compiled when it is first needed: compiled ones are large and most are never used.
@@ -246,6 +249,7 @@ impl Rules {
             "anyOf",
             "oneOf",
             "not",
+            STRATEGY,
         ]
         .iter()
         .any(|k| map.contains_key(*k));
@@ -296,6 +300,9 @@ impl Rules {
                 None | Some(Value::Null) => None,
                 Some(schema) => Some(Box::new(Node::parse(schema, &join(path, "not"))?)),
             },
+            merge_key: map
+                .contains_key(STRATEGY)
+                .then(|| text(map, MERGE_KEY).unwrap_or_default().into()),
         }))
     }
 }

@@ -109,7 +109,11 @@ impl Shared {
 
     /// Everything is in the one file then, unless that fails: then the journal stays.
     fn close(&self) {
-        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        let db = self
+            .db
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(db) = db
             && let Err(e) = guarded(|| file::set_journal(&db, 0))
         {

@@ -9,10 +9,9 @@ mod walk;
 use serde_json::Value;
 
 pub(crate) use set::Set;
-pub(crate) use walk::WalkError;
+pub(crate) use walk::{Place, WalkError};
 
 use super::Schema;
-use walk::Place;
 
 /// What one object has that another has not.
 #[derive(Debug, Default)]
@@ -24,6 +23,11 @@ pub(crate) struct Changes {
 }
 
 impl Schema {
+    /// Where a walk begins.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place::root(&self.root)
+    }
+
     /// The fields that an object sets.
     ///
     /// # Errors

@@ -53,7 +53,7 @@ fn parts<'a>(value: &'a Value, place: Place<'_>) -> Parts<'a> {
 
 /// Where in a schema a walk is.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     /// None where there is no schema.
     node: Option<&'a Node>,
     /// At the top of an object: its metadata is that of all objects, whatever the schema says.
@@ -72,8 +72,19 @@ impl<'a> Place<'a> {
         Self { node, root: false }
     }
 
+    /// Where nothing is known.
+    pub(crate) fn nowhere() -> Self {
+        Self::inner(None)
+    }
+
+    /// By what strategic merge patches tell the items of this list apart: a key, or nothing if it is a set. None: the
+    /// list is replaced.
+    pub(crate) fn merge_key(self) -> Option<&'a str> {
+        self.node?.rules.as_ref()?.merge_key.as_deref()
+    }
+
     /// At a field.
-    fn below(self, name: &str) -> Self {
+    pub(crate) fn below(self, name: &str) -> Self {
         if self.root && name == "metadata" {
             return Self::inner(Some(&METADATA));
         }
@@ -86,7 +97,7 @@ impl<'a> Place<'a> {
     }
 
     /// At an item.
-    fn items(self) -> Self {
+    pub(crate) fn items(self) -> Self {
         Self::inner(self.node.and_then(|node| node.items.as_deref()))
     }
 
@@ -108,11 +119,18 @@ static METADATA: LazyLock<Node> = LazyLock::new(|| {
         "namespace": {"type": "string"},
         "labels": names,
         "annotations": names,
-        "finalizers": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+        "finalizers": {
+            "type": "array",
+            "x-kubernetes-list-type": "set",
+            "x-kubernetes-patch-strategy": "merge",
+            "items": {"type": "string"},
+        },
         "ownerReferences": {
             "type": "array",
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["uid"],
+            "x-kubernetes-patch-strategy": "merge",
+            "x-kubernetes-patch-merge-key": "uid",
             "items": {"type": "object", "x-kubernetes-map-type": "atomic"},
         },
     }});

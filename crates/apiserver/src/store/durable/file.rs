@@ -13,9 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redb::{
-    Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-};
+use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 use super::journal::{self, Journal};
 use super::reserve::Reserving;
@@ -197,7 +195,10 @@ fn replay(
         txn.abort()?;
     } else {
         txn.commit()?;
-        tracing::info!("{} writes applied from the journal", opened.revision - begin);
+        tracing::info!(
+            "{} writes applied from the journal",
+            opened.revision - begin
+        );
     }
     Ok(Ok(()))
 }

@@ -120,8 +120,7 @@ impl Journal {
             )));
         }
         let mut bytes = vec![0; usize::try_from(CAPACITY).unwrap_or(0)];
-        file.read_exact_at(&mut bytes, 0)
-            .map_err(super::file::io)?;
+        file.read_exact_at(&mut bytes, 0).map_err(super::file::io)?;
         if bytes[..8] != MAGIC
             || bytes[8..16] != id.to_le_bytes()
             || bytes[16..20] != check(id, &MAGIC).to_le_bytes()
@@ -130,11 +129,6 @@ impl Journal {
         }
         let end = RECORDS;
         Ok((Self { file, id, end }, bytes))
-    }
-
-    /// The database's identity for this journal.
-    pub(super) fn id(&self) -> u64 {
-        self.id
     }
 
     /// The next record goes behind the last one that was read.
@@ -162,7 +156,8 @@ impl Journal {
     pub(super) fn acknowledged(&self, revision: u64) -> io::Result<()> {
         let mut mark = [0; 12];
         mark[..8].copy_from_slice(&revision.to_le_bytes());
-        mark[8..].copy_from_slice(&check(self.id, &mark[..8]).to_le_bytes());
+        let sum = check(self.id, &mark[..8]);
+        mark[8..].copy_from_slice(&sum.to_le_bytes());
         self.file.write_all_at(&mark, MARK)
     }
 
@@ -235,7 +230,11 @@ impl<'a> Records<'a> {
 
     fn read(&self) -> Option<(Record<'a>, usize)> {
         let head = self.bytes.get(self.at..)?.get(..RECORD_HEAD)?;
-        let number = |at: usize| head[at..].first_chunk::<4>().map(|b| u32::from_le_bytes(*b));
+        let number = |at: usize| {
+            head[at..]
+                .first_chunk::<4>()
+                .map(|b| u32::from_le_bytes(*b))
+        };
         let (sum, length, count) = (number(0)?, number(4)?, number(16)?);
         let first = u64::from_le_bytes(*head[8..].first_chunk::<8>()?);
         let length = RECORD_HEAD + length as usize;
@@ -310,7 +309,9 @@ mod tests {
         }
     }
 
-    fn read(database: &Path) -> Vec<(u64, Vec<(String, Option<Vec<u8>>)>)> {
+    type Owned = (u64, Vec<(String, Option<Vec<u8>>)>);
+
+    fn read(database: &Path) -> Vec<Owned> {
         let (_, bytes) = Journal::open(database, 7).unwrap();
         let owned = |entry: Entry<'_>| (entry.key.to_owned(), entry.value.map(<[u8]>::to_vec));
         records(&bytes, 7)
