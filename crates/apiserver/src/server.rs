@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::IntoResponse as _;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -219,6 +219,10 @@ impl ApiServer {
             let (server, user) = (server.clone(), user.clone());
             async move {
                 let (mut parts, body) = request.map(Body::new).into_parts();
+                // Owners of fields are told apart by their program, and here all are one.
+                if let Ok(name) = HeaderValue::from_str(&user.name) {
+                    parts.headers.entry(header::USER_AGENT).or_insert(name);
+                }
                 let admitted = admit(&server.core, user, &mut parts);
                 let response = match admitted {
                     Ok(()) => server.core.handle(Request::from_parts(parts, body)).await,

@@ -74,7 +74,8 @@ async fn types() {
         json!({"data": {"k": 1}}).to_string(),
     )
     .await;
-    assert_eq!(code, StatusCode::BAD_REQUEST, "{answer}");
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+    assert_eq!(answer["details"]["causes"][0]["field"], "patch");
 }
 
 #[tokio::test]
@@ -94,8 +95,8 @@ async fn unknown_and_repeated_fields() {
     assert_eq!(code, StatusCode::BAD_REQUEST);
     assert_eq!(
         answer["message"],
-        "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: unknown field \"dataa\", \
-         duplicate field \"data.k\""
+        "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \"data.k\", \
+         unknown field \"dataa\""
     );
     let request = http::Request::post(&maps)
         .header("content-type", "application/json")
@@ -111,8 +112,8 @@ async fn unknown_and_repeated_fields() {
     assert_eq!(
         warnings,
         [
-            r#"299 - "unknown field \"dataa\"""#,
-            r#"299 - "duplicate field \"data.k\"""#
+            r#"299 - "duplicate field \"data.k\"""#,
+            r#"299 - "unknown field \"dataa\"""#
         ]
     );
     let quiet = http::Request::post(format!("{maps}?fieldValidation=Ignore&dryRun=All"))

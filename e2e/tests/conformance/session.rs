@@ -405,7 +405,7 @@ static AGE: LazyLock<Option<Regex>> =
 
 fn normalise(value: &mut Value, seen: &Seen, url: &str) {
     match value {
-        Value::String(text) => *text = masked(text, seen, url),
+        Value::String(text) => *text = masked(&canonical(text, seen, url), seen, url),
         Value::Array(items) => items.iter_mut().for_each(|item| normalise(item, seen, url)),
         Value::Object(map) => {
             if !seen.managed_fields {
@@ -438,6 +438,33 @@ fn normalise(value: &mut Value, seen: &Seen, url: &str) {
         }
         _ => {}
     }
+}
+
+/// A message with the objects that it quotes in one order of fields, and with what is made up in them masked: Go writes
+/// the fields of a typed object in the order of its declaration.
+fn canonical(text: &str, seen: &Seen, url: &str) -> String {
+    const BEFORE: &str = "Invalid value: \"";
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(BEFORE) {
+        let (head, quoted) = rest.split_at(at + BEFORE.len() - 1);
+        out += head;
+        let mut parsed = serde_json::Deserializer::from_str(quoted).into_iter::<String>();
+        let inner = parsed.next().and_then(Result::ok);
+        let end = parsed.byte_offset();
+        match inner.and_then(|inner| serde_json::from_str::<Value>(&inner).ok()) {
+            Some(mut object @ Value::Object(_)) => {
+                normalise(&mut object, seen, url);
+                out += &format!("{:?}", object.to_string());
+                rest = &quoted[end..];
+            }
+            _ => {
+                out.push('"');
+                rest = &quoted[1..];
+            }
+        }
+    }
+    out + rest
 }
 
 fn revisions(map: &mut Map<String, Value>) {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::resources::{ResourceDef, VersionDef};
-use crate::schema::builtin::{OBJECT_META, REF_PREFIX, definition_name};
+use crate::schema::builtin::{OBJECT_META, REF_PREFIX, SCALE, definition_name};
 
 /// One path with its operations.
 pub(super) struct Path {
@@ -11,6 +11,8 @@ pub(super) struct Path {
     pub(super) namespaced: bool,
     pub(super) named: bool,
     pub(super) operations: Vec<Operation>,
+    /// Whether it is about the number of replicas and not about the object.
+    pub(super) scale: bool,
 }
 
 /// One method of a path.
@@ -31,18 +33,20 @@ const fn op(method: &'static str, action: &'static str, body: bool) -> Operation
     }
 }
 
-/// Media types of a PATCH. Server-side apply is left out until the server has it: clients ask this list.
+/// Media types of a PATCH: clients ask this list for what they may send.
 pub(super) fn patch_types(def: &ResourceDef) -> &'static [&'static str] {
     if def.crd {
         &[
             "application/json-patch+json",
             "application/merge-patch+json",
+            "application/apply-patch+yaml",
         ]
     } else {
         &[
             "application/json-patch+json",
             "application/merge-patch+json",
             "application/strategic-merge-patch+json",
+            "application/apply-patch+yaml",
         ]
     }
 }
@@ -122,6 +126,7 @@ pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
             namespaced: def.namespaced,
             named: false,
             operations: vec![op("post", "post", true)],
+            scale: false,
         }];
     }
     let object = format!("{collection}/{{name}}");
@@ -135,6 +140,7 @@ pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
                 op("post", "post", true),
                 op("delete", "deletecollection", false),
             ],
+            scale: false,
         },
         Path {
             path: object.clone(),
@@ -146,6 +152,7 @@ pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
                 op("patch", "patch", true),
                 op("delete", "delete", false),
             ],
+            scale: false,
         },
     ];
     if def.namespaced {
@@ -154,21 +161,34 @@ pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
             namespaced: false,
             named: false,
             operations: vec![op("get", "list", false)],
+            scale: false,
         });
     }
-    if version.status {
-        found.push(Path {
-            path: format!("{object}/status"),
-            namespaced: def.namespaced,
-            named: true,
-            operations: vec![
-                op("get", "get", false),
-                op("put", "put", true),
-                op("patch", "patch", true),
-            ],
-        });
+    for (name, there) in [("scale", version.scale), ("status", version.status)] {
+        if there {
+            found.push(Path {
+                path: format!("{object}/{name}"),
+                namespaced: def.namespaced,
+                named: true,
+                operations: vec![
+                    op("get", "get", false),
+                    op("put", "put", true),
+                    op("patch", "patch", true),
+                ],
+                scale: name == "scale",
+            });
+        }
     }
     found
+}
+
+/// Name of the definition of what a path gives and takes.
+pub(super) fn content_name(def: &ResourceDef, version: &VersionDef, path: &Path) -> String {
+    if path.scale {
+        SCALE.to_owned()
+    } else {
+        schema_name(def, version)
+    }
 }
 
 /// Name of the definition of a resource version: upstream's for built-in kinds, the reversed group for custom ones.
@@ -195,6 +215,15 @@ pub(super) fn list_name(def: &ResourceDef, version: &VersionDef) -> String {
 /// Value of `x-kubernetes-group-version-kind` of one kind.
 pub(super) fn gvk(def: &ResourceDef, version: &VersionDef) -> Value {
     json!({"group": def.group, "version": version.name, "kind": def.kind})
+}
+
+/// The same of what a path gives and takes.
+pub(super) fn path_gvk(def: &ResourceDef, version: &VersionDef, path: &Path) -> Value {
+    if path.scale {
+        json!({"group": "autoscaling", "version": "v1", "kind": "Scale"})
+    } else {
+        gvk(def, version)
+    }
 }
 
 /// The definition of the object and that of its list, in the v3 dialect.

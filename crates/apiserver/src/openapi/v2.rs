@@ -148,7 +148,8 @@ fn path_item(def: &ResourceDef, version: &VersionDef, path: &Path) -> Value {
 }
 
 fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Operation) -> Value {
-    let object = json!({"$ref": format!("#/definitions/{}", paths::schema_name(def, version))});
+    let object =
+        json!({"$ref": format!("#/definitions/{}", paths::content_name(def, version, path))});
     let answer = match operation.action {
         "list" => json!({"$ref": format!("#/definitions/{}", paths::list_name(def, version))}),
         "delete" | "deletecollection" => {
@@ -181,6 +182,6 @@ fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Ope
         "parameters": parameters,
         "responses": {"200": {"description": "OK", "schema": answer}, "401": {"description": "Unauthorized"}},
         "x-kubernetes-action": operation.action,
-        "x-kubernetes-group-version-kind": paths::gvk(def, version),
+        "x-kubernetes-group-version-kind": paths::path_gvk(def, version, path),
     })
 }

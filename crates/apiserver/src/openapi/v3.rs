@@ -124,7 +124,8 @@ fn path_item(def: &ResourceDef, version: &VersionDef, path: &Path) -> (String, V
 }
 
 fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Operation) -> Value {
-    let object = json!({"$ref": format!("{REF_PREFIX}{}", paths::schema_name(def, version))});
+    let object =
+        json!({"$ref": format!("{REF_PREFIX}{}", paths::content_name(def, version, path))});
     let answer = match operation.action {
         "list" => json!({"$ref": format!("{REF_PREFIX}{}", paths::list_name(def, version))}),
         "delete" | "deletecollection" => {
@@ -147,7 +148,7 @@ fn describe(def: &ResourceDef, version: &VersionDef, path: &Path, operation: Ope
             "401": {"description": "Unauthorized"},
         },
         "x-kubernetes-action": operation.action,
-        "x-kubernetes-group-version-kind": paths::gvk(def, version),
+        "x-kubernetes-group-version-kind": paths::path_gvk(def, version, path),
     });
     match operation.method {
         "patch" => {

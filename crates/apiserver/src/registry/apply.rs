@@ -96,6 +96,10 @@ fn check(call: &Call, scope: &Scope, config: &Value) -> Result<(), ApiError> {
             call.info.name
         )));
     }
+    let text = |field| meta::text(config, &[field]);
+    if text("apiVersion").is_empty() && text("kind").is_empty() {
+        return Err(ApiError::BadRequest("invalid object type: /, Kind=".into()));
+    }
     // What is missing is not filled in: the configuration has to stand for itself.
     for field in ["apiVersion", "kind"] {
         if meta::text(config, &[field]).is_empty() {

@@ -192,6 +192,26 @@ pub(crate) fn go_value(value: &Value) -> String {
     }
 }
 
+/// A decoded JSON value in Go's syntax (`%#v`).
+pub(crate) fn go_syntax(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let shown: Vec<String> = map
+                .iter()
+                .map(|(name, value)| format!("{name:?}:{}", go_syntax(value)))
+                .collect();
+            format!("map[string]interface {{}}{{{}}}", shown.join(", "))
+        }
+        Value::Array(list) => {
+            let shown: Vec<String> = list.iter().map(go_syntax).collect();
+            format!("[]interface {{}}{{{}}}", shown.join(", "))
+        }
+        Value::String(text) => format!("{text:?}"),
+        Value::Null => "interface {}(nil)".into(),
+        plain => plain.to_string(),
+    }
+}
+
 /// The Go type that a decoded JSON value has.
 pub(crate) fn go_dynamic_type(value: &Value) -> &'static str {
     match value {

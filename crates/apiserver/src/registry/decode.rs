@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, Cause, Target};
+use crate::patch::Patch;
 use crate::registry::catalog::Scope;
 use crate::registry::content;
 use crate::registry::query::{Call, FieldValidation, MAX_FIELD_MANAGER};
@@ -75,25 +76,17 @@ pub(crate) fn unknown(call: &mut Call, scope: &Scope, object: &Value) -> Result<
         return Ok(());
     }
     let (def, version) = (&scope.def, &scope.version().name);
-    let mut problems = strict::problems(def, version, object, None);
-    problems.extend(
-        duplicates
-            .iter()
-            .map(|path| format!("duplicate field {path:?}")),
-    );
+    let mut problems: Vec<String> = duplicates
+        .iter()
+        .map(|path| format!("duplicate field {path:?}"))
+        .collect();
+    problems.extend(strict::problems(def, version, object, None));
     if validation == FieldValidation::Warn {
         call.warnings.extend(problems);
     } else if !problems.is_empty() && def.crd && call.info.verb == "patch" {
         // What a patch makes of a custom resource is decoded after the request was.
         let why = format!("strict decoding error: {}", problems.join(", "));
-        return Err(ApiError::Invalid {
-            target: Target::new("", "", ""),
-            causes: vec![Cause::invalid(
-                "patch",
-                format!("{:?}", object.to_string()),
-                why,
-            )],
-        });
+        return Err(refused_patch(&object.to_string(), why));
     } else if !problems.is_empty() {
         return Err(ApiError::BadRequest(strict::refusal(
             &def.kind, version, &problems,
@@ -102,31 +95,67 @@ pub(crate) fn unknown(call: &mut Call, scope: &Scope, object: &Value) -> Result<
     Ok(())
 }
 
+/// A patch whose result cannot be decoded; `shown` is that result, or the patch.
+fn refused_patch(shown: &str, why: String) -> ApiError {
+    ApiError::Invalid {
+        target: Target::new("", "", ""),
+        causes: vec![Cause::invalid("patch", format!("{shown:?}"), why)],
+    }
+}
+
+/// Refuses what a patch makes of an object of a built-in kind, if it is none of that kind.
+pub(crate) fn patched(scope: &Scope, patch: &Patch, object: &Value) -> Result<(), ApiError> {
+    let def = &scope.def;
+    let given = |field: &str, expected: &str| match object[field].as_str() {
+        None | Some("") => expected.to_owned(),
+        Some(given) => given.to_owned(),
+    };
+    let version = scope.api_version();
+    let (given_kind, given_version) = (given("kind", &def.kind), given("apiVersion", &version));
+    let why = if given_kind != def.kind || given_version != version {
+        Some(format!(
+            "no kind {given_kind:?} is registered for version {given_version:?} in scheme \"pkg/runtime/scheme.go:110\""
+        ))
+    } else {
+        fault(scope, object)
+    };
+    match (why, patch) {
+        (None, _) => Ok(()),
+        (Some(why), Patch::Strategic(patch)) => Err(refused_patch(&content::go_value(patch), why)),
+        (Some(why), _) => Err(refused_patch(&object.to_string(), why)),
+    }
+}
+
 /// Refuses an object that no typed client could read again. Of custom resources only the metadata is typed here; the rest
 /// is their schema's business.
 pub(crate) fn typed(scope: &Scope, object: &Value) -> Result<(), ApiError> {
-    let def = &scope.def;
-    let refused = |why: String| {
-        let (kind, version) = (&def.kind, &scope.version().name);
-        Err(ApiError::BadRequest(format!(
+    let (kind, version) = (&scope.def.kind, &scope.version().name);
+    match fault(scope, object) {
+        None => Ok(()),
+        Some(why) => Err(ApiError::BadRequest(format!(
             "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
-        )))
-    };
+        ))),
+    }
+}
+
+/// Why no typed client could read an object, in the words of the decoder that clients know.
+fn fault(scope: &Scope, object: &Value) -> Option<String> {
+    let def = &scope.def;
     // Custom resources have their metadata decoded by itself.
     let prefix = if def.crd { "" } else { "metadata." };
     if let Some(why) = metadata_fault(&object["metadata"], prefix) {
-        return refused(why);
+        return Some(why);
     }
     if def.crd {
-        return Ok(());
+        return None;
     }
     if let Some(error) = builtin::type_errors(&def.group, &def.kind, object).first() {
-        return refused(unmarshal(&def.group, &def.kind, object, error));
+        return Some(unmarshal(&def.group, &def.kind, object, error));
     }
     let bytes = match (def.group.as_str(), def.plural.as_str()) {
         ("", "configmaps") => "binaryData",
         ("", "secrets") => "data",
-        _ => return Ok(()),
+        _ => return None,
     };
     for value in object[bytes]
         .as_object()
@@ -145,10 +174,10 @@ pub(crate) fn typed(scope: &Scope, object: &Value) -> Result<(), ApiError> {
                 | base64::DecodeError::InvalidLastSymbol(at, _) => at,
                 _ => text.len(),
             };
-            return refused(format!("illegal base64 data at input byte {at}"));
+            return Some(format!("illegal base64 data at input byte {at}"));
         }
     }
-    Ok(())
+    None
 }
 
 /// A type error in the words of the decoder that clients know.

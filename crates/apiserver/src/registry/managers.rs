@@ -94,8 +94,7 @@ impl Writer {
             .filter(|c| !c.is_control())
             .take(query::MAX_FIELD_MANAGER)
             .collect();
-        // A client in this process has no program of its own.
-        let manager = [given, &program, &call.user.name, "unknown"]
+        let manager = [given, &program, "unknown"]
             .into_iter()
             .find(|name| !name.is_empty())
             .unwrap_or_default()
@@ -279,6 +278,22 @@ fn changes(call: &Call, scope: &Scope, old: &Value, new: &Value) -> Option<Chang
     Some(changes)
 }
 
+/// What upstream's typed objects of a built-in kind hold before anything is set: structs that are no pointers, lists that
+/// are written although they are empty. A new object does not add these.
+fn blank(kind: &str) -> Value {
+    match kind {
+        "Pod" => json!({"spec": {"containers": []}, "status": {}}),
+        "Namespace" | "Node" | "PersistentVolume" => json!({"spec": {}, "status": {}}),
+        "PersistentVolumeClaim" => json!({"spec": {"resources": {}}, "status": {}}),
+        "Lease" => json!({"spec": {}}),
+        "CustomResourceDefinition" => json!({
+            "spec": {"group": "", "names": {"kind": "", "plural": ""}, "scope": "", "versions": []},
+            "status": {"acceptedNames": {"kind": "", "plural": ""}, "conditions": [], "storedVersions": []},
+        }),
+        _ => json!({}),
+    }
+}
+
 /// The `managedFields` of a written object. `new` is what is about to be stored, `given` the `managedFields` that the
 /// client sent with it, `old` the stored object, nothing for a new one.
 pub(crate) fn after_write(
@@ -304,8 +319,8 @@ pub(crate) fn after_write(
     if reset || (old.is_some() && managers.0.is_empty()) {
         return managers.encode();
     }
-    let empty = json!({});
-    let old = old.unwrap_or(&empty);
+    let blank = blank(&scope.def.kind);
+    let old = old.unwrap_or(&blank);
     if let Some(changes) = changes(call, scope, old, new) {
         managers.wrote(&Writer::of(call, scope, false), &changes);
     }
@@ -369,10 +384,11 @@ fn apply_as(
     };
     let walk = |e: crate::schema::fields::WalkError| {
         Refused::Other(ApiError::Unexplained(format!(
-            "failed to create typed patch object ({}/{}; {}, Kind={}): {e}",
+            "failed to create typed patch object ({}/{}; {}/{}, Kind={}): {e}",
             meta::namespace(config),
             meta::name(config),
-            scope.api_version(),
+            scope.def.group,
+            scope.version().name,
             scope.def.kind
         )))
     };
@@ -390,6 +406,7 @@ fn apply_as(
         managers.0.push(before.entry(set));
     }
 
+    schema.check_types(config).map_err(walk)?;
     let mut set = schema.fields(config).map_err(walk)?;
     strip(scope, subresource, &mut set);
     let own = managers.0.iter().position(|entry| entry.is_of(writer));
@@ -402,6 +419,7 @@ fn apply_as(
     if let Some(last) = &last {
         merged = schema.take_out(&merged, &last.set, &owned);
     }
+    let same = merged == *live;
 
     let mut changes = schema.changes(live, &merged);
     strip(scope, subresource, &mut changes.set);
@@ -421,11 +439,9 @@ fn apply_as(
         entry.set.subtract(&changes.removed);
     }
     let mut entry = writer.entry(set);
-    if let Some(last) =
-        last.filter(|last| last.set == entry.set && last.api_version == entry.api_version)
-    {
-        // Nothing new: the time of the entry is that of its last change.
-        entry.time = last.time;
+    if same {
+        // The time of an entry is that of its last change of the object, if there was any.
+        entry.time = last.map(|last| last.time).unwrap_or_default();
     }
     managers.0.push(entry);
     if writer.manager == "kubectl" {

@@ -132,8 +132,14 @@ impl Scope {
                 }
                 meta::metadata(object).insert("finalizers".into(), json!(finalizers));
             }
-            Policy::Pod => pods::complete(object),
             _ => {}
+        }
+    }
+
+    /// What the server itself adds to a new object, and no manager of fields owns.
+    pub(crate) fn complete(&self, object: &mut Value) {
+        if self.policy == Policy::Pod {
+            pods::complete(object);
         }
     }
 
@@ -258,6 +264,15 @@ fn check_pod_update(object: &Value, old: &Value) -> Option<Cause> {
             }
         }
         spec
+    }
+    for list in ["containers", "initContainers"] {
+        let count = |pod: &Value| pod["spec"][list].as_array().map_or(0, Vec::len);
+        if count(object) != count(old) {
+            return Some(Cause::forbidden(
+                format!("spec.{list}"),
+                "pod updates may not add or remove containers",
+            ));
+        }
     }
     (fixed(object) != fixed(old)).then(|| {
         Cause::forbidden(

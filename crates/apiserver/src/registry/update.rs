@@ -28,10 +28,10 @@ enum Attempt {
     Lost,
 }
 
-/// A patch must not make a custom resource one of another kind or version; of built-in kinds the decoder says so.
-fn check_type(scope: &Scope, new: &Value) -> Result<(), ApiError> {
+/// A patch must not make an object one of another kind or version; of built-in kinds the decoder says so.
+fn check_type(scope: &Scope, patch: &Patch, new: &Value) -> Result<(), ApiError> {
     if !scope.def.crd {
-        return Ok(());
+        return decode::patched(scope, patch, new);
     }
     let (kind, version) = (meta::text(new, &["kind"]), meta::text(new, &["apiVersion"]));
     let expected = scope.api_version();
@@ -93,7 +93,7 @@ impl Core {
         let object = self
             .update_object(call, scope, &|old| {
                 let new = patch.apply(old, schema.as_deref())?;
-                check_type(scope, &new)?;
+                check_type(scope, &patch, &new)?;
                 Ok(new)
             })
             .await?;

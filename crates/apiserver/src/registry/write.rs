@@ -116,6 +116,7 @@ impl Core {
             managers::after_write(call, scope, None, &object, given.as_ref())
         };
         meta::put(&mut identity, "managedFields", managed);
+        scope.complete(&mut object);
 
         // Until the object is stored its namespace and its definition stay.
         let _gate = self.gate.read().await;
@@ -198,8 +199,13 @@ impl Core {
                 schema.prune(object);
                 schema.default(object);
             }
-            None if !scope.def.crd => defaults::fill(&scope.def, object),
-            None => {}
+            None if scope.def.crd => {}
+            None => {
+                if let Some(schema) = scope.fields_schema() {
+                    schema.prune(object);
+                }
+                defaults::fill(&scope.def, object);
+            }
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::autoscaling::v1 as autoscaling;
 use k8s_openapi::api::coordination::v1 as coordination;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1 as events;
@@ -28,6 +29,9 @@ pub const REF_PREFIX: &str = "#/components/schemas/";
 
 /// Name of the ObjectMeta definition, which custom resources refer to as well.
 pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+
+/// Name of the definition of what `scale` gives and takes.
+pub const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
 
 /// The definition of a free JSON value in a CustomResourceDefinition.
 const ANY_JSON: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON";
@@ -91,13 +95,14 @@ pub fn definition_name(group: &str, kind: &str) -> Option<&'static str> {
 }
 
 /// The definitions of the given `(group, kind)`s with everything that they refer to, and those of the machinery (ObjectMeta, ListMeta,
-/// DeleteOptions, Status).
+/// DeleteOptions, Status, Scale).
 pub fn definitions<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a str)>) -> Map<String, Value> {
     let mut generator = SchemaSettings::openapi3().into_generator();
     generator.subschema_for::<meta::ObjectMeta>();
     generator.subschema_for::<meta::ListMeta>();
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::Status>();
+    generator.subschema_for::<autoscaling::Scale>();
     for (group, name) in wanted {
         if let Some(kind) = KINDS.iter().find(|k| k.group == group && k.kind == name) {
             (kind.generate)(&mut generator);

@@ -81,6 +81,30 @@ pub(super) fn dns_label(name: &str) -> bool {
     name.len() <= 63 && alnum_ends(name) && name.starts_with(|c: char| c.is_ascii_lowercase())
 }
 
+/// An error that shows all versions. Upstream shows its internal form, in the order of its fields; what all versions share
+/// stands elsewhere in it.
+fn about_versions(versions: &[Value], detail: &str) -> FieldError {
+    let shown: Vec<String> = versions
+        .iter()
+        .map(|version| {
+            let flag = |field: &str| version[field] == true;
+            format!(
+                r#"{{"Name":{},"Served":{},"Storage":{},"Deprecated":{},"DeprecationWarning":{},"Schema":null,"Subresources":null,"AdditionalPrinterColumns":null,"SelectableFields":null}}"#,
+                version["name"],
+                flag("served"),
+                flag("storage"),
+                flag("deprecated"),
+                version["deprecationWarning"],
+            )
+        })
+        .collect();
+    FieldError {
+        kind: FieldErrorKind::Invalid,
+        field: "spec.versions".into(),
+        message: format!("Invalid value: [{}]: {detail}", shown.join(",")),
+    }
+}
+
 /// The errors of a (defaulted) definition; `old` is the stored one on update.
 pub fn validate(crd: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -237,19 +261,15 @@ fn check_versions(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError
             ));
         }
     }
-    // What an error shows of versions is a form that only upstream has; the names say as much.
-    let shown = json!(versions.iter().map(|v| text(v, "name")).collect::<Vec<_>>());
     if !unique {
-        errors.push(FieldError::invalid(
-            "spec.versions",
-            &shown,
+        errors.push(about_versions(
+            versions,
             "must contain unique version names",
         ));
     }
     if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
-        errors.push(FieldError::invalid(
-            "spec.versions",
-            &shown,
+        errors.push(about_versions(
+            versions,
             "must have exactly one version marked as storage version",
         ));
     }

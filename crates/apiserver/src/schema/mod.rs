@@ -29,6 +29,7 @@ mod formats;
 mod list_types;
 mod lists;
 mod node;
+mod patterns;
 mod prune;
 mod ratchet;
 pub mod strict;

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::node;
 use super::node::{Kind, join};
+use super::patterns;
 use super::{FieldError, lists};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -254,7 +254,7 @@ fn check_values(
     errors: &mut Vec<FieldError>,
 ) {
     if let Some(pattern) = map.get("pattern").and_then(Value::as_str)
-        && let Err(error) = node::compile(pattern)
+        && let Some(error) = patterns::fault(pattern)
     {
         errors.push(FieldError::invalid(
             join(path, "pattern"),

@@ -275,7 +275,7 @@ mod definitions {
             (
                 "/spec/versions/0/storage",
                 json!(false),
-                r#"spec.versions: Invalid value: ["v1"]: must have exactly one version marked as storage version"#.to_owned(),
+                r#"spec.versions: Invalid value: [{"Name":"v1","Served":true,"Storage":false,"Deprecated":false,"DeprecationWarning":null,"Schema":null,"Subresources":null,"AdditionalPrinterColumns":null,"SelectableFields":null}]: must have exactly one version marked as storage version"#.to_owned(),
             ),
             (schema, json!({"type": "string"}), format!(r#"{at}.type: Invalid value: "string": must be object at the root"#)),
             (

@@ -36,6 +36,14 @@ impl Schema {
         walk::fields(object, Place::root(&self.root))
     }
 
+    /// Whether an object has the types of the schema and only fields that it knows.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(crate) fn check_types(&self, object: &Value) -> Result<(), WalkError> {
+        walk::check_types(object, self.place())
+    }
+
     /// What a write changes.
     pub(crate) fn changes(&self, old: &Value, new: &Value) -> Changes {
         let difference = walk::compare(old, new, Place::root(&self.root));

@@ -10,8 +10,9 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
-use super::super::node::{Additional, ListType, Node};
-use super::set::{Set, field};
+use super::super::node::{Additional, Kind, ListType, Node};
+use super::set::{Set, field, shown};
+use crate::registry::content;
 
 /// Two items of a list that the schema makes a set or a map are the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +26,20 @@ pub(crate) enum WalkError {
     /// An item of another type.
     #[error("{0}: {1}")]
     Item(String, &'static str),
+    /// Values of other types than the schema has, and fields that it has not: where, and what is wrong.
+    #[error("{}", listed(.0))]
+    Types(Vec<(String, String)>),
+}
+
+fn listed(errors: &[(String, String)]) -> String {
+    let shown = |(path, why): &(String, String)| format!("{path}: {why}");
+    match errors {
+        [one] => shown(one),
+        many => {
+            let lines: Vec<_> = many.iter().map(|e| format!("\n  {}", shown(e))).collect();
+            format!("errors:{}", lines.concat())
+        }
+    }
 }
 
 /// What a value is to the walk.
@@ -101,6 +116,11 @@ impl<'a> Place<'a> {
         Self::inner(self.node.and_then(|node| node.items.as_deref()))
     }
 
+    /// In the metadata, of which only a part is written down here.
+    fn metadata(self) -> bool {
+        self.node.is_some_and(|node| std::ptr::eq(node, &*METADATA))
+    }
+
     /// Whether the schema itself names this field.
     fn names(self, name: &str) -> bool {
         (self.root && name == "metadata")
@@ -174,6 +194,74 @@ fn steps(list: &[Value], place: Place<'_>, path: &str) -> Result<Vec<Box<str>>, 
     list.iter().map(|item| step_of(item, place, path)).collect()
 }
 
+/// Whether a value has the types of its schema and only fields that it knows.
+pub(super) fn check_types(value: &Value, place: Place<'_>) -> Result<(), WalkError> {
+    let mut errors = Vec::new();
+    check_at(value, place, "", &mut errors);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(WalkError::Types(errors))
+}
+
+fn check_at(value: &Value, place: Place<'_>, path: &str, errors: &mut Vec<(String, String)>) {
+    let Some(node) = place.node.filter(|node| !node.int_or_string) else {
+        return;
+    };
+    let mut wrong = |wanted: &str, found: String| {
+        errors.push((path.to_owned(), format!("expected {wanted}, got {found}")));
+    };
+    // As the walker upstream prints what it has in hand: a pointer to a struct.
+    let pointer = || format!("&{{{}}}", content::go_value(value));
+    match (node.kind, value) {
+        (None, _) | (_, Value::Null) => {}
+        (Some(Kind::Object), Value::Object(map)) => {
+            for (name, value) in map {
+                let below = format!("{path}.{name}");
+                let inner = place.below(name);
+                let known = inner.node.is_some()
+                    || node.preserve_unknown
+                    || node.embedded
+                    || node.properties.is_empty()
+                    || matches!(node.additional, Additional::Any)
+                    || (place.root && matches!(name.as_str(), "apiVersion" | "kind"));
+                if !known && !place.metadata() {
+                    errors.push((below, "field not declared in schema".into()));
+                    continue;
+                }
+                check_at(value, inner, &below, errors);
+            }
+        }
+        (Some(Kind::Array), Value::Array(list)) => {
+            for (index, item) in list.iter().enumerate() {
+                let step = match place.node.map(|node| &node.list) {
+                    None | Some(ListType::Atomic) => None,
+                    _ => step_of(item, place, path).ok(),
+                };
+                let step = step.map_or_else(|| format!("[{index}]"), |step| shown(&step));
+                check_at(item, place.items(), &format!("{path}{step}"), errors);
+            }
+        }
+        (Some(Kind::String), Value::String(_))
+        | (Some(Kind::Integer | Kind::Number), Value::Number(_))
+        | (Some(Kind::Boolean), Value::Bool(_)) => {}
+        (Some(Kind::Object), _) => wrong("map", pointer()),
+        (Some(Kind::Array), _) => wrong("list", pointer()),
+        (Some(Kind::Boolean), _) => wrong("boolean", pointer()),
+        (Some(Kind::Integer | Kind::Number), _) => wrong(
+            "numeric (int or float)",
+            content::go_dynamic_type(value).to_owned(),
+        ),
+        (Some(Kind::String), _) => wrong(
+            "string",
+            format!(
+                "&value.valueUnstructured{{Value:{}}}",
+                content::go_syntax(value)
+            ),
+        ),
+    }
+}
+
 /// The fields that a value sets.
 ///
 /// # Errors
@@ -190,13 +278,14 @@ fn collect(value: &Value, place: Place<'_>, path: &str, set: &mut Set) -> Result
         Parts::Leaf => set.member = true,
         Parts::Map(map) => {
             for (name, value) in map {
-                let inner = set.children.entry(field(name)).or_default();
-                collect(value, place.below(name), &format!("{path}.{name}"), inner)?;
+                let mut inner = Set::default();
+                let below = format!("{path}.{name}");
+                collect(value, place.below(name), &below, &mut inner)?;
                 let empty = value.is_null() || value.as_object().is_some_and(Map::is_empty);
                 inner.member |= empty || !place.names(name);
-                if inner.is_empty() {
-                    // An empty list whose items would be told apart.
-                    inner.member = true;
+                // Of a list whose items are told apart nothing is set as long as it has none.
+                if !inner.is_empty() {
+                    set.children.insert(field(name), inner);
                 }
             }
         }
@@ -204,10 +293,7 @@ fn collect(value: &Value, place: Place<'_>, path: &str, set: &mut Set) -> Result
             let mut seen = HashSet::new();
             for (item, step) in list.iter().zip(steps(list, place, path)?) {
                 if !seen.insert(step.clone()) {
-                    return Err(WalkError::Duplicate(
-                        path.to_owned(),
-                        super::set::shown(&step),
-                    ));
+                    return Err(WalkError::Duplicate(path.to_owned(), shown(&step)));
                 }
                 let inner = set.children.entry(step).or_default();
                 collect(item, place.items(), path, inner)?;
