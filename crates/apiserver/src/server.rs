@@ -56,6 +56,9 @@ pub struct Options {
 pub struct Tuning {
     /// Most bytes that all objects may take.
     pub store_limit: u64,
+    /// How long after the start the store begins its journal. It takes some milliseconds, which a start has not; without
+    /// it a write takes longer.
+    pub journal_after: Duration,
     /// What a client may ask for at a time, and how long it may take.
     pub limits: Limits,
     /// Where requests are recorded.
@@ -69,6 +72,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             store_limit: durable::DEFAULT_LIMIT,
+            journal_after: Duration::from_secs(1),
             limits: Limits::default(),
             audit: None,
             controllers: true,
@@ -148,10 +152,12 @@ impl ApiServer {
     /// The same, with other limits or an audit log.
     pub async fn open_tuned(options: Options, tuning: Tuning) -> Result<Self, OpenError> {
         let path = store_path(&options.data_dir);
-        let limit = tuning.store_limit;
+        let (limit, journal_after) = (tuning.store_limit, tuning.journal_after);
         // On a thread of its own: it may have to wait for a predecessor whose end needs this runtime.
         let opening = path.clone();
-        let store = tokio::task::spawn_blocking(move || RedbStore::open_limited(&opening, limit))
+        let store = tokio::task::spawn_blocking(move || {
+            RedbStore::open_tuned(&opening, limit, journal_after)
+        })
             .await
             .unwrap_or(Err(StoreError::Closed))
             .map_err(|source| OpenError::Store { path, source })?;

@@ -377,7 +377,13 @@ async fn a_full_disk_costs_the_writes_that_find_it_full() {
         return;
     };
     let ballast = disk.path().join("ballast");
-    let server = ApiServer::open(options(disk.path())).await.unwrap();
+    let tuning = Tuning {
+        journal_after: std::time::Duration::ZERO,
+        ..Tuning::default()
+    };
+    let server = ApiServer::open_tuned(options(disk.path()), tuning)
+        .await
+        .unwrap();
     let client = server.client("test");
     ok(&client, "POST", URI, &config_map("before")).await;
     let watched = ok(&client, "GET", URI, &Value::Null).await;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use berth_apiserver::store::durable::RedbStore;
 use berth_apiserver::store::{Query, Store as _};
-use berth_apiserver::{Access, AdmitAll, ApiServer, Options};
+use berth_apiserver::{Access, AdmitAll, ApiServer, Options, Tuning};
 use futures::StreamExt as _;
 use http::{Request, StatusCode};
 use kube::Client;
@@ -59,7 +59,12 @@ fn serves_until_killed() {
             crds: Vec::new(),
             access: Access::default(),
         };
-        let server = ApiServer::open(options).await.unwrap();
+        // With a journal, and without one.
+        let tuning = Tuning {
+            journal_after: Duration::from_secs(60 * (number(ROUND) % 2)),
+            ..Tuning::default()
+        };
+        let server = ApiServer::open_tuned(options, tuning).await.unwrap();
         let client = server.client("test");
         let list = common::ok(&client, "GET", URI, &Value::Null).await;
         let mut present = BTreeMap::new();

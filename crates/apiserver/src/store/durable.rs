@@ -15,7 +15,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -125,11 +125,16 @@ impl Shared {
 impl RedbStore {
     /// Opens or creates the database. Waits a little for another process that is about to end.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_limited(path, DEFAULT_LIMIT)
+        Self::open_tuned(path, DEFAULT_LIMIT, Duration::ZERO)
     }
 
-    /// The same, with a limit to the bytes that all objects may take. The file can be about twice as large.
-    pub fn open_limited(path: &Path, limit: u64) -> Result<Self, StoreError> {
+    /// The same, with a limit to the bytes that all objects may take (the file can be about twice as large), and a journal
+    /// that begins later.
+    pub fn open_tuned(
+        path: &Path,
+        limit: u64,
+        journal_after: Duration,
+    ) -> Result<Self, StoreError> {
         let opened = file::open(path)?;
         let ring = Ring::new(opened.revision, RING_EVENTS, RING_BYTES);
         let (jobs, queue) = mpsc::unbounded_channel();
@@ -138,13 +143,18 @@ impl RedbStore {
             db: RwLock::new(Some(opened.db)),
             counts: Counts::default(),
         });
+        let mut journal = opened.journal;
+        if journal.is_none() && journal_after.is_zero() {
+            journal = shared.begin_journal();
+        }
         let writer = Writer {
             shared: shared.clone(),
             ring: ring.clone(),
             revision: opened.revision,
             bytes: opened.bytes,
             limit,
-            journal: opened.journal,
+            journal,
+            journal_due: Instant::now() + journal_after,
             looked: Instant::now(),
         };
         let writer = std::thread::Builder::new()

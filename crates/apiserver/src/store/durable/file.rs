@@ -43,7 +43,7 @@ pub(super) struct Opened<D = Database> {
     pub(super) db: D,
     pub(super) revision: u64,
     pub(super) bytes: u64,
-    /// None if there was no room for one: then every commit has to reach the disk by itself.
+    /// None if there is none: then every commit has to reach the disk by itself.
     pub(super) journal: Option<Journal>,
 }
 
@@ -105,7 +105,7 @@ pub(super) fn open_existing(path: &Path, verify: bool) -> Result<Opened, StoreEr
     }
 }
 
-/// Applies what only the journal has, or begins a new one.
+/// Applies what only the journal has.
 fn with_journal(mut opened: Opened, path: &Path, id: u64) -> Result<Opened, StoreError> {
     if id != 0 {
         let (mut journal, bytes) = Journal::open(path, id)?;
@@ -113,14 +113,6 @@ fn with_journal(mut opened: Opened, path: &Path, id: u64) -> Result<Opened, Stor
         guarded(|| replay(&mut opened, &mut records))??;
         journal.resume(&records);
         opened.journal = Some(journal);
-        return Ok(opened);
-    }
-    match begin_journal(&opened.db, path) {
-        Ok(journal) => opened.journal = Some(journal),
-        Err(StoreError::DiskFull) => {
-            tracing::warn!("no room for {}", journal::path(path).display());
-        }
-        Err(e) => return Err(e),
     }
     Ok(opened)
 }

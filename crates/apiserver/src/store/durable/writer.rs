@@ -39,8 +39,10 @@ pub(super) struct Writer {
     pub(super) bytes: u64,
     /// Most bytes of all objects.
     pub(super) limit: u64,
-    /// None while there is no room for one.
+    /// None until it is due, and while there is no room for one.
     pub(super) journal: Option<Journal>,
+    /// When to begin one.
+    pub(super) journal_due: Instant,
     pub(super) looked: Instant,
 }
 
@@ -212,8 +214,12 @@ impl Writer {
         Ok(Ok(revision))
     }
 
-    /// Now and then: a file that is mostly free pages is compacted. Readers wait for it, so it has to be worth it.
+    /// After a batch, when everyone has an answer. A journal may be due. And now and then: a file that is mostly free pages is compacted. Readers wait for it, so it has to be worth it.
     fn tidy(&mut self) {
+        if self.journal.is_none() && Instant::now() >= self.journal_due {
+            self.journal_due = Instant::now() + LOOK;
+            self.journal = self.shared.begin_journal();
+        }
         if self.looked.elapsed() < LOOK {
             return;
         }
@@ -221,9 +227,6 @@ impl Writer {
         let size = file::file_size(&self.shared.path);
         if size > 4 * file::SMALL && size / 4 > self.bytes {
             self.shared.compact();
-        }
-        if self.journal.is_none() {
-            self.journal = self.shared.begin_journal();
         }
     }
 }
