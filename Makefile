@@ -1,5 +1,5 @@
-# Every target installs what it needs by itself and leaves no process behind (`make run` leaves the virtual machine that it shows).
-.PHONY: run clean-run test bench fuzz reference help
+# Every target installs what it needs by itself and leaves no process behind (`make run` leaves the virtual machine that it shows, `make cluster` the cluster).
+.PHONY: run clean-run test bench fuzz reference cluster cluster-down help
 
 help:
 	@echo "make run        install, build, start berth and boot a virtual machine"
@@ -8,6 +8,7 @@ help:
 	@echo "make bench      measure start-up, memory and the rest, and print the figures"
 	@echo "make fuzz       fuzz the parsers for a bounded time"
 	@echo "make reference  build the real kube-apiserver, etcd and kubectl that the tests compare with"
+	@echo "make cluster    build and start a real Kubernetes on this machine (make cluster-down removes it)"
 
 run:
 	@scripts/run.sh
@@ -26,3 +27,9 @@ fuzz:
 
 reference:
 	@scripts/reference.sh
+
+cluster:
+	@scripts/cluster.sh
+
+cluster-down:
+	@scripts/cluster-down.sh

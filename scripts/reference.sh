@@ -1,12 +1,30 @@
 #!/bin/bash
-# Builds the real API server that the tests compare berth with: etcd, kube-apiserver and kubectl, from the versions that
-# e2e/cluster/go.mod pins, into .cache/reference/bin. Does nothing when they are there in these versions.
+# Builds programs of the real Kubernetes, from the versions that e2e/cluster/go.mod pins, into .cache/reference/bin. A
+# program that is there in this version is left alone.
+#
+# usage: scripts/reference.sh           etcd, kube-apiserver and kubectl: what the tests compare berth with
+#        scripts/reference.sh cluster   these and what else a cluster needs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+packages=(go.etcd.io/etcd/server/v3 k8s.io/kubernetes/cmd/kubectl k8s.io/kubernetes/cmd/kube-apiserver)
+if [ "${1:-}" = cluster ]; then
+    packages+=(k8s.io/kubernetes/cmd/{kube-controller-manager,kube-scheduler,kube-proxy,kubelet})
+fi
 out=$PWD/.cache/reference
 stamp=$(sha256sum e2e/cluster/go.mod e2e/cluster/go.sum scripts/reference.sh | sha256sum | cut -d' ' -f1)
-if [ "$(cat "$out/stamp" 2>/dev/null)" = "$stamp" ]; then
+
+name_of() {
+    local name=${1##*/}
+    [ "$name" != v3 ] || name=etcd
+    echo "$name"
+}
+
+missing=()
+for package in "${packages[@]}"; do
+    [ "$(cat "$out/$(name_of "$package").stamp" 2>/dev/null)" = "$stamp" ] || missing+=("$package")
+done
+if [ ${#missing[@]} = 0 ]; then
     echo "reference: $out is up to date"
     exit 0
 fi
@@ -24,11 +42,10 @@ stamps="-s -w"
 for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
     stamps+=" -X $package.gitVersion=$version -X $package.gitMajor=1 -X $package.gitMinor=$(cut -d. -f2 <<<"$version")"
 done
-for package in go.etcd.io/etcd/server/v3 k8s.io/kubernetes/cmd/kubectl k8s.io/kubernetes/cmd/kube-apiserver; do
-    name=$(basename "$package")
-    [ "$name" != v3 ] || name=etcd
+for package in "${missing[@]}"; do
+    name=$(name_of "$package")
     echo "reference: building $name $(go list -f '{{.Module.Version}}' "$package") (minutes, once)"
     CGO_ENABLED=0 go build -ldflags "$stamps" -o "$out/bin/$name" "$package"
+    echo "$stamp" >"$out/$name.stamp"
 done
-echo "$stamp" >"$out/stamp"
 echo "reference: built in $((SECONDS - begin)) s"

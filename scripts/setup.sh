@@ -1,10 +1,10 @@
 #!/bin/bash
 # Installs what a target of the Makefile needs on Debian 12, and says what it does. What is there already is left alone.
 #
-# usage: scripts/setup.sh run|test|bench|fuzz
+# usage: scripts/setup.sh run|test|bench|fuzz|cluster
 set -euo pipefail
 
-target=${1:?usage: scripts/setup.sh run|test|bench|fuzz}
+target=${1:?usage: scripts/setup.sh run|test|bench|fuzz|cluster}
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
@@ -53,6 +53,25 @@ test | bench)
     )
     ;;
 fuzz) ;;
+cluster)
+    # Nothing of berth is built here.
+    needs=(
+        "gcc /usr/bin/gcc"
+        "libc6-dev /usr/include/stdio.h"
+        "containerd /usr/bin/containerd"
+        "runc /usr/sbin/runc /usr/bin/runc"
+        "containernetworking-plugins /usr/lib/cni/bridge"
+        "nftables /usr/sbin/nft"
+        "iproute2 /usr/sbin/ip /bin/ip"
+        "iptables /usr/sbin/iptables"
+        "conntrack /usr/sbin/conntrack"
+        "openssl /usr/bin/openssl"
+        "procps /usr/bin/pgrep"
+        "python3 /usr/bin/python3"
+        "util-linux /usr/bin/nsenter"
+        "busybox-static /usr/bin/busybox /bin/busybox"
+    )
+    ;;
 *)
     echo "setup: unknown target $target" >&2
     exit 2
@@ -74,6 +93,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     # No recommends: they would bring libvirt's system-wide daemon and its network, which berth does not use.
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "${missing[@]}" >/dev/null
 fi
+[ "$target" != cluster ] || exit 0
 if [ "$target" != fuzz ] && [ -z "$(apt-cache depends linux-image-cloud-amd64 2>/dev/null)" ] && ! [ -s .cache/guest.qcow2 ]; then
     # The guest's kernel is found through apt's lists.
     as_root apt-get -qq update
