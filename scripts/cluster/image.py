@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Packs files into an image that containerd imports (an OCI layout in a tar file).
 
-usage: image.py REFERENCE OUT.tar ENTRYPOINT SOURCE=TARGET…
+usage: image.py REFERENCE OUT.tar ENTRYPOINT SOURCE=TARGET…   files; SOURCE may be ->LINK
+       image.py REFERENCE OUT.tar ENTRYPOINT LAYER.tar        a whole layer
 """
 
 import gzip
@@ -14,6 +15,10 @@ import tarfile
 
 def main() -> None:
     reference, out, entrypoint, *files = sys.argv[1:]
+    if len(files) == 1 and "=" not in files[0]:
+        with open(files[0], "rb") as given:
+            pack(reference, out, entrypoint, given.read())
+        return
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         made = set()
@@ -36,8 +41,11 @@ def main() -> None:
                     data = content.read()
                 entry.size, entry.mode = len(data), 0o755
                 tar.addfile(entry, io.BytesIO(data))
-    plain = layer.getvalue()
-    packed = gzip.compress(plain, mtime=0)
+    pack(reference, out, entrypoint, layer.getvalue())
+
+
+def pack(reference: str, out: str, entrypoint: str, plain: bytes) -> None:
+    packed = gzip.compress(plain, compresslevel=1, mtime=0)
 
     blobs = {}
 

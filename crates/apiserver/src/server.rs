@@ -158,9 +158,9 @@ impl ApiServer {
         let store = tokio::task::spawn_blocking(move || {
             RedbStore::open_tuned(&opening, limit, journal_after)
         })
-            .await
-            .unwrap_or(Err(StoreError::Closed))
-            .map_err(|source| OpenError::Store { path, source })?;
+        .await
+        .unwrap_or(Err(StoreError::Closed))
+        .map_err(|source| OpenError::Store { path, source })?;
 
         let mut names = options.server_names;
         names.push(options.listen.ip().to_string());

@@ -7,6 +7,7 @@ mod admission;
 mod apiserver;
 mod backup;
 mod client;
+mod cluster;
 mod completion;
 mod console;
 mod crds;
@@ -64,6 +65,8 @@ enum Command {
     Image(image::ImageArgs),
     /// Make a kubeconfig for another user than the admin.
     Kubeconfig(kubeconfig::KubeconfigArgs),
+    /// Print the objects that install berth on a cluster.
+    Manifests(cluster::ManifestsArgs),
     /// Print the CustomResourceDefinitions.
     Crds(crds::CrdsArgs),
     /// Print the version.
@@ -73,6 +76,15 @@ enum Command {
     /// The API server alone, without controllers and node.
     #[command(hide = true)]
     Apiserver(apiserver::ApiserverArgs),
+    /// The controllers and webhooks of a cluster.
+    #[command(hide = true)]
+    Controller(cluster::ControllerArgs),
+    /// The node agent of a cluster.
+    #[command(hide = true)]
+    NodeAgent(cluster::NodeAgentArgs),
+    /// Copies the program that holds a container disk's image.
+    #[command(hide = true)]
+    InstallHold(cluster::InstallHoldArgs),
     /// The process of one virtual machine, inside its pod.
     #[command(hide = true)]
     Launcher(berth_launcher::Args),
@@ -106,6 +118,10 @@ fn main() -> ExitCode {
         Command::Console(args) => block_on(1, console::run(args)),
         Command::Image(args) => block_on(2, image::run(args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
+        Command::Manifests(args) => cluster::manifests(&args),
+        Command::Controller(args) => block_on(2, cluster::controller(args)),
+        Command::NodeAgent(args) => block_on(2, cluster::node_agent(args)),
+        Command::InstallHold(args) => cluster::install_hold(&args),
         Command::Crds(args) => crds::run(&args),
         Command::Version(args) => block_on(1, version::run(args)),
         Command::Completion(args) => completion::run::<Cli>(&args),

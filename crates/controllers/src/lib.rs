@@ -20,8 +20,17 @@ use tokio_util::sync::CancellationToken;
 pub struct Settings {
     /// Image of the launcher container. The standalone pod runtime runs its own binary whatever the image says.
     pub launcher_image: String,
-    /// Whether to place pods on nodes. False on a cluster, which has its own scheduler.
-    pub schedule: bool,
+    /// Who runs the pods.
+    pub runner: Runner,
+}
+
+/// Who places and runs pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runner {
+    /// berth: its scheduler, and the node agent's pod runtime. Container disks are image volumes.
+    Berth,
+    /// The cluster: its scheduler and its kubelets. A container disk is held by a small container of its image.
+    Cluster,
 }
 
 impl Default for Settings {
@@ -29,7 +38,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             launcher_image: format!("berth-launcher:{}", env!("CARGO_PKG_VERSION")),
-            schedule: true,
+            runner: Runner::Berth,
         }
     }
 }
@@ -37,7 +46,7 @@ impl Default for Settings {
 /// Runs every controller until `shutdown`.
 pub async fn run(settings: Settings, client: Client, shutdown: CancellationToken) {
     let recorder = Recorder::new(client.clone(), labels::CONTROLLER_MANAGER, None);
-    let schedule = settings.schedule;
+    let schedule = settings.runner == Runner::Berth;
     let vmi = vmi::run(settings, client.clone(), recorder, shutdown.clone());
     let scheduler = async {
         if schedule {

@@ -1,6 +1,7 @@
 //! The node agent: runs the pods of one machine and the virtual machines in them.
 //!
 //! - [`pod`]: the pod runtime, standalone only: sandboxes for launcher pods;
+//! - [`kubelet`]: on a cluster, where a kubelet runs the pods: finds them, and gives them what kubelets cannot;
 //! - [`vm`]: the machine half: wires the network, talks to the launcher, owns the machine's status;
 //! - `registration`: the Node object and its heartbeat;
 //! - [`logs`], [`console`]: what the API server passes on to the node.
@@ -9,6 +10,7 @@
 //! is another.
 
 pub mod console;
+pub mod kubelet;
 pub mod logs;
 pub mod pod;
 mod registration;
@@ -111,6 +113,14 @@ pub struct PodLocation {
 pub trait PodSandboxes: Send + Sync + 'static {
     /// Where a pod is; none if it does not run here.
     fn locate(&self, pod_uid: &str) -> Option<PodLocation>;
+
+    /// Sees to it that the pod has what its machine needs, before the machine is started. Blocks, idempotent.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    fn provide(&self, _pod_uid: &str, location: PodLocation) -> Result<PodLocation, String> {
+        Ok(location)
+    }
 }
 
 /// Why the node agent cannot work.

@@ -1,7 +1,10 @@
 //! VirtualMachineInstance → launcher pod. Pure; the golden file under `snapshots/` shows the result.
 //!
-//! The pod has exactly one container. Container disks come in as image volumes, so there is no helper container
-//! a disk and nothing to copy: whoever runs the pod (the node agent, a kubelet) pulls the images.
+//! Standalone the pod has exactly one container. Container disks come in as image volumes, so there is no helper
+//! container a disk and nothing to copy: the node agent pulls the images.
+//!
+//! A kubelet that knows no image volumes pulls an image only for a container. So on a cluster each container disk has one
+//! that does nothing but hold its image; the node agent mounts the disk file from there into the launcher's container.
 //!
 //! Requests: the guest's memory plus what runs beside it ([`overhead`]), and a tenth of a CPU for each vCPU.
 //! Limits are set only where the user gave them; a guessed memory limit kills guests.
@@ -18,7 +21,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 
-use crate::Settings;
+use crate::{Runner, Settings};
 
 /// Where the launcher's sockets, overlays and final state are, inside the pod.
 pub const RUN_DIR: &str = "/var/run/berth";
@@ -28,6 +31,12 @@ pub const DISKS_DIR: &str = "/var/run/berth-disks";
 pub const DEFAULT_GRACE: i64 = 30;
 /// What the pod gets on top of the guest's grace, so that the launcher can end the guest and say so.
 const GRACE_MARGIN: i64 = 30;
+/// What the names of containers that hold container disks begin with; the volume's name follows.
+pub const HOLDER_PREFIX: &str = "disk-";
+/// The user of everything in a launcher pod on a cluster: `qemu`, as it is called everywhere.
+pub const QEMU_USER: i64 = 107;
+/// Where the program that holds an image is, in the containers of container disks: those images have no programs.
+const HOLD_DIR: &str = "/berth-hold";
 
 const MI: u64 = 1 << 20;
 
@@ -39,17 +48,10 @@ pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &
     let uid = vmi.uid().unwrap_or_default();
     let disks = container_disks(&vmi.spec);
 
-    let mut mounts = vec![core::VolumeMount {
-        name: "run".to_owned(),
-        mount_path: RUN_DIR.to_owned(),
-        ..Default::default()
-    }];
-    let mut volumes = vec![core::Volume {
-        name: "run".to_owned(),
-        empty_dir: Some(core::EmptyDirVolumeSource::default()),
-        ..core::Volume::default()
-    }];
-    for (volume, disk) in &disks {
+    let mut mounts = vec![mount("run", RUN_DIR)];
+    let mut volumes = vec![empty("run")];
+    let on_cluster = settings.runner == Runner::Cluster;
+    for (volume, disk) in disks.iter().filter(|_| !on_cluster) {
         mounts.push(core::VolumeMount {
             name: format!("disk-{volume}"),
             mount_path: format!("{DISKS_DIR}/{volume}"),
@@ -92,7 +94,7 @@ pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &
         volume_mounts: Some(mounts),
         ..core::Container::default()
     };
-    core::Pod {
+    let mut pod = core::Pod {
         metadata: kube::core::ObjectMeta {
             name: Some(pod_name(&name, suffix)),
             namespace: Some(namespace),
@@ -117,7 +119,116 @@ pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &
             ..core::PodSpec::default()
         }),
         status: None,
+    };
+    if on_cluster && let Some(spec) = &mut pod.spec {
+        for_kubelet(spec, &disks, settings);
     }
+    pod
+}
+
+fn mount(volume: &str, path: &str) -> core::VolumeMount {
+    core::VolumeMount {
+        name: volume.to_owned(),
+        mount_path: path.to_owned(),
+        ..core::VolumeMount::default()
+    }
+}
+
+fn empty(volume: &str) -> core::Volume {
+    core::Volume {
+        name: volume.to_owned(),
+        empty_dir: Some(core::EmptyDirVolumeSource::default()),
+        ..core::Volume::default()
+    }
+}
+
+/// What a kubelet has to be told that the node agent's runtime does anyway: an unprivileged user without capabilities, a
+/// root that is read-only, where the disks are; and the containers that hold the images.
+fn for_kubelet(
+    spec: &mut core::PodSpec,
+    disks: &[(&str, &ContainerDiskSource)],
+    settings: &Settings,
+) {
+    let confined = || {
+        Some(core::SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(core::Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                ..core::Capabilities::default()
+            }),
+            ..core::SecurityContext::default()
+        })
+    };
+    spec.security_context = Some(core::PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(QEMU_USER),
+        run_as_group: Some(QEMU_USER),
+        fs_group: Some(QEMU_USER),
+        seccomp_profile: Some(core::SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            localhost_profile: None,
+        }),
+        ..core::PodSecurityContext::default()
+    });
+    let selector = spec.node_selector.get_or_insert_default();
+    selector.insert(labels::SCHEDULABLE.to_owned(), "true".to_owned());
+    let volumes = spec.volumes.get_or_insert_default();
+    volumes.extend([empty("disks"), empty("tmp")]);
+    for container in &mut spec.containers {
+        container.security_context = confined();
+        let mounts = container.volume_mounts.get_or_insert_default();
+        mounts.push(core::VolumeMount {
+            read_only: Some(true),
+            ..mount("disks", DISKS_DIR)
+        });
+        mounts.push(mount("tmp", "/tmp"));
+    }
+    if disks.is_empty() {
+        return;
+    }
+    volumes.push(empty("hold"));
+    let small = |cpu: &str, memory: &str| {
+        let of = |cpu: &str, memory: &str| {
+            BTreeMap::from([
+                ("cpu".to_owned(), Quantity(cpu.to_owned())),
+                ("memory".to_owned(), Quantity(memory.to_owned())),
+            ])
+        };
+        Some(core::ResourceRequirements {
+            requests: Some(of("1m", "1Mi")),
+            limits: Some(of(cpu, memory)),
+            claims: None,
+        })
+    };
+    spec.init_containers = Some(vec![core::Container {
+        name: "hold".to_owned(),
+        image: Some(settings.launcher_image.clone()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(
+            ["/usr/bin/berth", "install-hold", HOLD_DIR]
+                .map(str::to_owned)
+                .to_vec(),
+        ),
+        resources: small("100m", "64Mi"),
+        volume_mounts: Some(vec![mount("hold", HOLD_DIR)]),
+        security_context: confined(),
+        ..core::Container::default()
+    }]);
+    let holders = disks.iter().map(|(volume, disk)| core::Container {
+        name: format!("{HOLDER_PREFIX}{volume}"),
+        image: Some(disk.image.clone()),
+        image_pull_policy: disk.image_pull_policy.clone(),
+        command: Some(vec![format!("{HOLD_DIR}/berth-hold")]),
+        resources: small("10m", "16Mi"),
+        volume_mounts: Some(vec![core::VolumeMount {
+            read_only: Some(true),
+            ..mount("hold", HOLD_DIR)
+        }]),
+        security_context: confined(),
+        ..core::Container::default()
+    });
+    spec.containers.extend(holders);
 }
 
 /// The guest's grace period in seconds.
@@ -303,6 +414,20 @@ mod tests {
                 "image": "registry.example/guest:1", "imagePullPolicy": "Always", "imagePullSecret": "login"}}],
         }));
         let pod = launcher_pod(&vmi, &settings(), "abcde");
+        insta::assert_snapshot!(serde_json::to_string_pretty(&pod).unwrap());
+    }
+
+    #[test]
+    fn on_a_cluster_a_container_holds_each_image() {
+        let vmi = vmi(&json!({
+            "domain": {"memory": {"guest": "1Gi"}, "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]}},
+            "volumes": [{"name": "root", "containerDisk": {"image": "registry.example/guest:1"}}],
+        }));
+        let settings = Settings {
+            runner: Runner::Cluster,
+            ..settings()
+        };
+        let pod = launcher_pod(&vmi, &settings, "abcde");
         insta::assert_snapshot!(serde_json::to_string_pretty(&pod).unwrap());
     }
 

@@ -59,6 +59,8 @@ enum SyncError {
     Launcher(#[from] ClientError),
     #[error("the task that wires the network panicked")]
     Panicked,
+    #[error("{0}")]
+    Pod(String),
 }
 
 /// Why the task stops before the machine is over.
@@ -384,7 +386,16 @@ impl Machine {
         pod: &PodLocation,
         launcher: &Client,
     ) -> Result<Result<(), SyncError>, Stop> {
-        let request = match self.prepare(pod).await {
+        let provided = self.provide(pod).await;
+        let pod = match &provided {
+            Ok(pod) => pod,
+            Err(_) => pod,
+        };
+        let request = match provided.as_ref() {
+            Ok(pod) => self.prepare(pod).await,
+            Err(why) => Err(SyncError::Pod(why.clone())),
+        };
+        let request = match request {
             Ok(request) => request,
             Err(error) => return Ok(Err(error)),
         };
@@ -434,6 +445,16 @@ impl Machine {
             .recorder
             .warning(&*self.vmi, labels::REASON_NOT_BOOTABLE, &message)
             .await;
+    }
+
+    /// The pod with everything that its machine needs.
+    async fn provide(&self, pod: &PodLocation) -> Result<PodLocation, String> {
+        let (sandboxes, uid, pod) = (
+            self.agent.sandboxes.clone(),
+            self.pod_uid.clone(),
+            pod.clone(),
+        );
+        crate::blocking(move || sandboxes.provide(&uid, pod)).await
     }
 
     async fn prepare(

@@ -1,0 +1,229 @@
+//! berth on a cluster: what `berth manifests` prints, and the programs that run in the pods it describes.
+
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use berth_cluster::leader::{self, Candidate};
+use berth_cluster::manifests::{self, WEBHOOK_PORT};
+use berth_cluster::{certificates, webhook};
+use berth_controllers::{Runner, Settings};
+use berth_network::NodeNetwork;
+use berth_node::NodeConfig;
+use clap::Args;
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::up::{absolute, stop_on_signals};
+
+/// Where the program that holds an image is in berth's own image.
+const HOLD: &str = "/usr/bin/berth-hold";
+/// How often the certificate is looked at.
+const LOOK: Duration = Duration::from_secs(3600);
+
+/// Arguments of `berth manifests`.
+#[derive(Debug, Args)]
+pub(crate) struct ManifestsArgs {
+    /// The namespace of berth's own parts.
+    #[arg(long, default_value = "berth")]
+    namespace: String,
+    /// The image of all parts.
+    #[arg(long, default_value = concat!("berth:", env!("CARGO_PKG_VERSION")))]
+    image: String,
+    /// A registry to take the image from: `HOST/PATH`, put before its name.
+    #[arg(long)]
+    registry: Option<String>,
+    /// How many controllers run; one of them works.
+    #[arg(long, default_value_t = 2)]
+    replicas: u32,
+    /// What berth's parts log.
+    #[arg(long, default_value = "info")]
+    log_level: String,
+}
+
+/// Prints every object to standard output.
+pub(crate) fn manifests(args: &ManifestsArgs) -> anyhow::Result<()> {
+    let image = match args.registry.as_deref().map(|r| r.trim_end_matches('/')) {
+        Some(registry) => format!("{registry}/{}", args.image),
+        None => args.image.clone(),
+    };
+    let label = |text: &str| {
+        let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !text.is_empty()
+            && text.len() <= 63
+            && text.bytes().all(inside)
+            && !text.starts_with('-')
+            && !text.ends_with('-')
+    };
+    ensure!(
+        label(&args.namespace),
+        "--namespace {:?} is not the name of a namespace",
+        args.namespace
+    );
+    ensure!(
+        args.replicas > 0,
+        "--replicas 0: nobody would start virtual machines"
+    );
+    let settings = manifests::Settings {
+        namespace: args.namespace.clone(),
+        image,
+        replicas: args.replicas,
+        log: args.log_level.clone(),
+    };
+    let mut text = String::new();
+    for object in manifests::objects(&settings) {
+        text += "---\n";
+        text += &serde_saphyr::to_string(&object).context("cannot write an object as YAML")?;
+    }
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // The reader, such as `head`, has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write the objects"),
+    }
+}
+
+/// Arguments of `berth controller`.
+#[derive(Debug, Args)]
+pub(crate) struct ControllerArgs {
+    /// Image of launcher pods.
+    #[arg(long)]
+    launcher_image: String,
+    /// Where the webhooks listen.
+    #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, WEBHOOK_PORT)))]
+    webhook_listen: SocketAddr,
+    /// The namespace of berth's own parts.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "berth")]
+    namespace: String,
+    /// This replica's name.
+    #[arg(long, env = "POD_NAME")]
+    identity: String,
+}
+
+/// How berth's parts reach the API server: as pods do, or by a kubeconfig.
+async fn client(agent: &str) -> anyhow::Result<Client> {
+    let mut config = kube::Config::infer()
+        .await
+        .context("neither in a pod nor with a kubeconfig")?;
+    config.headers.push((
+        http::header::USER_AGENT,
+        http::HeaderValue::from_str(agent)?,
+    ));
+    Client::try_from(config).context("the API server's address")
+}
+
+/// Runs until a signal, or until another replica leads: who has lost the lease must not write any more, and starts anew.
+pub(crate) async fn controller(args: ControllerArgs) -> anyhow::Result<()> {
+    let client = client("berth-controller").await?;
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let listener = TcpListener::bind(args.webhook_listen)
+        .await
+        .with_context(|| format!("the webhooks cannot listen on {}", args.webhook_listen))?;
+    let place = manifests::certificate_place(&args.namespace);
+    let newest = Arc::new(certificates::Newest::default());
+    certificates::ensure(&client, &place, &newest)
+        .await
+        .context("the webhooks' certificate")?;
+    let renewal = {
+        let (client, newest) = (client.clone(), newest.clone());
+        async move {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                if let Err(error) = certificates::ensure(&client, &place, &newest).await {
+                    tracing::warn!(%error, "the webhooks' certificate, will be tried again");
+                }
+            }
+        }
+    };
+    let serving = webhook::serve(listener, Arc::new(certificates::tls(newest)), stop.clone());
+    let candidate = Candidate {
+        namespace: args.namespace,
+        lease: "berth-controller".to_owned(),
+        identity: args.identity,
+    };
+    let settings = Settings {
+        launcher_image: args.launcher_image,
+        runner: Runner::Cluster,
+    };
+    let leading = async {
+        let Some(held) = leader::elected(client.clone(), candidate, &stop).await else {
+            return Ok(());
+        };
+        let lost = tokio::select! {
+            lost = held.keep(&stop) => lost,
+            () = berth_controllers::run(settings, client.clone(), stop.clone()) => false,
+        };
+        if lost {
+            bail!("another replica leads");
+        }
+        Ok(())
+    };
+    tokio::select! {
+        served = serving => served.context("the webhooks"),
+        led = leading => led,
+        () = renewal => Ok(()),
+    }
+}
+
+/// Arguments of `berth node-agent`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeAgentArgs {
+    /// The name of this node.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// What must survive a restart.
+    #[arg(long, default_value = "/var/lib/berth")]
+    state_dir: PathBuf,
+}
+
+/// Runs until a signal; virtual machines run on.
+pub(crate) async fn node_agent(args: NodeAgentArgs) -> anyhow::Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "berth node-agent needs root: it enters the namespaces of pods"
+    );
+    let client = client("berth-node").await?;
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let host = berth_network::host_dns();
+    let config = NodeConfig {
+        node_name: args.node_name,
+        state_dir: absolute(&args.state_dir)?,
+        run_dir: PathBuf::from("/run/berth"),
+        // The cluster's own network; berth makes none here.
+        network: NodeNetwork {
+            bridge: String::new(),
+            gateway: Ipv4Addr::UNSPECIFIED,
+            prefix: 0,
+            mtu: 0,
+        },
+        dns: host.servers,
+        search: host.search,
+        berth_binary: std::env::current_exe().context("where is the berth binary?")?,
+        insecure_registries: Vec::new(),
+    };
+    tracing::info!(node = config.node_name, "node agent");
+    berth_node::kubelet::run(config, client, stop).await;
+    Ok(())
+}
+
+/// Arguments of `berth install-hold`.
+#[derive(Debug, Args)]
+pub(crate) struct InstallHoldArgs {
+    /// The directory to copy it to.
+    dir: PathBuf,
+}
+
+/// Copies the program that holds an image to where the containers of container disks find it: their images have none.
+pub(crate) fn install_hold(args: &InstallHoldArgs) -> anyhow::Result<()> {
+    let target = args.dir.join("berth-hold");
+    std::fs::copy(HOLD, &target)
+        .with_context(|| format!("cannot copy {HOLD} to {}", target.display()))?;
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", target.display()))
+}
