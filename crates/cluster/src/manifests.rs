@@ -356,8 +356,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_may_everything() {
-        for object in objects(&settings()) {
+    fn no_part_of_berth_may_everything() {
+        for object in access(&settings()) {
             for rule in object["rules"].as_array().into_iter().flatten() {
                 for list in ["apiGroups", "resources", "verbs"] {
                     let all = rule[list].as_array().into_iter().flatten();
