@@ -4,6 +4,7 @@
 # `skopeo copy oci-archive:…`, or scripts/cluster/load.sh for the cluster of `make cluster`.
 #
 # usage: scripts/image.sh [REFERENCE]   (default localhost/berth:VERSION)
+#   BERTH_BINARY   a berth that was built already (default: the release is built)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -11,11 +12,11 @@ cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 reference=${1:-localhost/berth:$version}
 out=$PWD/.cache/image
-binary=$PWD/target/release/berth
+binary=$PWD/${BERTH_BINARY:-target/release/berth}
 packages=(libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils)
 
 scripts/setup.sh run
-cargo build --release --locked --bin berth
+[ -n "${BERTH_BINARY:-}" ] || cargo build --release --locked --bin berth
 mkdir -p "$out/debs/partial"
 stamp=$(sha256sum scripts/image.sh scripts/cluster/image.py scripts/cluster/pause.c "$binary" | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$out/stamp" 2>/dev/null)" = "$stamp $reference" ]; then
@@ -42,7 +43,7 @@ done
     usr/share/qemu/{edk2-aarch64*,edk2-arm*,edk2-loongarch*,edk2-riscv*,hppa*,openbios*,opensbi*,palcode*,s390*,skiboot*,slof*,u-boot*} \
     usr/lib/systemd usr/lib/udev usr/lib/x86_64-linux-gnu/perl* usr/lib/x86_64-linux-gnu/gconv \
     var/cache/* var/lib/{apt,dpkg} etc/{init.d,cron*,logrotate.d,systemd})
-install -m 755 "$binary" "$root/usr/bin/berth"
+install -s -m 755 "$binary" "$root/usr/bin/berth"
 gcc -O2 -static -s -o "$root/usr/bin/berth-hold" scripts/cluster/pause.c
 mkdir -p "$root"/{proc,sys,dev,tmp,run,root} "$root/var/run" "$root/var/lib/berth" "$root/etc"
 rm -rf "$root/var/run" && ln -s ../run "$root/var/run"

@@ -8,7 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use berth_e2e::{Machine, manifest};
+use berth_e2e::{Machine, Target as _, manifest};
 
 use crate::figures::Figures;
 use crate::peer::Peer;

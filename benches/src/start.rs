@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use berth_api::kubevirt::v1::VirtualMachineInstance;
-use berth_e2e::{Machine, manifest, wait_for};
+use berth_e2e::{Machine, Target as _, manifest, wait_for};
 use futures::StreamExt as _;
 use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};

@@ -1,5 +1,6 @@
 //! What the end-to-end tests stand on: a [`Machine`] with a real `berth up` on it, driven with the real `kubectl` and the
-//! real `berth`, and real guests behind it.
+//! real `berth`, and real guests behind it; or a real [`Cluster`] with berth installed. A story that can happen on either
+//! is written once, for a [`Target`].
 //!
 //! Every machine is a network namespace of its own (a "host" that knows loopback and nothing else) with its own state and
 //! run directories, so that tests run beside each other and beside whatever else the machine does. Nothing here sleeps
@@ -7,6 +8,7 @@
 //! the last answer was.
 
 mod census;
+mod cluster;
 mod console;
 mod exec;
 mod machine;
@@ -14,15 +16,18 @@ mod outside;
 mod registry;
 mod server;
 mod skip;
+mod target;
 
 pub use census::Census;
+pub use cluster::Cluster;
 pub use console::Console;
 pub use exec::{Outcome, run, wait_for};
-pub use machine::{Machine, MachineOptions};
+pub use machine::{IMAGE, Machine, MachineOptions};
 pub use outside::{MACHINE, OUTSIDE, Outside};
 pub use registry::{REGISTRY, Registry};
 pub use server::{Server, Side, reference_program};
 pub use skip::{Need, missing};
+pub use target::Target;
 
 use std::path::PathBuf;
 

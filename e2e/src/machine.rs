@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{Census, Console, Outcome, run, wait_for};
+use crate::{Census, Console, Outcome, Target, run, wait_for};
+
+/// The small guest as a container disk.
+pub const IMAGE: &str = "berth/small-guest:latest";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -136,15 +139,6 @@ impl Machine {
         self._temporary.path().join("berth.log")
     }
 
-    fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        format!(
-            "log of berth up:\n{}",
-            lines[lines.len().saturating_sub(60)..].join("\n")
-        )
-    }
-
     /// A command that runs in the machine's network. `nsenter` and not `ip netns exec`: that would give it a mount
     /// namespace of its own, which dies with it.
     pub fn inside(&self, program: &Path) -> Command {
@@ -161,26 +155,6 @@ impl Machine {
         command
     }
 
-    /// Runs a program in the machine's network.
-    pub fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Outcome> {
-        run(self.inside(Path::new(program)).args(arguments), "")
-    }
-
-    /// The stock kubectl.
-    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<Outcome> {
-        self.exec("kubectl", arguments)
-    }
-
-    /// `kubectl` with a manifest on its standard input.
-    pub fn kubectl_with(&self, arguments: &[&str], manifest: &str) -> anyhow::Result<Outcome> {
-        run(self.inside(Path::new("kubectl")).args(arguments), manifest)
-    }
-
-    /// `kubectl apply` of a manifest that must be accepted.
-    pub fn apply(&self, manifest: &str) -> anyhow::Result<String> {
-        self.kubectl_with(&["apply", "-f", "-"], manifest)?.ok()
-    }
-
     /// berth's own command.
     pub fn berth(&self, arguments: &[&str]) -> anyhow::Result<Outcome> {
         run(self.inside(&crate::berth_binary()).args(arguments), "")
@@ -195,89 +169,9 @@ impl Machine {
             .map(drop)
     }
 
-    /// One field of a VMI by JSONPath; empty where it is not set.
-    pub fn vmi(&self, name: &str, path: &str) -> anyhow::Result<String> {
-        self.kubectl(&["get", "vmi", name, "-o", &format!("jsonpath={{{path}}}")])?
-            .ok()
-    }
-
-    /// Waits until a VMI is in a phase. A final phase that is not the wanted one ends the wait at once.
-    pub fn wait_phase(&self, name: &str, phase: &str, limit: Duration) -> anyhow::Result<()> {
-        let mut final_phase = None;
-        let waited = wait_for(&format!("vmi {name} is {phase}"), limit, || {
-            let now = self.vmi(name, ".status.phase")?;
-            self.pods_seen();
-            if now != phase && (now == "Failed" || now == "Succeeded") {
-                final_phase = Some(now);
-                return Ok(());
-            }
-            ensure!(now == phase, "it is {now:?}");
-            Ok(())
-        });
-        let problem = match (waited, final_phase) {
-            (Ok(()), None) => return Ok(()),
-            (Ok(()), Some(phase)) => format!("vmi {name} ended as {phase}"),
-            (Err(error), _) => format!("{error:#}"),
-        };
-        let describe = self.kubectl(&["get", "vmi,pod,events", "-o", "yaml"])?;
-        bail!("{problem}\n{}\n{}", describe.stdout, self.log_tail())
-    }
-
-    /// Waits until a condition of a VMI holds the text in its message; gives the message.
-    pub fn wait_condition(
-        &self,
-        name: &str,
-        kind: &str,
-        text: &str,
-        limit: Duration,
-    ) -> anyhow::Result<String> {
-        let path = format!(".status.conditions[?(@.type=='{kind}')].message");
-        wait_for(
-            &format!("condition {kind} of vmi {name} says {text:?}"),
-            limit,
-            || {
-                let message = self.vmi(name, &path)?;
-                ensure!(message.contains(text), "it says {message:?}");
-                Ok(message)
-            },
-        )
-        .with_context(|| self.log_tail())
-    }
-
-    /// The address that the VMI's status shows, when it shows one.
-    pub fn address(&self, name: &str) -> anyhow::Result<String> {
-        wait_for(
-            &format!("vmi {name} has an address"),
-            Duration::from_secs(30),
-            || {
-                let address = self.vmi(name, ".status.interfaces[0].ipAddress")?;
-                ensure!(!address.is_empty(), "status.interfaces is empty");
-                Ok(address)
-            },
-        )
-    }
-
-    /// Waits until an address answers a ping from the machine.
-    pub fn ping(&self, address: &str, limit: Duration) -> anyhow::Result<()> {
-        wait_for(&format!("{address} answers ping"), limit, || {
-            self.exec("ping", &["-c", "1", "-W", "1", address])?
-                .ok()
-                .map(drop)
-        })
-    }
-
     /// Opens a VMI's console with the real command.
     pub fn console(&self, name: &str) -> anyhow::Result<Console> {
         Console::open(self.inside(&crate::berth_binary()).args(["console", name]))
-    }
-
-    /// Deletes a VMI and waits until the object is gone.
-    pub fn delete(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
-        let timeout = format!("--timeout={}s", limit.as_secs());
-        self.kubectl(&["delete", "vmi", name, &timeout])?
-            .ok()
-            .with_context(|| self.log_tail())
-            .map(drop)
     }
 
     /// What the machine holds now.
@@ -327,6 +221,41 @@ impl Machine {
             );
             Ok(census)
         })
+    }
+}
+
+impl Target for Machine {
+    fn kubectl_with(&self, arguments: &[&str], input: &str) -> anyhow::Result<Outcome> {
+        run(self.inside(Path::new("kubectl")).args(arguments), input)
+    }
+
+    fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Outcome> {
+        run(self.inside(Path::new(program)).args(arguments), "")
+    }
+
+    fn wait_prompt(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
+        self.console(name)?.log_in(limit).map(drop)
+    }
+
+    fn image(&self) -> &str {
+        IMAGE
+    }
+
+    fn namespace(&self) -> &str {
+        "default"
+    }
+
+    fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        format!(
+            "log of berth up:\n{}",
+            lines[lines.len().saturating_sub(60)..].join("\n")
+        )
+    }
+
+    fn look(&self) {
+        self.pods_seen();
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{Machine, run, wait_for};
+use crate::{Machine, Target as _, run, wait_for};
 
 /// Where it listens, as image references name it.
 pub const REGISTRY: &str = "127.0.0.1:5000";

@@ -67,6 +67,8 @@ enum Command {
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Print the objects that install berth on a cluster.
     Manifests(cluster::ManifestsArgs),
+    /// Remove berth from a cluster; refused while virtual machines exist.
+    Uninstall(cluster::UninstallArgs),
     /// Print the CustomResourceDefinitions.
     Crds(crds::CrdsArgs),
     /// Print the version.
@@ -119,6 +121,7 @@ fn main() -> ExitCode {
         Command::Image(args) => block_on(2, image::run(args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Manifests(args) => cluster::manifests(&args),
+        Command::Uninstall(args) => block_on(1, cluster::uninstall(args)),
         Command::Controller(args) => block_on(2, cluster::controller(args)),
         Command::NodeAgent(args) => block_on(2, cluster::node_agent(args)),
         Command::InstallHold(args) => cluster::install_hold(&args),

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use anyhow::ensure;
 use berth_e2e::{
-    Machine, MachineOptions, Need, REGISTRY, Registry, manifest, missing, run, small_guest,
+    Machine, MachineOptions, Need, REGISTRY, Registry, Target as _, manifest, missing, run,
+    small_guest,
 };
 
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
@@ -16,106 +17,7 @@ fn manifests_with_mistakes_are_refused_by_field() -> anyhow::Result<()> {
         return Ok(());
     }
     let machine = Machine::start()?;
-    let good = manifest("bad", "some/image:1", "64Mi");
-    let apply = |text: &str| machine.kubectl_with(&["apply", "-f", "-"], text)?.err();
-    let cases: &[(&str, &str, &[&str])] = &[
-        // Fields of KubeVirt that berth does not have (yet) are named, never dropped.
-        (
-            "      rng: {}\n",
-            "      rng: {}\n      gpus:\n      - name: g\n        deviceName: d\n",
-            &["spec.domain.devices.gpus"],
-        ),
-        (
-            "      rng: {}\n",
-            "      rng: {}\n      sound:\n        name: s\n",
-            &["spec.domain.devices.sound"],
-        ),
-        (
-            "bridge: {}",
-            "masquerade: {}",
-            &["spec.domain.devices.interfaces[0].masquerade"],
-        ),
-        (
-            "bridge: {}",
-            "slirp: {}",
-            &["spec.domain.devices.interfaces[0].slirp"],
-        ),
-        // Values.
-        (
-            "guest: 64Mi",
-            "guest: plenty",
-            &["spec.domain.memory.guest", "plenty"],
-        ),
-        ("guest: 64Mi", "guest: \"0\"", &["spec.domain.memory.guest"]),
-        (
-            "bus: virtio",
-            "bus: floppy",
-            &["spec.domain.devices.disks[0].disk.bus", "floppy"],
-        ),
-        (
-            "bridge: {}",
-            "bridge: {}\n        macAddress: 01:00:5e:00:00:01",
-            &["macAddress", "01:00:5e:00:00:01"],
-        ),
-        (
-            "      image: some/image:1",
-            "      image: \"some image\"",
-            &["spec.volumes[0].containerDisk.image", "some image"],
-        ),
-        (
-            "terminationGracePeriodSeconds: 30",
-            "terminationGracePeriodSeconds: soon",
-            &["terminationGracePeriodSeconds"],
-        ),
-        // References.
-        (
-            "  volumes:\n  - name: root",
-            "  volumes:\n  - name: other",
-            &["spec.domain.devices.disks[0].name", "root"],
-        ),
-        (
-            "  networks:\n  - name: default",
-            "  networks:\n  - name: blue",
-            &["blue"],
-        ),
-        (
-            "  name: bad\n",
-            "  name: Bad_Name\n",
-            &["metadata.name", "Bad_Name"],
-        ),
-    ];
-    for (from, to, wanted) in cases {
-        ensure!(good.contains(from), "the case {to:?} replaces nothing");
-        let refusal = apply(&good.replacen(from, to, 1))?;
-        for word in *wanted {
-            ensure!(
-                refusal.contains(word),
-                "no {word:?} in the refusal of {to:?}: {refusal}"
-            );
-        }
-    }
-    // Not YAML at all, and a kind that is not there.
-    apply("apiVersion: kubevirt.io/v1\nkind: VirtualMachineInstance\n  metadata: x\n")?;
-    apply(&good.replace(
-        "kind: VirtualMachineInstance",
-        "kind: VirtualMachineInstanse",
-    ))?;
-    let none = machine.kubectl(&["get", "vmi,pods", "-o", "name"])?.ok()?;
-    ensure!(
-        none.trim().is_empty(),
-        "something was made of a refused manifest: {none}"
-    );
-    // Two mistakes are told at once.
-    let refusal = apply(
-        &good
-            .replace("bus: virtio", "bus: floppy")
-            .replace("guest: 64Mi", "guest: plenty"),
-    )?;
-    ensure!(
-        refusal.contains("floppy") && refusal.contains("plenty"),
-        "{refusal}"
-    );
-    Ok(())
+    crate::stories::mistakes_are_refused_by_field(&machine)
 }
 
 #[test]

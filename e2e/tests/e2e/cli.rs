@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::ensure;
-use berth_e2e::{Machine, Need, berth_binary, missing, run};
+use berth_e2e::{Machine, Need, Target as _, berth_binary, missing, run};
 
 fn berth(arguments: &[&str]) -> anyhow::Result<berth_e2e::Outcome> {
     run(

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use berth_e2e::{
-    Machine, MachineOptions, Need, REGISTRY, Registry, manifest, missing, run, small_guest,
+    Machine, MachineOptions, Need, REGISTRY, Registry, Target as _, manifest, missing, run,
+    small_guest,
 };
 
 use crate::{BOOT, MEMORY, SOON};

@@ -1,7 +1,7 @@
 //! `kill -9` of this and that.
 
 use anyhow::{Context as _, ensure};
-use berth_e2e::{Machine, manifest, run, wait_for};
+use berth_e2e::{Machine, Target as _, manifest, run, wait_for};
 
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use berth_e2e::manifest;
+use berth_e2e::{Target as _, manifest};
 
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
 

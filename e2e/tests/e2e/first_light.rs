@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use berth_e2e::{MACHINE, Machine, OUTSIDE, Outside, manifest};
+use berth_e2e::{MACHINE, Machine, OUTSIDE, Outside, Target as _, manifest};
 
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
 
@@ -184,5 +184,16 @@ fn every_described_status_field_is_shown(machine: &Machine, name: &str) -> anyho
             "status.interfaces[0].{field} is described and not shown"
         );
     }
+    Ok(())
+}
+
+/// The part of it that is the same on a cluster.
+#[test]
+fn the_story_of_any_target() -> anyhow::Result<()> {
+    let Some(machine) = machine_with_guest("the story of any target")? else {
+        return Ok(());
+    };
+    crate::stories::a_manifest_becomes_a_guest(&machine)?;
+    machine.wait_nothing_left(SOON)?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use berth_e2e::{Machine, Need, manifest, missing};
+use berth_e2e::{Machine, Need, Target as _, manifest, missing};
 
 use crate::{BOOT, SOON};
 

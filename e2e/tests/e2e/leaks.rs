@@ -1,7 +1,7 @@
 //! Nothing grows with use.
 
 use anyhow::ensure;
-use berth_e2e::{manifest, wait_for};
+use berth_e2e::{Target as _, manifest, wait_for};
 
 use crate::{IMAGE, SOON, machine_with_guest};
 

@@ -10,21 +10,13 @@ mod first_light;
 mod foreign_guest;
 mod leaks;
 mod old_manifests;
+#[path = "../stories/mod.rs"]
+mod stories;
 mod two_guests;
 mod users;
 
-use std::time::Duration;
-
-use berth_e2e::{Machine, Need, missing, small_guest};
-
-/// Long enough for a guest under software emulation on a busy machine.
-const BOOT: Duration = Duration::from_secs(150);
-/// For what berth does by itself.
-const SOON: Duration = Duration::from_secs(30);
-/// The guest's memory.
-const MEMORY: &str = "160Mi";
-/// The small guest as a container disk.
-const IMAGE: &str = "berth/small-guest:latest";
+use berth_e2e::{IMAGE, Machine, Need, missing, small_guest};
+use stories::{BOOT, MEMORY, SOON};
 
 /// A machine whose store holds the small guest; none if this machine cannot run it.
 fn machine_with_guest(test: &str) -> anyhow::Result<Option<Machine>> {

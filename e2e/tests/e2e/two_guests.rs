@@ -1,7 +1,7 @@
 //! Two virtual machines at once.
 
 use anyhow::ensure;
-use berth_e2e::manifest;
+use berth_e2e::{Target as _, manifest};
 
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
 

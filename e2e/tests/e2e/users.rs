@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use berth_e2e::{Console, Machine, manifest};
+use berth_e2e::{Console, Machine, Target as _, manifest};
 
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
 

@@ -1,0 +1,154 @@
+//! A namespace of the cluster of `make cluster`, with berth installed on it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::{Outcome, Target, reference_program, run, wait_for};
+
+/// The small guest, as `scripts/test-cluster.sh` loads it into the nodes.
+const GUEST: &str = "localhost/small-guest:1";
+/// Where the cluster records its processes.
+const RUN: &str = "/run/berth-cluster";
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A namespace of its own for a story; deleted with all that is in it when dropped.
+pub struct Cluster {
+    namespace: String,
+    kubeconfig: PathBuf,
+}
+
+impl Cluster {
+    /// Makes the namespace. None where no cluster is told of: `BERTH_CLUSTER` is the path of its kubeconfig.
+    pub fn start() -> anyhow::Result<Option<Self>> {
+        let Some(kubeconfig) = std::env::var_os("BERTH_CLUSTER") else {
+            return Ok(None);
+        };
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let cluster = Self {
+            namespace: format!("story-{}-{number}", std::process::id()),
+            kubeconfig: kubeconfig.into(),
+        };
+        cluster
+            .kubectl(&["create", "namespace", &cluster.namespace])?
+            .ok()?;
+        Ok(Some(cluster))
+    }
+
+    /// A command with the cluster's kubeconfig.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// The launcher pod of a VMI.
+    pub fn launcher(&self, vmi: &str) -> anyhow::Result<serde_json::Value> {
+        let selector = format!("vm.kubevirt.io/name={vmi}");
+        let pods = self.kubectl(&["get", "pods", "-l", &selector, "-o", "json"])?;
+        let pods: serde_json::Value = serde_json::from_str(&pods.ok()?)?;
+        let items = pods["items"].as_array().context("a list of pods")?;
+        ensure!(items.len() == 1, "{} launcher pods of {vmi}", items.len());
+        Ok(items[0].clone())
+    }
+
+    /// Runs a program in the namespaces of a node of this machine's cluster.
+    pub fn on_node(
+        &self,
+        node: &str,
+        program: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Outcome> {
+        let record = std::fs::read_to_string(Path::new(RUN).join(format!("{node}.pid")))
+            .with_context(|| format!("{node} is no node of this machine's cluster"))?;
+        let outer = record.split_whitespace().next().unwrap_or_default();
+        let inner = run(Command::new("pgrep").args(["-P", outer]), "")?.ok()?;
+        let inner = inner.lines().next().context("the node's first process")?;
+        run(
+            Command::new("nsenter")
+                .args(["--target", inner, "--mount", "--net", "--pid", "--"])
+                .arg(program)
+                .args(arguments),
+            "",
+        )
+    }
+}
+
+impl Target for Cluster {
+    fn kubectl_with(&self, arguments: &[&str], input: &str) -> anyhow::Result<Outcome> {
+        run(
+            self.command(&reference_program("kubectl"))
+                .args(["--namespace", &self.namespace])
+                .args(arguments),
+            input,
+        )
+    }
+
+    fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Outcome> {
+        run(Command::new(program).args(arguments), "")
+    }
+
+    fn wait_prompt(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
+        wait_for(
+            &format!("the guest of {name} asks for a login"),
+            limit,
+            || {
+                let pod = self.launcher(name)?;
+                let text = |path: &str| {
+                    pod.pointer(path)
+                        .and_then(serde_json::Value::as_str)
+                        .map(str::to_owned)
+                        .with_context(|| format!("{path} of the launcher pod"))
+                };
+                let log = format!(
+                    "/var/lib/kubelet/pods/{}/volumes/kubernetes.io~empty-dir/run/serial.log",
+                    text("/metadata/uid")?
+                );
+                let said = self
+                    .on_node(&text("/spec/nodeName")?, "cat", &[&log])?
+                    .ok()?;
+                ensure!(said.contains("login:"), "it says {said:?}");
+                Ok(())
+            },
+        )
+    }
+
+    fn image(&self) -> &str {
+        GUEST
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn log_tail(&self) -> String {
+        ["deployment/berth-controller", "daemonset/berth-node"]
+            .map(|part| {
+                let logs = [
+                    "--namespace",
+                    "berth",
+                    "logs",
+                    "--tail=40",
+                    "--all-pods",
+                    part,
+                ];
+                match self.kubectl(&logs) {
+                    Ok(logs) => format!("log of {part}:\n{}{}", logs.stdout, logs.stderr),
+                    Err(error) => format!("no log of {part}: {error:#}"),
+                }
+            })
+            .join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.kubectl(&["delete", "namespace", &self.namespace, "--timeout=60s"]);
+    }
+}
