@@ -130,6 +130,7 @@ impl Libvirtd {
                 path: overlay,
                 format: "qcow2".into(),
                 read_only: false,
+                block: false,
             }],
             nics: Vec::new(),
             emulation,

@@ -342,7 +342,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/volumes/0/containerDisk",
             Value::Null,
-            "spec.volumes[0]: Required value: must have a source: containerDisk",
+            "spec.volumes[0]: Required value: must have a source: containerDisk or persistentVolumeClaim",
         ),
         (
             "/volumes/0/containerDisk",

@@ -61,6 +61,8 @@ pub const REASON_PAUSED_BY_USER: &str = "PausedByUser";
 pub const REASON_PAUSED_IO_ERROR: &str = "PausedIOError";
 /// Reason of `Synchronized=False` and of events: the machine could not be brought to its spec.
 pub const REASON_SYNC_FAILED: &str = "SyncFailed";
+/// Reason of events: a volume names a PersistentVolumeClaim that is not there.
+pub const REASON_CLAIM_NOT_FOUND: &str = "FailedPvcNotFound";
 /// Reason of `Synchronized=False` and of events: the launcher pod could not be made.
 pub const REASON_FAILED_CREATE: &str = "FailedCreate";
 /// Reason of events: the launcher pod was made.

@@ -118,6 +118,7 @@ fn access(settings: &Settings) -> Vec<Value> {
             &["pods"],
             &["create", "delete", "get", "list", "watch", "patch"],
         ),
+        rule(&[""], &["persistentvolumeclaims"], &["get"]),
         events.clone(),
         named(
             &["admissionregistration.k8s.io"],

@@ -164,7 +164,7 @@ fn disk_device(
         .maybe("io", disk.io.as_deref())
         .maybe("discard", (!read_only).then_some("unmap"));
     Ok(Element::new("disk")
-        .attribute("type", "file")
+        .attribute("type", if file.block { "block" } else { "file" })
         .attribute(
             "device",
             if disk.cdrom.is_some() {
@@ -174,7 +174,9 @@ fn disk_device(
             },
         )
         .child(driver)
-        .child(Element::new("source").attribute("file", &file.path))
+        .child(
+            Element::new("source").attribute(if file.block { "dev" } else { "file" }, &file.path),
+        )
         .child(
             Element::new("target")
                 .attribute("dev", target)

@@ -57,6 +57,8 @@ pub struct DiskInput {
     pub format: String,
     /// Whether the file itself may not be written; a disk on it must then be read-only too.
     pub read_only: bool,
+    /// Whether it is a block device.
+    pub block: bool,
 }
 
 /// The tap behind an interface.

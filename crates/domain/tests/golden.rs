@@ -43,6 +43,7 @@ fn input(vmi: &VirtualMachineInstance) -> DomainInput<'_> {
                 path: format!("/var/run/berth/disks/{}.qcow2", d.name),
                 format: "qcow2".to_owned(),
                 read_only: false,
+                block: false,
             })
             .collect(),
         nics: devices

@@ -58,6 +58,11 @@ pub(crate) enum CreateError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("cannot make disk {path}: {source}")]
+    Disk {
+        path: String,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Overlay(#[from] OverlayError),
     #[error(transparent)]
@@ -216,11 +221,15 @@ impl<H: Hypervisor> Creation<H> {
                 .into_iter()
                 .map(|disk| {
                     if !disk.read_only {
+                        if let Some(size) = disk.create {
+                            create_disk(&disk.path, size)?;
+                        }
                         return Ok(DiskInput {
                             volume: disk.volume,
                             path: disk.path,
                             format: disk.format,
                             read_only: false,
+                            block: disk.block,
                         });
                     }
                     let path = layout.overlay(&disk.volume);
@@ -230,6 +239,7 @@ impl<H: Hypervisor> Creation<H> {
                         path: path.display().to_string(),
                         format: "qcow2".to_owned(),
                         read_only: false,
+                        block: false,
                     })
                 })
                 .collect()
@@ -257,6 +267,28 @@ impl<H: Hypervisor> Creation<H> {
             agent_socket: None,
         })?)
     }
+}
+
+/// An empty raw disk, without blocks; one that is there stays as it is.
+fn create_disk(path: &str, size: u64) -> Result<(), CreateError> {
+    let made = || {
+        let opened = std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .open(path);
+        let file = match opened {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            opened => opened?,
+        };
+        // One that has no size yet would be taken for a disk without sectors at the next start.
+        file.set_len(size).inspect_err(|_| {
+            let _ = std::fs::remove_file(path);
+        })
+    };
+    made().map_err(|source| CreateError::Disk {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Seconds that the machine gives its guest to power off.

@@ -86,6 +86,12 @@ pub struct DiskBacking {
     pub format: String,
     /// Whether the file may not be written: the guest then writes to an overlay that is lost with the pod.
     pub read_only: bool,
+    /// Whether it is a block device.
+    #[serde(default)]
+    pub block: bool,
+    /// Makes an empty file of so many bytes where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create: Option<u64>,
 }
 
 /// The tap behind an interface.

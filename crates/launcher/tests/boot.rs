@@ -285,6 +285,8 @@ fn ipxe() -> SyncRequest {
             path: ISO.to_owned(),
             format: "raw".to_owned(),
             read_only: true,
+            block: false,
+            create: None,
         }],
         nics: vec![NicBacking {
             network: "default".to_owned(),

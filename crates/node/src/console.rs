@@ -255,6 +255,7 @@ mod tests {
                 netns: PathBuf::new(),
                 run_dir: self.0.clone(),
                 disks: std::collections::BTreeMap::new(),
+                claims: std::collections::BTreeMap::new(),
                 uid: rustix::process::geteuid().as_raw(),
                 gid: 107,
                 pid: 1,

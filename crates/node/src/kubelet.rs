@@ -33,7 +33,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::{NodeConfig, PodLocation, PodSandboxes, vm};
+use crate::{ClaimedDisk, NodeConfig, PodLocation, PodSandboxes, vm};
 
 /// Where a kubelet keeps the volumes of pods.
 const PODS: &str = "/var/lib/kubelet/pods";
@@ -41,6 +41,10 @@ const PODS: &str = "/var/lib/kubelet/pods";
 const DISKS_DIR: &str = "/var/run/berth-disks";
 /// What the names of containers that hold images begin with.
 const HOLDER_PREFIX: &str = "disk-";
+/// What the names of volumes on claims begin with.
+const CLAIM_PREFIX: &str = "claim-";
+/// Annotation of the pod with the sizes of claims, as the controller knows them.
+const CLAIM_SIZES: &str = "berth.kubevirt.io/claim-sizes";
 /// Where a container disk's file is in its image.
 const IMAGE_DIR: &str = "disk";
 /// Major and minor of `/dev/net/tun`.
@@ -89,6 +93,7 @@ impl PodSandboxes for KubeletPods {
             netns: format!("/proc/{pid}/ns/net").into(),
             run_dir: volume(pod_uid, "run"),
             disks: BTreeMap::new(),
+            claims: BTreeMap::new(),
             uid: user(context.run_as_user)?,
             gid: user(context.run_as_group)?,
             pid,
@@ -103,6 +108,11 @@ impl PodSandboxes for KubeletPods {
             .process(&pod, labels::COMPUTE_CONTAINER)
             .ok_or("the launcher's container does not run")?;
         ensure_tun(compute).map_err(|e| format!("/dev/net/tun of the launcher: {e}"))?;
+        location.claims = claims(&pod);
+        for disk in location.claims.values().filter(|disk| disk.block) {
+            give_device(compute, &disk.path, location.uid, location.gid)
+                .map_err(|e| format!("{}: {e}", disk.path))?;
+        }
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
         for container in containers {
             let Some(name) = container.name.strip_prefix(HOLDER_PREFIX) else {
@@ -116,7 +126,8 @@ impl PodSandboxes for KubeletPods {
                 let mounted = format!("/proc/{compute}/root{at}").into();
                 if !is_mount_point(compute, &at) {
                     let target = volume(pod_uid, "disks").join(name);
-                    put_down(holder, compute, &target, &at).map_err(|e| e.to_string())?;
+                    let file = container.command.iter().flatten().nth(1).cloned();
+                    put_down(holder, compute, file, &target, &at).map_err(|e| e.to_string())?;
                 }
                 let format = format_of(compute, &at).map_err(|e| e.to_string())?;
                 Ok((mounted, at, format))
@@ -188,13 +199,19 @@ fn within_mounts<T: Send>(pid: u32, work: impl FnOnce() -> io::Result<T> + Send)
 
 /// Clones the one disk file of the holder's image as a mount, and puts it down in the launcher's container. `target` is
 /// that place as this process sees it.
-fn put_down(holder: u32, compute: u32, target: &Path, at: &str) -> io::Result<()> {
+fn put_down(
+    holder: u32,
+    compute: u32,
+    file: Option<String>,
+    target: &Path,
+    at: &str,
+) -> io::Result<()> {
     match File::options().write(true).create_new(true).open(target) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
-    let tree = within_mounts(holder, clone_disk)?;
+    let tree = within_mounts(holder, move || clone_disk(file))?;
     let at = at.to_owned();
     within_mounts(compute, move || {
         rustix::mount::move_mount(
@@ -213,12 +230,40 @@ fn put_down(holder: u32, compute: u32, target: &Path, at: &str) -> io::Result<()
     })
 }
 
-/// In the holder's mount namespace: the disk as a mount that is nowhere yet.
-fn clone_disk() -> io::Result<OwnedFd> {
+/// In the holder's mount namespace: the disk as a mount that is nowhere yet. `named` is the file that is meant; without
+/// it, it is the only one.
+fn clone_disk(named: Option<String>) -> io::Result<OwnedFd> {
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
     let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
     let opened =
         |path: &Path, flags| rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), beneath);
+    let path = match named {
+        Some(path) => PathBuf::from(path),
+        None => only_file(&opened)?,
+    };
+    let file = opened(&path, OFlags::PATH)
+        .map_err(|e| io::Error::other(format!("{} in the image: {e}", path.display())))?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(io::Error::other(format!(
+            "{} in the image is not a regular file",
+            path.display()
+        )));
+    }
+    let tree = rustix::mount::open_tree(
+        file.as_fd(),
+        "",
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH,
+    )?;
+    Ok(tree)
+}
+
+/// The one file in the directory of disks.
+fn only_file(
+    opened: &impl Fn(&Path, OFlags) -> rustix::io::Result<OwnedFd>,
+) -> io::Result<PathBuf> {
     let dir = opened(Path::new(IMAGE_DIR), OFlags::RDONLY | OFlags::DIRECTORY)
         .map_err(|e| io::Error::other(format!("the image has no directory /{IMAGE_DIR}: {e}")))?;
     let mut files = Vec::new();
@@ -235,21 +280,7 @@ fn clone_disk() -> io::Result<OwnedFd> {
             files.len()
         )));
     };
-    let file = opened(&Path::new(IMAGE_DIR).join(name), OFlags::PATH)?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-    if kind != FileType::RegularFile {
-        return Err(io::Error::other(format!(
-            "/{IMAGE_DIR}/{name} in the image is not a regular file"
-        )));
-    }
-    let tree = rustix::mount::open_tree(
-        file.as_fd(),
-        "",
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH,
-    )?;
-    Ok(tree)
+    Ok(Path::new(IMAGE_DIR).join(name))
 }
 
 /// Whether something is mounted at a path of a container.
@@ -269,6 +300,67 @@ fn format_of(compute: u32, at: &str) -> io::Result<DiskFormat> {
         berth_image::format::inspect(&path)
             .map(|info| info.format)
             .map_err(|e| io::Error::other(e.to_string()))
+    })
+}
+
+/// The disks on claims, as the launcher's container has them.
+fn claims(pod: &Pod) -> BTreeMap<String, ClaimedDisk> {
+    let mut found = BTreeMap::new();
+    let sizes = pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(CLAIM_SIZES))
+        .map(String::as_str)
+        .unwrap_or_default();
+    let size = |volume: &str| {
+        sizes
+            .split(',')
+            .filter_map(|entry| entry.split_once('='))
+            .find(|(name, _)| *name == volume)
+            .and_then(|(_, bytes)| bytes.parse().ok())
+            .filter(|bytes| *bytes > 0)
+    };
+    let compute = pod
+        .spec
+        .iter()
+        .flat_map(|spec| &spec.containers)
+        .find(|container| container.name == labels::COMPUTE_CONTAINER);
+    let Some(compute) = compute else {
+        return found;
+    };
+    for mount in compute.volume_mounts.iter().flatten() {
+        if let Some(volume) = mount.name.strip_prefix(CLAIM_PREFIX) {
+            let disk = ClaimedDisk {
+                path: format!("{}/disk.img", mount.mount_path),
+                block: false,
+                size: size(volume),
+            };
+            found.insert(volume.to_owned(), disk);
+        }
+    }
+    for device in compute.volume_devices.iter().flatten() {
+        if let Some(volume) = device.name.strip_prefix(CLAIM_PREFIX) {
+            let disk = ClaimedDisk {
+                path: device.device_path.clone(),
+                block: true,
+                size: None,
+            };
+            found.insert(volume.to_owned(), disk);
+        }
+    }
+    found
+}
+
+/// The device that the runtime made in the container becomes the launcher's: runtimes make it as it is on the machine.
+fn give_device(compute: u32, path: &str, uid: u32, gid: u32) -> io::Result<()> {
+    within_mounts(compute, || {
+        let device = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&device)?.st_mode);
+        if kind != FileType::BlockDevice {
+            return Err(io::Error::other("it is not a block device"));
+        }
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid))
     })
 }
 

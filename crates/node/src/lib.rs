@@ -101,12 +101,25 @@ pub struct PodLocation {
     pub run_dir: PathBuf,
     /// Volume → the disk file on this machine, its path in the pod, its format.
     pub disks: BTreeMap<String, (PathBuf, String, DiskFormat)>,
+    /// Disks that outlive the pod, by volume.
+    pub claims: BTreeMap<String, ClaimedDisk>,
     /// The user of its processes.
     pub uid: u32,
     /// The group of its processes.
     pub gid: u32,
     /// Its first process.
     pub pid: u32,
+}
+
+/// A disk on a claim, raw and written directly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimedDisk {
+    /// Path in the pod.
+    pub path: String,
+    /// Whether it is a block device.
+    pub block: bool,
+    /// How large a file is to be made where there is none, in bytes.
+    pub size: Option<u64>,
 }
 
 /// Finds the sandboxes of pods that run on this machine.

@@ -52,6 +52,7 @@ story!(
 );
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
+story!(a_guest_boots_from_a_claim_and_has_a_second_one, a_claim);
 
 #[test]
 fn restarts_leave_the_guest_running() -> anyhow::Result<()> {
@@ -103,6 +104,108 @@ spec:
         cluster.page(&format!("{address}:8080"))
     })?;
     ensure!(page.contains("hello from the guest"), "{page}");
+    Ok(())
+}
+
+/// A VMI whose disks are on claims: `root` is booted from, `data` is empty.
+fn on_claims(name: &str) -> String {
+    manifest(name, "unused", MEMORY)
+        .replace(
+            "      - name: root\n        disk:\n          bus: virtio\n",
+            "      - name: root\n        disk:\n          bus: virtio\n      - name: data\n        disk:\n          bus: virtio\n",
+        )
+        .replace(
+            "    containerDisk:\n      image: unused\n",
+            "    persistentVolumeClaim:\n      claimName: root\n  - name: data\n    persistentVolumeClaim:\n      claimName: data\n",
+        )
+}
+
+/// Local volumes of a node: a system disk on a file system, and an empty one.
+fn a_claim(cluster: &Cluster) -> anyhow::Result<()> {
+    // It waits for what is not there, and says so.
+    cluster.apply(&on_claims("keeper"))?;
+    wait_for("the missing claim is told", SOON, || {
+        let events = cluster
+            .kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"])?
+            .ok()?;
+        ensure!(
+            events.contains("there is no persistentvolumeclaim \"root\""),
+            "{events}"
+        );
+        Ok(())
+    })?;
+    let base = format!("/var/lib/berth-cluster/volumes/{}", cluster.namespace());
+    let disk = format!("{base}/root/disk.img");
+    cluster
+        .on_node(
+            "node0",
+            "mkdir",
+            &["-p", &format!("{base}/root"), &format!("{base}/data")],
+        )?
+        .ok()?;
+    let guest = berth_e2e::small_guest();
+    let guest = guest.to_str().context("the guest's path")?;
+    cluster
+        .on_node("node0", "qemu-img", &["convert", "-O", "raw", guest, &disk])?
+        .ok()?;
+    cluster
+        .on_node("node0", "chown", &["-R", "107:107", &base])?
+        .ok()?;
+    let volume = |claim: &str| {
+        let name = format!("{}-{claim}", cluster.namespace());
+        format!(
+            "apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: {name}}}
+spec:
+  capacity: {{storage: 512Mi}}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: {name}
+  local: {{path: {base}/{claim}}}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms:
+      - matchExpressions:
+        - {{key: kubernetes.io/hostname, operator: In, values: [node0]}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {claim}}}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: {name}
+  resources: {{requests: {{storage: 512Mi}}}}
+---
+"
+        )
+    };
+    cluster.apply(&format!("{}{}", volume("root"), volume("data")))?;
+    cluster.wait_phase("keeper", "Running", Duration::from_secs(90))?;
+    cluster.wait_prompt("keeper", BOOT)?;
+    // The empty one was made as large as its claim.
+    let size = cluster
+        .on_node(
+            "node0",
+            "stat",
+            &["-c", "%s", &format!("{base}/data/disk.img")],
+        )?
+        .ok()?;
+    ensure!(size.trim() == (512 << 20).to_string(), "{size} bytes");
+    cluster.delete("keeper", SOON * 2)?;
+    // What is on a claim stays, and boots again.
+    cluster.apply(&on_claims("keeper"))?;
+    cluster.wait_phase("keeper", "Running", SOON)?;
+    cluster.wait_prompt("keeper", BOOT)?;
+    cluster.delete("keeper", SOON * 2)?;
+    for claim in ["root", "data"] {
+        let name = format!("{}-{claim}", cluster.namespace());
+        cluster
+            .kubectl(&["delete", "pvc", claim, "--wait=true"])?
+            .ok()?;
+        cluster.kubectl(&["delete", "pv", &name])?.ok()?;
+    }
+    cluster.on_node("node0", "rm", &["-rf", &base])?.ok()?;
     Ok(())
 }
 

@@ -203,9 +203,31 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
             format!("must be no more than {VOLUME_NAME_MAX} characters"),
         ));
     }
-    match &volume.container_disk {
-        None => causes.push(Cause::required(path, "must have a source: containerDisk")),
-        Some(source) => check_container_disk(&format!("{path}.containerDisk"), source, causes),
+    match (&volume.container_disk, &volume.persistent_volume_claim) {
+        (None, None) => causes.push(Cause::required(
+            path,
+            "must have a source: containerDisk or persistentVolumeClaim",
+        )),
+        (Some(_), Some(claim)) => causes.push(Cause::invalid(
+            format!("{path}.persistentVolumeClaim"),
+            &claim.claim_name,
+            "must not be set beside containerDisk: a volume has one source",
+        )),
+        (Some(source), None) => {
+            check_container_disk(&format!("{path}.containerDisk"), source, causes);
+        }
+        (None, Some(claim)) => {
+            let field = format!("{path}.persistentVolumeClaim.claimName");
+            if claim.claim_name.is_empty() {
+                causes.push(Cause::required(field, "must be the name of a claim"));
+            } else if !syntax::is_dns_subdomain(&claim.claim_name) {
+                causes.push(Cause::invalid(
+                    field,
+                    &claim.claim_name,
+                    "must be the name of a claim",
+                ));
+            }
+        }
     }
 }
 

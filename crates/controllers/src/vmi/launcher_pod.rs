@@ -12,8 +12,8 @@
 use std::collections::BTreeMap;
 
 use berth_api::kubevirt::v1::{
-    CPU, ContainerDiskSource, ResourceRequirements, VirtualMachineInstance,
-    VirtualMachineInstanceSpec, hostname,
+    CPU, ContainerDiskSource, PersistentVolumeClaimSource, ResourceRequirements,
+    VirtualMachineInstance, VirtualMachineInstanceSpec, hostname,
 };
 use berth_api::{labels, quantity};
 use k8s_openapi::api::core::v1 as core;
@@ -35,14 +35,39 @@ const GRACE_MARGIN: i64 = 30;
 pub const HOLDER_PREFIX: &str = "disk-";
 /// The user of everything in a launcher pod on a cluster: `qemu`, as it is called everywhere.
 pub const QEMU_USER: i64 = 107;
+/// What the names of volumes on claims begin with.
+pub const CLAIM_PREFIX: &str = "claim-";
+/// Under which the file systems of claims are mounted, inside the pod.
+pub const CLAIMS_DIR: &str = "/var/run/berth-claims";
+/// Where the block devices of claims are, inside the pod.
+pub const DEVICES_DIR: &str = "/dev/berth";
+/// Annotation of the pod: how large the disk of each claim with a file system is to be, `volume=bytes,…`.
+pub const CLAIM_SIZES: &str = "berth.kubevirt.io/claim-sizes";
 /// Where the program that holds an image is, in the containers of container disks: those images have no programs.
 const HOLD_DIR: &str = "/berth-hold";
 
 const MI: u64 = 1 << 20;
 
-/// The launcher pod of `vmi`, to be named `virt-launcher-<name>-<suffix>`.
+/// What is known of a claim when the pod is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Whether it is a block device.
+    pub block: bool,
+    /// How large it is, or is to be, in bytes.
+    pub size: u64,
+}
+
+/// Claims by name.
+pub type Claims = BTreeMap<String, Claim>;
+
+/// The launcher pod of `vmi`, to be named `virt-launcher-<name>-<suffix>`. `claims` are those that its volumes name.
 #[must_use]
-pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &str) -> core::Pod {
+pub fn launcher_pod(
+    vmi: &VirtualMachineInstance,
+    claims: &Claims,
+    settings: &Settings,
+    suffix: &str,
+) -> core::Pod {
     let name = vmi.name_any();
     let namespace = vmi.namespace().unwrap_or_else(|| "default".to_owned());
     let uid = vmi.uid().unwrap_or_default();
@@ -70,6 +95,29 @@ pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &
         });
     }
 
+    let (mut devices, mut sizes) = (Vec::new(), BTreeMap::new());
+    for (volume, source) in claimed(&vmi.spec) {
+        let known = claims.get(&source.claim_name).copied();
+        let name = format!("{CLAIM_PREFIX}{volume}");
+        if known.is_some_and(|claim| claim.block) {
+            devices.push(core::VolumeDevice {
+                name: name.clone(),
+                device_path: format!("{DEVICES_DIR}/{volume}"),
+            });
+        } else {
+            mounts.push(mount(&name, &format!("{CLAIMS_DIR}/{volume}")));
+            sizes.insert(volume, known.map_or(0, |claim| claim.size));
+        }
+        volumes.push(core::Volume {
+            name,
+            persistent_volume_claim: Some(core::PersistentVolumeClaimVolumeSource {
+                claim_name: source.claim_name.clone(),
+                read_only: None,
+            }),
+            ..core::Volume::default()
+        });
+    }
+
     let command = [
         "/usr/bin/berth",
         "launcher",
@@ -92,14 +140,23 @@ pub fn launcher_pod(vmi: &VirtualMachineInstance, settings: &Settings, suffix: &
         command: Some(command),
         resources: Some(resources(&vmi.spec)),
         volume_mounts: Some(mounts),
+        volume_devices: (!devices.is_empty()).then_some(devices),
         ..core::Container::default()
     };
+    let mut annotations = pod_annotations(vmi);
+    if !sizes.is_empty() {
+        let sizes: Vec<String> = sizes
+            .iter()
+            .map(|(v, size)| format!("{v}={size}"))
+            .collect();
+        annotations.insert(CLAIM_SIZES.to_owned(), sizes.join(","));
+    }
     let mut pod = core::Pod {
         metadata: kube::core::ObjectMeta {
             name: Some(pod_name(&name, suffix)),
             namespace: Some(namespace),
             labels: Some(pod_labels(vmi)),
-            annotations: Some(pod_annotations(vmi)),
+            annotations: Some(annotations),
             owner_references: owner(vmi).map(|o| vec![o]),
             ..Default::default()
         },
@@ -219,7 +276,13 @@ fn for_kubelet(
         name: format!("{HOLDER_PREFIX}{volume}"),
         image: Some(disk.image.clone()),
         image_pull_policy: disk.image_pull_policy.clone(),
-        command: Some(vec![format!("{HOLD_DIR}/berth-hold")]),
+        // The program ignores what the node agent reads: which file is meant, where an image holds several.
+        command: Some(
+            [Some(format!("{HOLD_DIR}/berth-hold")), disk.path.clone()]
+                .into_iter()
+                .flatten()
+                .collect(),
+        ),
         resources: small("10m", "16Mi"),
         volume_mounts: Some(vec![core::VolumeMount {
             read_only: Some(true),
@@ -237,6 +300,14 @@ pub fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
     spec.termination_grace_period_seconds
         .unwrap_or(DEFAULT_GRACE)
         .max(0)
+}
+
+/// The volumes on claims.
+pub fn claimed(
+    spec: &VirtualMachineInstanceSpec,
+) -> impl Iterator<Item = (&str, &PersistentVolumeClaimSource)> {
+    let volumes = spec.volumes.iter();
+    volumes.filter_map(|v| Some((v.name.as_str(), v.persistent_volume_claim.as_ref()?)))
 }
 
 /// The container disks with the names of their volumes.
@@ -413,7 +484,7 @@ mod tests {
             "volumes": [{"name": "root", "containerDisk": {
                 "image": "registry.example/guest:1", "imagePullPolicy": "Always", "imagePullSecret": "login"}}],
         }));
-        let pod = launcher_pod(&vmi, &settings(), "abcde");
+        let pod = launcher_pod(&vmi, &Claims::new(), &settings(), "abcde");
         insta::assert_snapshot!(serde_json::to_string_pretty(&pod).unwrap());
     }
 
@@ -421,13 +492,25 @@ mod tests {
     fn on_a_cluster_a_container_holds_each_image() {
         let vmi = vmi(&json!({
             "domain": {"memory": {"guest": "1Gi"}, "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]}},
-            "volumes": [{"name": "root", "containerDisk": {"image": "registry.example/guest:1"}}],
+            "volumes": [
+                {"name": "root", "containerDisk": {"image": "registry.example/guest:1"}},
+                {"name": "data", "persistentVolumeClaim": {"claimName": "files"}},
+                {"name": "raw", "persistentVolumeClaim": {"claimName": "blocks"}},
+            ],
         }));
+        let claim = |block| Claim {
+            block,
+            size: 1 << 30,
+        };
+        let claims = Claims::from([
+            ("files".into(), claim(false)),
+            ("blocks".into(), claim(true)),
+        ]);
         let settings = Settings {
             runner: Runner::Cluster,
             ..settings()
         };
-        let pod = launcher_pod(&vmi, &settings, "abcde");
+        let pod = launcher_pod(&vmi, &claims, &settings, "abcde");
         insta::assert_snapshot!(serde_json::to_string_pretty(&pod).unwrap());
     }
 

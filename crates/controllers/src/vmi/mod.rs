@@ -13,15 +13,16 @@
 pub mod launcher_pod;
 pub mod plan;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_api::events::{EventType, Recorder};
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus};
-use berth_api::{labels, merge};
+use berth_api::{labels, merge, quantity};
 use futures::{FutureExt, StreamExt};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::Settings;
+use launcher_pod::{Claim, Claims};
 use plan::{Action, Observed, plan};
 
 /// How often a conflicting write is planned anew within one reconcile.
@@ -59,6 +61,9 @@ pub enum Error {
     /// Somebody else kept changing the machine.
     #[error("status of {0}: still in conflict after {ATTEMPTS} attempts")]
     Conflict(String),
+    /// A claim that is not there yet.
+    #[error("{0}: {1}")]
+    NoClaim(String, String),
 }
 
 /// Runs the controller until `shutdown`.
@@ -314,6 +319,53 @@ impl Controller {
         Ok(true)
     }
 
+    /// What the claims are that the machine's volumes name. A claim that is not there is waited for.
+    async fn claims(&self, vmi: &VirtualMachineInstance) -> Result<Claims, Error> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(
+            self.client.clone(),
+            vmi.namespace().as_deref().unwrap_or("default"),
+        );
+        let mut claims = Claims::new();
+        for (volume, source) in launcher_pod::claimed(&vmi.spec) {
+            let name = &source.claim_name;
+            let found = api
+                .get_opt(name)
+                .await
+                .map_err(failed("read persistentvolumeclaim", vmi))?;
+            let Some(found) = found else {
+                let message =
+                    format!("volume {volume}: there is no persistentvolumeclaim {name:?}");
+                self.recorder
+                    .record(
+                        vmi,
+                        EventType::Warning,
+                        labels::REASON_CLAIM_NOT_FOUND,
+                        &message,
+                    )
+                    .await;
+                return Err(Error::NoClaim(full_name(vmi), message));
+            };
+            let storage = |list: Option<&BTreeMap<String, Quantity>>| {
+                quantity::parse_bytes(list?.get("storage")?).ok()
+            };
+            let asked = found
+                .spec
+                .as_ref()
+                .and_then(|spec| storage(spec.resources.as_ref()?.requests.as_ref()));
+            let there = found
+                .status
+                .as_ref()
+                .and_then(|status| storage(status.capacity.as_ref()));
+            let mode = found.spec.and_then(|spec| spec.volume_mode);
+            let claim = Claim {
+                block: mode.as_deref() == Some("Block"),
+                size: there.or(asked).unwrap_or(0),
+            };
+            claims.insert(name.clone(), claim);
+        }
+        Ok(claims)
+    }
+
     async fn create_pod(&self, vmi: &VirtualMachineInstance) -> Result<Step, Error> {
         let existing = self.list_pods(vmi).await?;
         if let Some(pod) = existing.first() {
@@ -322,7 +374,8 @@ impl Controller {
                 .insert(vmi.uid().unwrap_or_default(), pod.uid().unwrap_or_default());
             return Ok(Step::Stale);
         }
-        let pod = launcher_pod::launcher_pod(vmi, &self.settings, &random_suffix());
+        let claims = self.claims(vmi).await?;
+        let pod = launcher_pod::launcher_pod(vmi, &claims, &self.settings, &random_suffix());
         match self.pods_of(vmi).create(&manager_post(), &pod).await {
             Ok(pod) => {
                 let name = pod.name_any();

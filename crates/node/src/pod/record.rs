@@ -268,6 +268,7 @@ impl PodSandboxes for Sandboxes {
         });
         Some(PodLocation {
             netns: record.netns.clone(),
+            claims: BTreeMap::new(),
             run_dir: run_dir(&self.dir(pod_uid)),
             disks: disks.collect(),
             uid: record.user,

@@ -619,24 +619,33 @@ fn boot_disks(vmi: &VirtualMachineInstance) -> Vec<&str> {
     boots.map(|disk| disk.name.as_str()).collect()
 }
 
-/// The container disks of the machine as the launcher sees them.
+/// The disks of the machine as the launcher sees them.
 fn disks(vmi: &VirtualMachineInstance, pod: &PodLocation) -> Result<Vec<DiskBacking>, SyncError> {
-    let volumes = vmi
-        .spec
-        .volumes
-        .iter()
-        .filter(|v| v.container_disk.is_some());
+    let volumes = vmi.spec.volumes.iter();
     volumes
         .map(|volume| {
-            let (_, path, format) = pod
-                .disks
-                .get(&volume.name)
-                .ok_or_else(|| SyncError::NoVolume(volume.name.clone()))?;
+            let missing = || SyncError::NoVolume(volume.name.clone());
+            if let Some(claim) = &volume.persistent_volume_claim {
+                let disk = pod.claims.get(&volume.name).ok_or_else(missing)?;
+                // What may not be written gets an overlay, as an image does.
+                let read_only = claim.read_only == Some(true) && !disk.block;
+                return Ok(DiskBacking {
+                    volume: volume.name.clone(),
+                    path: disk.path.clone(),
+                    format: "raw".to_owned(),
+                    read_only,
+                    block: disk.block,
+                    create: disk.size.filter(|_| !read_only),
+                });
+            }
+            let (_, path, format) = pod.disks.get(&volume.name).ok_or_else(missing)?;
             Ok(DiskBacking {
                 volume: volume.name.clone(),
                 path: path.clone(),
                 format: super::domain::format_name(*format).to_owned(),
                 read_only: true,
+                block: false,
+                create: None,
             })
         })
         .collect()

@@ -340,6 +340,7 @@ mod tests {
                 netns: pod_ns,
                 run_dir: std::path::PathBuf::new(),
                 disks: BTreeMap::new(),
+                claims: BTreeMap::new(),
                 uid: 107,
                 gid: 107,
                 pid: 1,

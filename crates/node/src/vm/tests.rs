@@ -282,6 +282,7 @@ impl World {
             netns: dir.path().join("netns"),
             run_dir: dir.path().to_owned(),
             disks: BTreeMap::new(),
+            claims: BTreeMap::new(),
             uid: rustix::process::geteuid().as_raw(),
             gid: 107,
             pid: 1,

@@ -12,6 +12,21 @@ pub struct Volume {
     /// A disk out of an OCI image. What the guest writes is lost when the machine ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_disk: Option<ContainerDiskSource>,
+    /// A disk on a PersistentVolumeClaim: the block device, or the file `disk.img` (raw) on the file system, which is
+    /// made as large as the claim if it is not there. On a cluster only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<PersistentVolumeClaimSource>,
+}
+
+/// A PersistentVolumeClaim of the same namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PersistentVolumeClaimSource {
+    /// Name of the claim.
+    pub claim_name: String,
+    /// Whether the guest may not write; default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
 }
 
 /// A disk out of an OCI image that holds exactly one file, raw or qcow2, below `/disk/`.
