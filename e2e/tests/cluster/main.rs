@@ -52,6 +52,7 @@ story!(
 );
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
+story!(the_python_client_runs_a_machine, python);
 story!(a_guest_boots_from_a_claim_and_has_a_second_one, a_claim);
 
 #[test]
@@ -105,6 +106,30 @@ spec:
     })?;
     ensure!(page.contains("hello from the guest"), "{page}");
     Ok(())
+}
+
+/// The official Python client, as on any cluster.
+fn python(cluster: &Cluster) -> anyhow::Result<()> {
+    let root = berth_e2e::repository();
+    let program = root.join(".cache/python/bin/python");
+    let script = root.join("e2e/tests/cluster/machine.py");
+    let said = run(
+        cluster
+            .command(&program)
+            .arg(script)
+            .args([cluster.namespace(), cluster.image()]),
+        "",
+    )?
+    .ok()
+    .with_context(|| cluster.log_tail())?;
+    said.trim()
+        .parse::<std::net::Ipv4Addr>()
+        .with_context(|| format!("an address, not {said:?}"))?;
+    wait_for("the machine is gone", SOON, || {
+        let left = cluster.kubectl(&["get", "vmi,pods", "-o", "name"])?.ok()?;
+        ensure!(left.trim().is_empty(), "left: {left}");
+        Ok(())
+    })
 }
 
 /// A VMI whose disks are on claims: `root` is booted from, `data` is empty.
