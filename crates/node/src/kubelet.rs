@@ -85,6 +85,10 @@ impl KubeletPods {
 impl PodSandboxes for KubeletPods {
     fn locate(&self, pod_uid: &str) -> Option<PodLocation> {
         let pod = self.find(pod_uid)?;
+        // The machine's own watch may be ahead of this one: what has not started yet is not over.
+        if !has_started(&pod, labels::COMPUTE_CONTAINER) {
+            return None;
+        }
         let user = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
         let context = pod.spec.as_ref()?.security_context.as_ref()?;
         // Without a process the pod's last words can still be read.
@@ -144,6 +148,16 @@ fn volume(pod_uid: &str, name: &str) -> PathBuf {
         .join(pod_uid)
         .join("volumes/kubernetes.io~empty-dir")
         .join(name)
+}
+
+/// Whether a container runs or has run.
+fn has_started(pod: &Pod, container: &str) -> bool {
+    let statuses = pod.status.iter().flat_map(|s| &s.container_statuses);
+    statuses
+        .flatten()
+        .find(|status| status.name == container)
+        .and_then(|status| status.state.as_ref())
+        .is_some_and(|state| state.running.is_some() || state.terminated.is_some())
 }
 
 /// The id of a container that runs, without the name of the runtime.
@@ -443,5 +457,109 @@ async fn announce(config: &NodeConfig, client: &Client, shutdown: &CancellationT
         if let Err(error) = patched {
             tracing::warn!(node = config.node_name, %error, "the node is not labelled, will be tried again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    const ID: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+
+    fn pod(state: &Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "uid": "u", "annotations": {CLAIM_SIZES: "data=1024,none=0,bad"}},
+            "spec": {
+                "containers": [{
+                    "name": "compute",
+                    "volumeMounts": [
+                        {"name": "run", "mountPath": "/var/run/berth"},
+                        {"name": "claim-data", "mountPath": "/var/run/berth-claims/data"},
+                        {"name": "claim-none", "mountPath": "/var/run/berth-claims/none"},
+                    ],
+                    "volumeDevices": [{"name": "claim-raw", "devicePath": "/dev/berth/raw"}],
+                }],
+            },
+            "status": {"containerStatuses": [{
+                "name": "compute", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                "containerID": format!("containerd://{ID}"), "state": state,
+            }]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_has_not_started_is_not_over() {
+        let waiting = pod(&json!({"waiting": {"reason": "ContainerCreating"}}));
+        let running = pod(&json!({"running": {}}));
+        let over = pod(&json!({"terminated": {"exitCode": 0}}));
+        let told = |pod: &Pod| {
+            (
+                has_started(pod, "compute"),
+                container_id(pod, "compute").is_some(),
+            )
+        };
+        assert_eq!(told(&waiting), (false, false));
+        assert_eq!(told(&running), (true, true));
+        assert_eq!(told(&over), (true, false));
+        assert_eq!(container_id(&running, "other"), None);
+    }
+
+    #[test]
+    fn claims_are_read_from_the_pod() {
+        let found = claims(&pod(&json!({"running": {}})));
+        let disk = |path: &str, block, size| ClaimedDisk {
+            path: path.into(),
+            block,
+            size,
+        };
+        assert_eq!(
+            found,
+            BTreeMap::from([
+                (
+                    "data".into(),
+                    disk("/var/run/berth-claims/data/disk.img", false, Some(1024))
+                ),
+                (
+                    "none".into(),
+                    disk("/var/run/berth-claims/none/disk.img", false, None)
+                ),
+                ("raw".into(), disk("/dev/berth/raw", true, None)),
+            ])
+        );
+    }
+
+    /// A process of this machine is no container's.
+    #[test]
+    fn a_process_is_known_by_its_control_group_and_its_number() {
+        assert!(!is_of(std::process::id(), ID));
+        assert!(!is_of(u32::MAX, ID));
+        assert_eq!(first_process(ID), None);
+    }
+
+    /// What is mounted in one mount namespace and put down in another, by way of this module's own steps.
+    #[test]
+    fn a_disk_is_cloned_beneath_its_root_only() {
+        if berth_testing::not_root("a_disk_is_cloned_beneath_its_root_only") {
+            return;
+        }
+        let own = std::process::id();
+        // In this machine's root there is no /disk, or not exactly one file in it.
+        let refused = within_mounts(own, || clone_disk(None)).unwrap_err();
+        assert!(refused.to_string().contains("/disk"), "{refused}");
+        let refused = within_mounts(own, || clone_disk(Some("/etc".into()))).unwrap_err();
+        assert!(
+            refused.to_string().contains("not a regular file"),
+            "{refused}"
+        );
+        let up = within_mounts(own, || clone_disk(Some("/../../etc/hostname".into())));
+        // Nothing is above a root.
+        assert!(up.is_ok() || up.is_err_and(|e| e.to_string().contains("hostname")));
+        let file = within_mounts(own, || clone_disk(Some("/etc/passwd".into())));
+        assert!(file.is_ok(), "{file:?}");
+        assert!(is_mount_point(own, "/proc"));
+        assert!(!is_mount_point(own, "/etc/passwd"));
     }
 }
