@@ -100,7 +100,7 @@ pub fn respond(lease: &Lease, received: &[u8]) -> Option<Vec<u8>> {
 #[must_use]
 pub fn answer(lease: &Lease, received: &[u8]) -> Option<(DhcpEvent, Option<Vec<u8>>)> {
     let payload = frame::dhcp_payload(received, lease.mac)?;
-    let request = Message::decode(&mut Decoder::new(payload)).ok()?;
+    let request = Message::decode(&mut Decoder::new(&understood(payload)?)).ok()?;
     if request.opcode() != Opcode::BootRequest || request.chaddr() != lease.mac.octets() {
         return None;
     }
@@ -117,6 +117,45 @@ pub fn answer(lease: &Lease, received: &[u8]) -> Option<(DhcpEvent, Option<Vec<u
         MessageType::Release => Some((DhcpEvent::Released, None)),
         _ => None,
     }
+}
+
+/// Bytes before the options, the magic number included.
+const FIXED: usize = 240;
+
+/// A message with the options that are read here and no others. A guest may send anything, and the decoder takes the
+/// lengths of some options on trust. None if an option does not end where the message does.
+fn understood(payload: &[u8]) -> Option<Vec<u8>> {
+    const PAD: u8 = 0;
+    const END: u8 = 255;
+    let (head, mut rest) = payload.split_at_checked(FIXED)?;
+    let mut out = head.to_vec();
+    loop {
+        match *rest {
+            [] | [END, ..] => break,
+            [PAD, ref after @ ..] => rest = after,
+            [code, length, ref after @ ..] => {
+                let (value, after) = after.split_at_checked(usize::from(length))?;
+                let right = match OptionCode::from(code) {
+                    OptionCode::MessageType => value.len() == 1,
+                    OptionCode::RequestedIpAddress | OptionCode::ServerIdentifier => {
+                        value.len() == 4
+                    }
+                    OptionCode::ParameterRequestList | OptionCode::ClientIdentifier => {
+                        !value.is_empty()
+                    }
+                    _ => false,
+                };
+                if right {
+                    out.extend([code, length]);
+                    out.extend_from_slice(value);
+                }
+                rest = after;
+            }
+            [_] => return None,
+        }
+    }
+    out.push(END);
+    Some(out)
 }
 
 enum Verdict {

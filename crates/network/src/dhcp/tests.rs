@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
+use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode, UnknownOption};
 use dhcproto::{Decodable as _, Decoder, Encodable as _, Encoder};
 use proptest::prelude::*;
 
@@ -323,6 +323,25 @@ proptest! {
         } else if let Some(reply) = respond(&lease(), &frame) {
             let to = target(&reply).0;
             prop_assert!(to == MAC || to == MacAddr::BROADCAST);
+        }
+    }
+}
+
+/// The decoder trusts the length of some options; a guest chooses it.
+#[test]
+fn an_option_of_any_code_and_length_costs_nobody_an_answer() {
+    for code in 1..=254_u8 {
+        if code == u8::from(OptionCode::MessageType) {
+            continue;
+        }
+        for length in 0..10 {
+            let option = UnknownOption::new(OptionCode::from(code), vec![1; length]);
+            let options = vec![kind(MessageType::Discover), DhcpOption::Unknown(option)];
+            let answered = answer(&lease(), &ask(MAC, options, |_| {}));
+            assert!(
+                matches!(answered, Some((DhcpEvent::Offered, Some(_)))),
+                "option {code} of {length} bytes: {answered:?}"
+            );
         }
     }
 }
