@@ -123,11 +123,15 @@ pub fn answer(lease: &Lease, received: &[u8]) -> Option<(DhcpEvent, Option<Vec<u
 const FIXED: usize = 240;
 
 /// A message with the options that are read here and no others. A guest may send anything, and the decoder takes the
-/// lengths of some options on trust. None if an option does not end where the message does.
+/// lengths on trust. None if an option does not end where the message does.
 fn understood(payload: &[u8]) -> Option<Vec<u8>> {
     const PAD: u8 = 0;
     const END: u8 = 255;
     let (head, mut rest) = payload.split_at_checked(FIXED)?;
+    // Ethernet. The decoder would take as many bytes of the hardware address as the message says it has.
+    if head[1] != 1 || head[2] != 6 {
+        return None;
+    }
     let mut out = head.to_vec();
     loop {
         match *rest {

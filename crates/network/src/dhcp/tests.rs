@@ -345,3 +345,14 @@ fn an_option_of_any_code_and_length_costs_nobody_an_answer() {
         }
     }
 }
+
+/// The third byte of a message says how long the hardware address is.
+#[test]
+fn a_hardware_address_of_any_length_is_no_panic() {
+    let good = ask(MAC, vec![kind(MessageType::Discover)], |_| {});
+    for length in 0..=255 {
+        let mut frame = good.clone();
+        frame[44] = length;
+        assert_eq!(answer(&lease(), &frame).is_some(), length == 6, "{length}");
+    }
+}
