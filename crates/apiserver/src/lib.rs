@@ -11,6 +11,7 @@
 //! - `watch`: event streams, replayed from a bounded ring; too old a start is `410 Gone`.
 //! - `patch`: JSON patch, JSON merge patch, strategic merge patch.
 //! - [`auth`]: who is asking (client certificates, tokens of service accounts) and whether that is allowed (RBAC).
+//! - `golang`: values as upstream's messages print them.
 //! - `gc`: objects whose owners are gone. `quota`: what a namespace may hold.
 //! - [`schema`], [`table`], [`discovery`], [`openapi`], [`resources`]: what is served and how it describes itself.
 //! - [`server`]: opening, the HTTPS accept loop, the in-process client.
@@ -27,6 +28,7 @@ pub mod front;
 #[doc(hidden)]
 pub mod fuzz;
 pub(crate) mod gc;
+pub(crate) mod golang;
 pub mod openapi;
 pub(crate) mod patch;
 pub(crate) mod quota;

@@ -25,6 +25,14 @@ pub(super) struct Operation {
     pub(super) body: bool,
 }
 
+const GET: Operation = op("get", "get", false);
+const LIST: Operation = op("get", "list", false);
+const POST: Operation = op("post", "post", true);
+const PUT: Operation = op("put", "put", true);
+const PATCH: Operation = op("patch", "patch", true);
+const DELETE: Operation = op("delete", "delete", false);
+const DELETE_COLLECTION: Operation = op("delete", "deletecollection", false);
+
 const fn op(method: &'static str, action: &'static str, body: bool) -> Operation {
     Operation {
         method,
@@ -120,62 +128,32 @@ pub(super) fn paths(def: &ResourceDef, version: &VersionDef) -> Vec<Path> {
     } else {
         format!("{root}/{}", def.plural)
     };
+    let path = |path: String, named: bool, operations: &[Operation]| Path {
+        path,
+        namespaced: def.namespaced,
+        named,
+        operations: operations.to_vec(),
+        scale: false,
+    };
     if def.is_review() {
-        return vec![Path {
-            path: collection,
-            namespaced: def.namespaced,
-            named: false,
-            operations: vec![op("post", "post", true)],
-            scale: false,
-        }];
+        return vec![path(collection, false, &[POST])];
     }
     let object = format!("{collection}/{{name}}");
     let mut found = vec![
-        Path {
-            path: collection,
-            namespaced: def.namespaced,
-            named: false,
-            operations: vec![
-                op("get", "list", false),
-                op("post", "post", true),
-                op("delete", "deletecollection", false),
-            ],
-            scale: false,
-        },
-        Path {
-            path: object.clone(),
-            namespaced: def.namespaced,
-            named: true,
-            operations: vec![
-                op("get", "get", false),
-                op("put", "put", true),
-                op("patch", "patch", true),
-                op("delete", "delete", false),
-            ],
-            scale: false,
-        },
+        path(collection, false, &[LIST, POST, DELETE_COLLECTION]),
+        path(object.clone(), true, &[GET, PUT, PATCH, DELETE]),
     ];
     if def.namespaced {
         found.push(Path {
-            path: format!("{root}/{}", def.plural),
             namespaced: false,
-            named: false,
-            operations: vec![op("get", "list", false)],
-            scale: false,
+            ..path(format!("{root}/{}", def.plural), false, &[LIST])
         });
     }
     for (name, there) in [("scale", version.scale), ("status", version.status)] {
         if there {
             found.push(Path {
-                path: format!("{object}/{name}"),
-                namespaced: def.namespaced,
-                named: true,
-                operations: vec![
-                    op("get", "get", false),
-                    op("put", "put", true),
-                    op("patch", "patch", true),
-                ],
                 scale: name == "scale",
+                ..path(format!("{object}/{name}"), true, &[GET, PUT, PATCH])
             });
         }
     }

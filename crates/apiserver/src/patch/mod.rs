@@ -10,6 +10,7 @@ mod strategic;
 use serde_json::Value;
 
 use crate::error::ApiError;
+use crate::golang;
 use crate::registry::content;
 use crate::schema::Schema;
 use crate::schema::fields::Place;
@@ -80,7 +81,7 @@ fn read(body: &[u8], said: &str) -> Result<Value, ApiError> {
 fn unreadable(found: &Value, wanted: &str) -> ApiError {
     ApiError::BadRequest(format!(
         "error decoding patch: json: cannot unmarshal {} into Go value of type {wanted}",
-        content::go_type(found)
+        golang::json_type(found)
     ))
 }
 

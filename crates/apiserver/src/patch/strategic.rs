@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::registry::content;
+use crate::golang;
 use crate::schema::fields::Place;
 
 const DIRECTIVE: &str = "$patch";
@@ -34,7 +34,7 @@ fn unexplained(why: String) -> ApiError {
 }
 
 fn no_merge_key(item: &Value, key: &str) -> ApiError {
-    let item = content::go_value(item);
+    let item = golang::value(item);
     unexplained(format!(
         "map: {item} does not contain declared merge key: {key}"
     ))
@@ -43,15 +43,15 @@ fn no_merge_key(item: &Value, key: &str) -> ApiError {
 fn unknown_directive(directive: &Value, map: &Value) -> ApiError {
     unexplained(format!(
         "unknown patch type: {} in map: {}",
-        content::go_value(directive),
-        content::go_value(map)
+        golang::value(directive),
+        golang::value(map)
     ))
 }
 
 fn not_a_list(found: &Value) -> ApiError {
     unexplained(format!(
         "expected a []interface {{}}, but received a {}",
-        content::go_dynamic_type(found)
+        golang::dynamic_type(found)
     ))
 }
 
@@ -187,9 +187,9 @@ fn merge_lists(
     let Some(first) = live.first().or(patch.first()) else {
         return Ok(live);
     };
-    let kind = content::go_dynamic_type(first);
+    let kind = golang::dynamic_type(first);
     for item in live.iter().chain(patch) {
-        if content::go_dynamic_type(item) != kind {
+        if golang::dynamic_type(item) != kind {
             return Err(unexplained("list element types are not identical".into()));
         }
         if item.is_array() {
@@ -267,7 +267,7 @@ fn check_order(patch: &[Value], order: &[Value], key: &str) -> Result<(), ApiErr
     let mut wanted = order.iter();
     for item in patch.iter().filter(|item| item.get(DIRECTIVE).is_none()) {
         if !wanted.any(|wanted| same(item, wanted, key)) {
-            let shown = |list: &[Value]| content::go_value(&list.to_vec().into());
+            let shown = |list: &[Value]| golang::value(&list.to_vec().into());
             return Err(unexplained(format!(
                 "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
                 shown(patch),

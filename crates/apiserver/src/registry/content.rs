@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::front::slow;
+use crate::golang;
 use crate::registry::protobuf;
 use crate::table::{self, IncludeObject};
 
@@ -151,78 +152,11 @@ pub(crate) fn decode(kind: &str, media: &str, body: &[u8]) -> Result<Value, ApiE
     if value.is_object() || value.is_null() {
         return Ok(value);
     }
-    let found = go_type(&value);
+    let found = golang::json_type(&value);
     Err(wrong(&format!(
         "json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \
          \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
     )))
-}
-
-/// What Go's decoder calls a JSON value.
-pub(crate) fn go_type(value: &Value) -> &'static str {
-    match value {
-        Value::Object(_) => "object",
-        Value::Array(_) => "array",
-        Value::String(_) => "string",
-        Value::Number(_) => "number",
-        Value::Bool(_) => "bool",
-        Value::Null => "null",
-    }
-}
-
-/// A decoded JSON value as Go prints it (`%v`).
-pub(crate) fn go_value(value: &Value) -> String {
-    match value {
-        Value::Object(map) => {
-            let mut fields: Vec<_> = map.iter().collect();
-            fields.sort_by_key(|(name, _)| name.as_str());
-            let shown: Vec<String> = fields
-                .into_iter()
-                .map(|(name, value)| format!("{name}:{}", go_value(value)))
-                .collect();
-            format!("map[{}]", shown.join(" "))
-        }
-        Value::Array(list) => {
-            let shown: Vec<String> = list.iter().map(go_value).collect();
-            format!("[{}]", shown.join(" "))
-        }
-        Value::String(text) => text.clone(),
-        Value::Null => "<nil>".into(),
-        plain => plain.to_string(),
-    }
-}
-
-/// A decoded JSON value in Go's syntax (`%#v`).
-pub(crate) fn go_syntax(value: &Value) -> String {
-    match value {
-        Value::Object(map) => {
-            let shown: Vec<String> = map
-                .iter()
-                .map(|(name, value)| format!("{name:?}:{}", go_syntax(value)))
-                .collect();
-            format!("map[string]interface {{}}{{{}}}", shown.join(", "))
-        }
-        Value::Array(list) => {
-            let shown: Vec<String> = list.iter().map(go_syntax).collect();
-            format!("[]interface {{}}{{{}}}", shown.join(", "))
-        }
-        Value::String(text) => format!("{text:?}"),
-        Value::Null => "interface {}(nil)".into(),
-        plain => plain.to_string(),
-    }
-}
-
-/// The Go type that a decoded JSON value has.
-pub(crate) fn go_dynamic_type(value: &Value) -> &'static str {
-    match value {
-        Value::Object(_) => "map[string]interface {}",
-        Value::Array(_) => "[]interface {}",
-        Value::String(_) => "string",
-        Value::Number(number) if number.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::Bool(_) => "bool",
-        Value::Null => "%!s(<nil>)",
-    }
 }
 
 /// The start of a body, for messages: text of an object, bytes of anything else.

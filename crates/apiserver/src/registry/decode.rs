@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, Cause, Target};
+use crate::golang;
 use crate::patch::Patch;
 use crate::registry::catalog::Scope;
 use crate::registry::content;
@@ -121,7 +122,7 @@ pub(crate) fn patched(scope: &Scope, patch: &Patch, object: &Value) -> Result<()
     };
     match (why, patch) {
         (None, _) => Ok(()),
-        (Some(why), Patch::Strategic(patch)) => Err(refused_patch(&content::go_value(patch), why)),
+        (Some(why), Patch::Strategic(patch)) => Err(refused_patch(&golang::value(patch), why)),
         (Some(why), _) => Err(refused_patch(&object.to_string(), why)),
     }
 }
@@ -211,20 +212,10 @@ fn unmarshal(group: &str, kind: &str, object: &Value, error: &FieldError) -> Str
     }
     format!(
         "json: cannot unmarshal {} into Go struct field {holder}.{} of type {}",
-        found(value.unwrap_or(&Value::Null)),
+        value.map_or("object", golang::json_type),
         path.join("."),
         go_type(at, &all, 0)
     )
-}
-
-fn found(value: &Value) -> &'static str {
-    match value {
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) | Value::Null => "object",
-    }
 }
 
 /// A field of the metadata that is of the wrong type. The schemas of kinds leave the metadata out.
@@ -232,7 +223,7 @@ fn metadata_fault(metadata: &Value, prefix: &str) -> Option<String> {
     let wrong = |field: &str, value: &Value, wanted: &str| {
         Some(format!(
             "json: cannot unmarshal {} into Go struct field ObjectMeta.{prefix}{field} of type {wanted}",
-            found(value)
+            golang::json_type(value)
         ))
     };
     let is_text = |value: &Value| value.is_string() || value.is_null();

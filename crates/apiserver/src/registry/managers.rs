@@ -319,9 +319,13 @@ pub(crate) fn after_write(
     if reset || (old.is_some() && managers.0.is_empty()) {
         return managers.encode();
     }
-    let blank = blank(&scope.def.kind);
-    let old = old.unwrap_or(&blank);
-    if let Some(changes) = changes(call, scope, old, new) {
+    let changes = match old {
+        Some(old) => changes(call, scope, old, new),
+        // A custom resource may be called as a built-in kind is; it is no struct upstream.
+        None if scope.def.crd => changes(call, scope, &json!({}), new),
+        None => changes(call, scope, &blank(&scope.def.kind), new),
+    };
+    if let Some(changes) = changes {
         managers.wrote(&Writer::of(call, scope, false), &changes);
     }
     managers.encode()

@@ -5,7 +5,7 @@ use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, Cause};
-use crate::registry::content;
+use crate::golang;
 
 /// The text at a path of object keys; empty if there is none.
 pub(crate) fn text<'a>(object: &'a Value, path: &[&str]) -> &'a str {
@@ -116,7 +116,7 @@ pub(crate) fn check_shape(
         Err(ApiError::BadRequest(format!(
             "{kind} in version {version:?} cannot be handled as a {kind}: json: cannot unmarshal {} into Go struct \
              field {field} of type {want}",
-            content::go_type(value)
+            golang::json_type(value)
         )))
     };
     let within = |field: &str| {

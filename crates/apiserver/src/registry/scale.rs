@@ -6,6 +6,7 @@ use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
+use crate::golang;
 use crate::patch::Patch;
 use crate::registry::catalog::Scope;
 use crate::registry::query::Call;
@@ -92,7 +93,6 @@ fn show(scope: &Scope, object: &Value) -> Result<Value, ApiError> {
     Ok(shown)
 }
 
-/// The object with the replicas of the scale.
 /// What is wrong with the numbers of replicas of a custom resource that can be scaled.
 pub(crate) fn check(scope: &Scope, object: &Value) -> Vec<FieldError> {
     let paths = &scope.version().scale_paths;
@@ -122,15 +122,14 @@ pub(crate) fn check(scope: &Scope, object: &Value) -> Vec<FieldError> {
 /// The number at a path; none if it or a part of the way to it is missing. The refusal is upstream's, with Go's types.
 fn replicas_at(object: &Value, path: &str) -> Result<Option<i64>, String> {
     let refuse = |way: &str, found: &Value, expected: &str| {
-        let (shown, kind) = match found {
-            Value::String(text) => (text.clone(), "string"),
-            Value::Bool(flag) => (flag.to_string(), "bool"),
-            Value::Number(number) if number.is_f64() => (number.to_string(), "float64"),
-            Value::Number(number) => (number.to_string(), "int64"),
-            Value::Array(_) => (found.to_string(), "[]interface {}"),
-            Value::Object(_) | Value::Null => (found.to_string(), "map[string]interface {}"),
+        let kind = match found {
+            Value::Null => "<nil>",
+            found => golang::dynamic_type(found),
         };
-        format!("{way} accessor error: {shown} is of the type {kind}, expected {expected}")
+        format!(
+            "{way} accessor error: {} is of the type {kind}, expected {expected}",
+            golang::value(found)
+        )
     };
     let mut at = object;
     let mut way = String::new();
@@ -150,6 +149,7 @@ fn replicas_at(object: &Value, path: &str) -> Result<Option<i64>, String> {
         .ok_or_else(|| refuse(&way, at, "int64"))
 }
 
+/// The object with the replicas of the scale.
 fn resize(scope: &Scope, old: &Value, scale: &Value) -> Result<Value, ApiError> {
     let given = meta::text(scale, &["kind"]);
     if !matches!(given, "" | "Scale") {

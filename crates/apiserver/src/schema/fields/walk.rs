@@ -8,11 +8,11 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 
+use crate::golang;
 use serde_json::{Map, Value, json};
 
 use super::super::node::{Additional, Kind, ListType, Node};
 use super::set::{Set, field, shown};
-use crate::registry::content;
 
 /// Two items of a list that the schema makes a set or a map are the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -212,7 +212,7 @@ fn check_at(value: &Value, place: Place<'_>, path: &str, errors: &mut Vec<(Strin
         errors.push((path.to_owned(), format!("expected {wanted}, got {found}")));
     };
     // As the walker upstream prints what it has in hand: a pointer to a struct.
-    let pointer = || format!("&{{{}}}", content::go_value(value));
+    let pointer = || format!("&{{{}}}", golang::value(value));
     match (node.kind, value) {
         (None, _) | (_, Value::Null) => {}
         (Some(Kind::Object), Value::Object(map)) => {
@@ -250,13 +250,13 @@ fn check_at(value: &Value, place: Place<'_>, path: &str, errors: &mut Vec<(Strin
         (Some(Kind::Boolean), _) => wrong("boolean", pointer()),
         (Some(Kind::Integer | Kind::Number), _) => wrong(
             "numeric (int or float)",
-            content::go_dynamic_type(value).to_owned(),
+            golang::dynamic_type(value).to_owned(),
         ),
         (Some(Kind::String), _) => wrong(
             "string",
             format!(
                 "&value.valueUnstructured{{Value:{}}}",
-                content::go_syntax(value)
+                golang::syntax(value)
             ),
         ),
     }
