@@ -24,6 +24,7 @@ mod validate;
 use serde_json::Value;
 
 pub use cause::{Cause, CauseReason, Refusal};
+pub use syntax::is_dns_label;
 
 /// What is being done to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 /// Longest DNS label, and longest value of a Kubernetes label.
 pub(crate) const LABEL_MAX: usize = 63;
 
-/// A DNS label: lower case letters, digits and inner dashes, 1 to 63 of them.
-pub(crate) fn is_dns_label(s: &str) -> bool {
+/// A DNS label: lower case letters, digits and inner dashes, 1 to 63 of them. Namespaces and volumes are called so.
+#[must_use]
+pub fn is_dns_label(s: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = s.as_bytes();
     (1..=LABEL_MAX).contains(&bytes.len())

@@ -1,14 +1,12 @@
 //! berth on a cluster: what `berth manifests` prints, and the programs that run in the pods it describes.
 
-use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use berth_api::kubevirt::v1::VirtualMachineInstance;
 use berth_cluster::leader::{self, Candidate};
 use berth_cluster::manifests::{self, WEBHOOK_PORT};
 use berth_cluster::{certificates, webhook};
@@ -16,12 +14,12 @@ use berth_controllers::{Runner, Settings};
 use berth_network::NodeNetwork;
 use berth_node::NodeConfig;
 use clap::Args;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::Client;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::ClusterArgs;
+use crate::output;
 use crate::up::{absolute, stop_on_signals};
 
 /// Where the program that holds an image is in berth's own image.
@@ -55,16 +53,8 @@ pub(crate) fn manifests(args: &ManifestsArgs) -> anyhow::Result<()> {
         Some(registry) => format!("{registry}/{}", args.image),
         None => args.image.clone(),
     };
-    let label = |text: &str| {
-        let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        !text.is_empty()
-            && text.len() <= 63
-            && text.bytes().all(inside)
-            && !text.starts_with('-')
-            && !text.ends_with('-')
-    };
     ensure!(
-        label(&args.namespace),
+        berth_admission::is_dns_label(&args.namespace),
         "--namespace {:?} is not the name of a namespace",
         args.namespace
     );
@@ -78,16 +68,7 @@ pub(crate) fn manifests(args: &ManifestsArgs) -> anyhow::Result<()> {
         replicas: args.replicas,
         log: args.log_level.clone(),
     };
-    let mut text = String::new();
-    for object in manifests::objects(&settings) {
-        text += "---\n";
-        text += &serde_saphyr::to_string(&object).context("cannot write an object as YAML")?;
-    }
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // The reader, such as `head`, has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write the objects"),
-    }
+    output::print(&output::yaml(&manifests::objects(&settings))?)
 }
 
 /// Arguments of `berth uninstall`.
@@ -103,88 +84,13 @@ pub(crate) struct UninstallArgs {
     timeout: u64,
 }
 
-/// Most machines that a refusal names.
-const NAMED: usize = 5;
-
-/// Deletes what `berth manifests` prints, in the opposite order, and waits until it is gone.
+/// Deletes what `berth manifests` prints, and waits until it is gone.
 pub(crate) async fn uninstall(args: UninstallArgs) -> anyhow::Result<()> {
     let client =
         Client::try_from(args.cluster.config().await?).context("the API server's address")?;
-    let machines: Api<VirtualMachineInstance> = Api::all(client.clone());
-    match machines.list(&ListParams::default()).await {
-        Ok(found) => {
-            let names: Vec<String> = found
-                .items
-                .iter()
-                .take(NAMED)
-                .map(|vmi| format!("{}/{}", vmi.namespace().unwrap_or_default(), vmi.name_any()))
-                .collect();
-            let more = found.items.len().saturating_sub(names.len());
-            ensure!(
-                names.is_empty(),
-                "virtual machines exist: {}{}; delete them first (kubectl get vmi --all-namespaces)",
-                names.join(", "),
-                if more > 0 {
-                    format!(" and {more} more")
-                } else {
-                    String::new()
-                }
-            );
-        }
-        // The definition is gone already: an earlier call did not come to its end.
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(error) => return Err(error).context("cannot list virtual machines"),
-    }
-    let settings = manifests::Settings {
-        namespace: args.namespace,
-        image: String::new(),
-        replicas: 1,
-        log: String::new(),
-    };
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let mut objects = manifests::objects(&settings);
-    objects.reverse();
-    let mut left = Vec::new();
-    for object in &objects {
-        let text = |field: &str| object[field].as_str().unwrap_or_default();
-        let metadata = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
-        let (group, version) = text("apiVersion")
-            .split_once('/')
-            .unwrap_or(("", text("apiVersion")));
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("kind")));
-        let api: Api<DynamicObject> = match metadata("namespace") {
-            "" => Api::all_with(client.clone(), &resource),
-            namespace => Api::namespaced_with(client.clone(), namespace, &resource),
-        };
-        let (kind, name) = (text("kind").to_owned(), metadata("name").to_owned());
-        match api.delete(&name, &DeleteParams::foreground()).await {
-            Ok(_) => left.push((kind, name, api)),
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot delete {kind} {name}"));
-            }
-        }
-    }
-    for (kind, name, api) in left {
-        loop {
-            match api.get_metadata_opt(&name).await {
-                Ok(None) => break,
-                Err(kube::Error::Api(status)) if status.code == 404 => break,
-                Err(error) => {
-                    return Err(error).with_context(|| format!("cannot read {kind} {name}"));
-                }
-                Ok(Some(_)) => {}
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{kind} {name} is deleted, and not gone after {} s",
-                args.timeout
-            );
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        println!("{kind} {name} deleted");
-    }
-    Ok(())
+    let timeout = Duration::from_secs(args.timeout);
+    let gone = |object: &str| println!("{object} deleted");
+    Ok(berth_cluster::uninstall::uninstall(&client, &args.namespace, timeout, gone).await?)
 }
 
 /// Arguments of `berth controller`.

@@ -1,11 +1,11 @@
 //! `berth crds`: the CustomResourceDefinitions, for `kubectl apply -f -` and for tools that read schemas.
 
-use std::io::{self, Write};
-
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::json;
+
+use crate::output;
 
 /// Arguments of `berth crds`.
 #[derive(Debug, Args)]
@@ -27,11 +27,7 @@ enum Output {
 /// Prints the definitions to standard output.
 pub(crate) fn run(args: &CrdsArgs) -> Result<()> {
     let text = render(&berth_api::crds(), args.output)?;
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // The reader, such as `head`, has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write the definitions"),
-    }
+    output::print(&text)
 }
 
 fn render(crds: &[CustomResourceDefinition], output: Output) -> Result<String> {
@@ -42,14 +38,7 @@ fn render(crds: &[CustomResourceDefinition], output: Output) -> Result<String> {
                 .context("cannot write the definitions as JSON")?;
             Ok(text + "\n")
         }
-        Output::Yaml => crds
-            .iter()
-            .map(|crd| {
-                let document =
-                    serde_saphyr::to_string(crd).context("cannot write the definitions as YAML")?;
-                Ok(format!("---\n{document}"))
-            })
-            .collect(),
+        Output::Yaml => output::yaml(crds),
     }
 }
 

@@ -13,6 +13,7 @@ mod console;
 mod crds;
 mod image;
 mod kubeconfig;
+mod output;
 mod up;
 mod version;
 

@@ -4,10 +4,10 @@
 //! Secret that all replicas read, the authority's certificate is put into the webhook configurations. Its key is thrown
 //! away, so there is nothing to steal that signs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
+use berth_apiserver::auth::pki;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
@@ -15,20 +15,12 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
 
-/// How long a certificate is good for.
-const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
-/// Clocks are not all right.
-const BEFORE: Duration = Duration::from_secs(3600);
 /// How often a write that another replica was faster with is tried anew.
 const TRIES: usize = 5;
 
@@ -68,14 +60,14 @@ pub struct Place {
 }
 
 impl Place {
-    fn names(&self) -> Vec<String> {
+    fn names(&self) -> BTreeSet<String> {
         let Self {
             service, namespace, ..
         } = self;
-        vec![
+        BTreeSet::from([
             format!("{service}.{namespace}.svc"),
             format!("{service}.{namespace}.svc.cluster.local"),
-        ]
+        ])
     }
 }
 
@@ -208,59 +200,19 @@ fn written(place: &Place, bundle: &Bundle, found: Option<&Secret>) -> Secret {
 }
 
 /// Whether a certificate is for this service and has more than a sixth of its life before it.
-fn is_fresh(pem: &str, place: &Place) -> bool {
-    let Ok((_, block)) = x509_parser::pem::parse_x509_pem(pem.as_bytes()) else {
-        return false;
-    };
-    let Ok(certificate) = block.parse_x509() else {
-        return false;
-    };
-    let left = certificate.validity().time_to_expiration();
-    let long = left.is_some_and(|left| left.whole_seconds() > (LIFETIME / 6).as_secs() as i64);
-    let names = certificate.subject_alternative_name().ok().flatten();
-    let names: Vec<String> = names
-        .iter()
-        .flat_map(|names| &names.value.general_names)
-        .filter_map(|name| match name {
-            x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
-            _ => None,
-        })
-        .collect();
-    long && place.names().iter().all(|name| names.contains(name))
+fn is_fresh(certificate: &str, place: &Place) -> bool {
+    pki::valid_for(certificate, pki::LIFETIME / 6)
+        && pki::alternative_names(certificate).is_superset(&place.names())
 }
 
 fn make(place: &Place) -> Result<Bundle, rcgen::Error> {
-    let within = |params: &mut CertificateParams| {
-        let now = std::time::SystemTime::now();
-        params.not_before = (now - BEFORE).into();
-        params.not_after = (now + LIFETIME).into();
-    };
-    let mut authority = CertificateParams::default();
-    within(&mut authority);
-    authority
-        .distinguished_name
-        .push(DnType::CommonName, "berth-webhook-ca");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    authority.key_usages = vec![
-        KeyUsagePurpose::KeyCertSign,
-        KeyUsagePurpose::DigitalSignature,
-    ];
-    let authority_key = KeyPair::generate()?;
-    let signed = authority.self_signed(&authority_key)?;
-
-    let mut params = CertificateParams::new(place.names())?;
-    within(&mut params);
-    params
-        .distinguished_name
-        .push(DnType::CommonName, place.service.as_str());
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let key = KeyPair::generate()?;
-    let issuer = Issuer::from_params(&authority, &authority_key);
-    let certificate = params.signed_by(&key, &issuer)?;
+    let authority = pki::make_authority("berth-webhook-ca", pki::LIFETIME)?;
+    let issuer = pki::issuer(&authority)?;
+    let server = pki::make_server(&issuer, &place.service, &place.names(), pki::LIFETIME)?;
     Ok(Bundle {
-        authority: signed.pem(),
-        certificate: certificate.pem(),
-        key: key.serialize_pem(),
+        authority: authority.certificate,
+        certificate: server.certificate,
+        key: server.key,
     })
 }
 

@@ -3,13 +3,12 @@
 //! Each part has a service account of its own that may do what its code does and nothing more: the controller cannot
 //! touch nodes, the node agent cannot make pods, neither reads Secrets of others.
 
-use berth_api::labels;
 use serde_json::{Value, json};
 
 use crate::certificates::Place;
 
 /// What an installation can be told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// Where berth's own parts run.
     pub namespace: String,
@@ -321,9 +320,6 @@ fn webhooks(settings: &Settings) -> Vec<Value> {
         }),
     ]
 }
-
-/// The label that nodes carry on which virtual machines can run.
-pub const SCHEDULABLE: &str = labels::SCHEDULABLE;
 
 #[cfg(test)]
 mod tests {

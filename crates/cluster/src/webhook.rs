@@ -112,23 +112,12 @@ fn allowed(uid: &str, patch: Option<&json_patch::Patch>, warnings: &[String]) ->
     if let Some(patch) = patch {
         let text = serde_json::to_vec(patch).unwrap_or_default();
         response["patchType"] = "JSONPatch".into();
-        response["patch"] = k8s_openapi::ByteString(text).to_json();
+        response["patch"] = json!(k8s_openapi::ByteString(text));
     }
     if !warnings.is_empty() {
         response["warnings"] = json!(warnings);
     }
     review(&response)
-}
-
-/// The bytes as JSON has them.
-trait ToJson {
-    fn to_json(&self) -> Value;
-}
-
-impl ToJson for k8s_openapi::ByteString {
-    fn to_json(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
-    }
 }
 
 /// Every cause, with its field; the message repeats them, for clients that show nothing else.

@@ -99,7 +99,12 @@ impl Pki {
                 if valid_for(&ca.certificate, RENEW_AUTHORITY)
                     && KeyPair::from_pem(&ca.key).is_ok() => {}
             _ => {
-                save(dir, "ca", make_ca()?)?;
+                let ca =
+                    make_authority("berth-ca", DAY * 3650).map_err(|source| PkiError::Make {
+                        what: "authority",
+                        source,
+                    })?;
+                save(dir, "ca", ca)?;
                 // What the old one signed is worth nothing.
                 for name in ["server", "admin"] {
                     remove(&dir.join(format!("{name}.crt")))?;
@@ -125,7 +130,8 @@ impl Pki {
             _ => save(
                 dir,
                 "server",
-                make_server(&issuer, &names, lifetime).map_err(make("server"))?,
+                make_server(&issuer, "berth-apiserver", &names, lifetime)
+                    .map_err(make("server"))?,
             )?,
         };
         let admin = match load(dir, "admin")? {
@@ -169,8 +175,7 @@ fn authority(dir: &Path) -> Result<(String, Issuer<'static, KeyPair>), PkiError>
         what: "authority",
         source,
     };
-    let key = KeyPair::from_pem(&ca.key).map_err(make)?;
-    let issuer = Issuer::from_ca_cert_pem(&ca.certificate, key).map_err(make)?;
+    let issuer = issuer(&ca).map_err(make)?;
     Ok((ca.certificate, issuer))
 }
 
@@ -264,40 +269,50 @@ fn remove(path: &Path) -> Result<(), PkiError> {
     }
 }
 
-fn make_ca() -> Result<Pem, PkiError> {
-    let make = |source| PkiError::Make {
-        what: "authority",
-        source,
-    };
-    let mut params = params(DAY * 3650);
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "berth-ca");
+/// Makes an authority, which signs itself.
+///
+/// # Errors
+/// When there are no random numbers.
+pub fn make_authority(name: &str, lifetime: Duration) -> Result<Pem, rcgen::Error> {
+    let mut params = params(lifetime);
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
         KeyUsagePurpose::DigitalSignature,
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::CrlSign,
     ];
-    let key = KeyPair::generate().map_err(make)?;
-    let certificate = params.self_signed(&key).map_err(make)?;
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
     Ok(Pem {
         certificate: certificate.pem(),
         key: key.serialize_pem(),
     })
 }
 
-fn make_server(
+/// What signs with an authority's key.
+///
+/// # Errors
+/// When certificate or key cannot be read.
+pub fn issuer(authority: &Pem) -> Result<Issuer<'static, KeyPair>, rcgen::Error> {
+    let key = KeyPair::from_pem(&authority.key)?;
+    Issuer::from_ca_cert_pem(&authority.certificate, key)
+}
+
+/// Makes the certificate of a server that is called by these names, the addresses among them.
+///
+/// # Errors
+/// When a name is none.
+pub fn make_server(
     issuer: &Issuer<'_, KeyPair>,
+    server: &str,
     names: &BTreeSet<String>,
     lifetime: Duration,
 ) -> Result<Pem, rcgen::Error> {
     let mut params = params(lifetime);
     params.subject_alt_names =
         CertificateParams::new(names.iter().cloned().collect::<Vec<_>>())?.subject_alt_names;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "berth-apiserver");
+    params.distinguished_name.push(DnType::CommonName, server);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     sign(params, issuer)
 }
@@ -377,7 +392,8 @@ fn with_certificate<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) 
         .map(|certificate| read(&certificate))
 }
 
-fn valid_for(pem: &str, margin: Duration) -> bool {
+/// Whether a certificate is valid now and for longer than `margin`.
+pub fn valid_for(pem: &str, margin: Duration) -> bool {
     let begun = with_certificate(pem, |certificate| {
         certificate.validity().not_before.timestamp() <= tokens::now()
     });
@@ -395,7 +411,8 @@ fn remaining(pem: &str) -> Duration {
         .unwrap_or_default()
 }
 
-fn alternative_names(pem: &str) -> BTreeSet<String> {
+/// The DNS names and addresses that a certificate is for; none if it cannot be read.
+pub fn alternative_names(pem: &str) -> BTreeSet<String> {
     with_certificate(pem, |certificate| {
         let Ok(Some(extension)) = certificate.subject_alternative_name() else {
             return BTreeSet::new();
