@@ -6,7 +6,8 @@
 //!
 //! - [`kubevirt`] holds the types of the API group `kubevirt.io`.
 //! - [`crds`] turns them into CustomResourceDefinitions; [`roles`] says who may do what with them.
-//! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names.
+//! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names;
+//!   [`launcher`] those inside a launcher pod.
 //! - [`merge`] makes status patches; [`events`] records Events, the one part that does IO.
 
 pub mod conditions;
@@ -14,6 +15,7 @@ mod crd;
 pub mod events;
 pub mod kubevirt;
 pub mod labels;
+pub mod launcher;
 pub mod merge;
 pub mod quantity;
 pub mod roles;

@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_api::labels;
+use berth_api::launcher::{
+    CLAIM_DISK, CLAIM_PREFIX, CLAIM_SIZES, ClaimSizes, DISKS_DIR, HOLDER_PREFIX,
+};
 use berth_image::format::DiskFormat;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -37,14 +40,6 @@ use crate::{ClaimedDisk, NodeConfig, PodLocation, PodSandboxes, vm};
 
 /// Where a kubelet keeps the volumes of pods.
 const PODS: &str = "/var/lib/kubelet/pods";
-/// Where disks are in the launcher's container.
-const DISKS_DIR: &str = "/var/run/berth-disks";
-/// What the names of containers that hold images begin with.
-const HOLDER_PREFIX: &str = "disk-";
-/// What the names of volumes on claims begin with.
-const CLAIM_PREFIX: &str = "claim-";
-/// Annotation of the pod with the sizes of claims, as the controller knows them.
-const CLAIM_SIZES: &str = "berth.kubevirt.io/claim-sizes";
 /// Where a container disk's file is in its image.
 const IMAGE_DIR: &str = "disk";
 /// Major and minor of `/dev/net/tun`.
@@ -325,16 +320,8 @@ fn claims(pod: &Pod) -> BTreeMap<String, ClaimedDisk> {
         .annotations
         .as_ref()
         .and_then(|all| all.get(CLAIM_SIZES))
-        .map(String::as_str)
+        .map(|value| ClaimSizes::read(value).0)
         .unwrap_or_default();
-    let size = |volume: &str| {
-        sizes
-            .split(',')
-            .filter_map(|entry| entry.split_once('='))
-            .find(|(name, _)| *name == volume)
-            .and_then(|(_, bytes)| bytes.parse().ok())
-            .filter(|bytes| *bytes > 0)
-    };
     let compute = pod
         .spec
         .iter()
@@ -346,9 +333,9 @@ fn claims(pod: &Pod) -> BTreeMap<String, ClaimedDisk> {
     for mount in compute.volume_mounts.iter().flatten() {
         if let Some(volume) = mount.name.strip_prefix(CLAIM_PREFIX) {
             let disk = ClaimedDisk {
-                path: format!("{}/disk.img", mount.mount_path),
+                path: format!("{}/{CLAIM_DISK}", mount.mount_path),
                 block: false,
-                size: size(volume),
+                size: sizes.get(volume).copied(),
             };
             found.insert(volume.to_owned(), disk);
         }

@@ -15,6 +15,10 @@ use berth_api::kubevirt::v1::{
     CPU, ContainerDiskSource, PersistentVolumeClaimSource, ResourceRequirements,
     VirtualMachineInstance, VirtualMachineInstanceSpec, hostname,
 };
+use berth_api::launcher::{
+    CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR, DISKS_DIR, HOLDER_PREFIX,
+    RUN_DIR,
+};
 use berth_api::{labels, quantity};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -23,26 +27,12 @@ use kube::{Resource, ResourceExt};
 
 use crate::{Runner, Settings};
 
-/// Where the launcher's sockets, overlays and final state are, inside the pod.
-pub const RUN_DIR: &str = "/var/run/berth";
-/// Under which the container disks are mounted, inside the pod.
-pub const DISKS_DIR: &str = "/var/run/berth-disks";
 /// Grace when the VirtualMachineInstance says none, in seconds.
 pub const DEFAULT_GRACE: i64 = 30;
 /// What the pod gets on top of the guest's grace, so that the launcher can end the guest and say so.
 const GRACE_MARGIN: i64 = 30;
-/// What the names of containers that hold container disks begin with; the volume's name follows.
-pub const HOLDER_PREFIX: &str = "disk-";
 /// The user of everything in a launcher pod on a cluster: `qemu`, as it is called everywhere.
 pub const QEMU_USER: i64 = 107;
-/// What the names of volumes on claims begin with.
-pub const CLAIM_PREFIX: &str = "claim-";
-/// Under which the file systems of claims are mounted, inside the pod.
-pub const CLAIMS_DIR: &str = "/var/run/berth-claims";
-/// Where the block devices of claims are, inside the pod.
-pub const DEVICES_DIR: &str = "/dev/berth";
-/// Annotation of the pod: how large the disk of each claim with a file system is to be, `volume=bytes,…`.
-pub const CLAIM_SIZES: &str = "berth.kubevirt.io/claim-sizes";
 /// Where the program that holds an image is, in the containers of container disks: those images have no programs.
 const HOLD_DIR: &str = "/berth-hold";
 
@@ -78,7 +68,7 @@ pub fn launcher_pod(
     let on_cluster = settings.runner == Runner::Cluster;
     for (volume, disk) in disks.iter().filter(|_| !on_cluster) {
         mounts.push(core::VolumeMount {
-            name: format!("disk-{volume}"),
+            name: format!("{HOLDER_PREFIX}{volume}"),
             mount_path: format!("{DISKS_DIR}/{volume}"),
             // One file of an image that holds several.
             sub_path: disk.path.clone(),
@@ -86,7 +76,7 @@ pub fn launcher_pod(
             ..core::VolumeMount::default()
         });
         volumes.push(core::Volume {
-            name: format!("disk-{volume}"),
+            name: format!("{HOLDER_PREFIX}{volume}"),
             image: Some(core::ImageVolumeSource {
                 reference: Some(disk.image.clone()),
                 pull_policy: disk.image_pull_policy.clone(),
@@ -95,7 +85,7 @@ pub fn launcher_pod(
         });
     }
 
-    let (mut devices, mut sizes) = (Vec::new(), BTreeMap::new());
+    let (mut devices, mut sizes) = (Vec::new(), ClaimSizes::default());
     for (volume, source) in claimed(&vmi.spec) {
         let known = claims.get(&source.claim_name).copied();
         let name = format!("{CLAIM_PREFIX}{volume}");
@@ -106,7 +96,9 @@ pub fn launcher_pod(
             });
         } else {
             mounts.push(mount(&name, &format!("{CLAIMS_DIR}/{volume}")));
-            sizes.insert(volume, known.map_or(0, |claim| claim.size));
+            if let Some(claim) = known {
+                sizes.0.insert(volume.to_owned(), claim.size);
+            }
         }
         volumes.push(core::Volume {
             name,
@@ -144,12 +136,8 @@ pub fn launcher_pod(
         ..core::Container::default()
     };
     let mut annotations = pod_annotations(vmi);
-    if !sizes.is_empty() {
-        let sizes: Vec<String> = sizes
-            .iter()
-            .map(|(v, size)| format!("{v}={size}"))
-            .collect();
-        annotations.insert(CLAIM_SIZES.to_owned(), sizes.join(","));
+    if !sizes.0.is_empty() {
+        annotations.insert(CLAIM_SIZES.to_owned(), sizes.write());
     }
     let mut pod = core::Pod {
         metadata: kube::core::ObjectMeta {

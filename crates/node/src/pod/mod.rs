@@ -4,8 +4,10 @@
 //! restart is in its record ([`record`]); what is on disk without a Pod in the API is taken down.
 
 mod cgroup;
+mod ended;
 mod images;
 pub mod init;
+mod log;
 mod process;
 pub(crate) mod record;
 mod rootfs;

@@ -16,18 +16,16 @@
 //! Making a sandbox is not interrupted, only what comes before: half a sandbox is what nobody would look for.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::labels;
-use berth_launcher::protocol::FINAL_STATE;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,16 +35,14 @@ use super::process::{Ending, WatchedProcess};
 use super::record::{Disk, Ended, Record, Request, Sandboxes, run_dir};
 use super::sandbox::{self, Spec};
 use super::status::{Progress, status};
-use super::{Shared, cgroup, spec};
-use crate::{NodeConfig, blocking, untrusted};
+use super::{Shared, cgroup, ended, log, spec};
+use crate::{NodeConfig, blocking};
 
 /// After the first failure; doubles up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_secs(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// How long the first pods wait for QEMU's capabilities. Without them they start, only slower.
 const WARM: Duration = Duration::from_secs(60);
-/// A log that is larger is cut: the older half is lost.
-const LOG_MAX: u64 = 10 << 20;
 /// How often the log is looked at.
 const LOG_CHECK: Duration = Duration::from_secs(60);
 /// Between attempts to write a status that the API refused.
@@ -335,7 +331,7 @@ impl PodTask {
                     return Err(Wake::Shutdown);
                 },
                 () = self.shutdown.cancelled() => return Err(Wake::Shutdown),
-                _ = log_check.tick() => cut_log(&self.shared.sandboxes.log_file(&self.uid)),
+                _ = log_check.tick() => log::cut(&self.shared.sandboxes.log_file(&self.uid)),
             }
         };
         Ok(self.conclude(record, ending).await)
@@ -347,7 +343,7 @@ impl PodTask {
         let uid = self.uid.clone();
         let (record, errors) = blocking(move || {
             let dir = shared.sandboxes.dir(&uid);
-            record.ended = Some(how_it_ended(
+            record.ended = Some(ended::how(
                 &run_dir(&dir),
                 record.user,
                 ending,
@@ -643,108 +639,9 @@ fn undo(
     errors
 }
 
-/// How a pod ended, from its exit status where it is known and from what the launcher wrote down.
-fn how_it_ended(
-    run_dir: &std::path::Path,
-    user: u32,
-    ending: Ending,
-    out_of_memory: bool,
-) -> Ended {
-    let written: Option<Value> = untrusted::read(&run_dir.join(FINAL_STATE), user)
-        .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok());
-    let text = |value: &Value| {
-        value
-            .as_str()
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
-    };
-    let told = written
-        .as_ref()
-        .and_then(|state| text(&state["failure"]).or_else(|| text(&state["domain"]["reason"])));
-    let (exit_code, signal) = match ending {
-        Ending::Code(code) => (code, None),
-        Ending::Signal(signal) => (128 + signal, Some(signal)),
-        // Nobody saw it. What was written down at the end tells an orderly one.
-        Ending::Unknown if written.is_some() => (0, None),
-        Ending::Unknown => (137, Some(9)),
-    };
-    let reason = match exit_code {
-        0 => "Completed",
-        _ if out_of_memory => "OOMKilled",
-        _ => "Error",
-    };
-    Ended {
-        exit_code,
-        signal,
-        reason: reason.to_owned(),
-        message: told,
-        at: Timestamp::now(),
-    }
-}
-
-/// Keeps a log from growing without end: what is older than the last half of [`LOG_MAX`] goes. The writer appends, so it goes on at the new end.
-fn cut_log(path: &std::path::Path) {
-    let cut = || -> std::io::Result<()> {
-        let file = std::fs::File::options().read(true).write(true).open(path)?;
-        let len = file.metadata()?.len();
-        if len <= LOG_MAX {
-            return Ok(());
-        }
-        // Piece by piece: what a guest can make its launcher say in a minute need not fit into memory.
-        let mut piece = vec![0; 64 << 10];
-        let mut from = len - LOG_MAX / 2;
-        let first = file.read_at(&mut piece, from)?;
-        let line = piece[..first].iter().position(|byte| *byte == b'\n');
-        from += line.map_or(0, |at| at as u64 + 1);
-        let mut to = 0;
-        while from < len {
-            let read = file.read_at(&mut piece, from)?;
-            if read == 0 {
-                break;
-            }
-            file.write_all_at(&piece[..read], to)?;
-            from += read as u64;
-            to += read as u64;
-        }
-        file.set_len(to)
-    };
-    if let Err(error) = cut() {
-        tracing::debug!(path = %path.display(), %error, "the log is not cut");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_end_of_a_pod_in_every_case() {
-        let dir = tempfile::tempdir().unwrap();
-        let end = |ending, oom| {
-            let ended = how_it_ended(dir.path(), rustix::process::geteuid().as_raw(), ending, oom);
-            (ended.exit_code, ended.reason, ended.message)
-        };
-        assert_eq!(end(Ending::Code(0), false), (0, "Completed".into(), None));
-        assert_eq!(
-            end(Ending::Signal(9), true),
-            (137, "OOMKilled".into(), None)
-        );
-        assert_eq!(end(Ending::Unknown, false), (137, "Error".into(), None));
-        std::fs::write(
-            dir.path().join("final-state.json"),
-            r#"{"domain": {"reason": "shut down"}}"#,
-        )
-        .unwrap();
-        assert_eq!(
-            end(Ending::Unknown, false),
-            (0, "Completed".into(), Some("shut down".into()))
-        );
-        assert_eq!(
-            end(Ending::Code(1), false),
-            (1, "Error".into(), Some("shut down".into()))
-        );
-    }
 
     #[test]
     fn what_cannot_be_released_stays_on_record_until_it_can() {
@@ -779,23 +676,5 @@ mod tests {
         assert!(errors.is_empty(), "{errors:?}");
         assert!(sandboxes.get("kept").is_none());
         assert!(!sandboxes.dir("kept").exists() && !group.exists());
-    }
-
-    #[test]
-    fn a_long_log_loses_its_older_half_at_a_line() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let line = format!("{}\n", "x".repeat(99));
-        std::fs::write(
-            file.path(),
-            line.repeat(usize::try_from(LOG_MAX).unwrap() / 20),
-        )
-        .unwrap();
-        cut_log(file.path());
-        let text = std::fs::read_to_string(file.path()).unwrap();
-        assert!(
-            text.len() as u64 <= LOG_MAX / 2 + 1000
-                && text.starts_with('x')
-                && text.len().is_multiple_of(100)
-        );
     }
 }

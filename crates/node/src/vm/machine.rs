@@ -386,20 +386,14 @@ impl Machine {
         pod: &PodLocation,
         launcher: &Client,
     ) -> Result<Result<(), SyncError>, Stop> {
-        let provided = self.provide(pod).await;
-        let pod = match &provided {
+        let pod = &match self.provide(pod).await {
             Ok(pod) => pod,
-            Err(_) => pod,
+            Err(why) => return Ok(Err(SyncError::Pod(why))),
         };
-        let request = match provided.as_ref() {
-            Ok(pod) => self.prepare(pod).await,
-            Err(why) => Err(SyncError::Pod(why.clone())),
-        };
-        let request = match request {
-            Ok(request) => request,
+        let (request, sockets, shown) = match self.prepare(pod).await {
+            Ok(prepared) => prepared,
             Err(error) => return Ok(Err(error)),
         };
-        let (request, sockets, shown) = request;
         self.clock.lap("wired_ms");
         let answer = tokio::select! {
             answer = launcher.sync(request, sockets) => answer.map(drop).map_err(SyncError::Launcher),

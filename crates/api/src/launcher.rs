@@ -1,0 +1,65 @@
+//! What the controller writes into a launcher pod and the node agent reads from it.
+
+use std::collections::BTreeMap;
+
+/// Where the launcher's sockets, overlays and final state are, inside the pod.
+pub const RUN_DIR: &str = "/var/run/berth";
+/// Under which the container disks are mounted, inside the pod.
+pub const DISKS_DIR: &str = "/var/run/berth-disks";
+/// What the names of containers that hold container disks begin with; the volume's name follows.
+pub const HOLDER_PREFIX: &str = "disk-";
+/// What the names of volumes on claims begin with; the volume's name follows.
+pub const CLAIM_PREFIX: &str = "claim-";
+/// Under which the file systems of claims are mounted, inside the pod.
+pub const CLAIMS_DIR: &str = "/var/run/berth-claims";
+/// The disk in the file system of a claim.
+pub const CLAIM_DISK: &str = "disk.img";
+/// Where the block devices of claims are, inside the pod.
+pub const DEVICES_DIR: &str = "/dev/berth";
+/// Annotation of the pod: [`ClaimSizes`].
+pub const CLAIM_SIZES: &str = "berth.kubevirt.io/claim-sizes";
+
+/// How large the disk of each claim with a file system is to be, in bytes, by the volume's name. Nothing is said of one
+/// whose size is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimSizes(pub BTreeMap<String, u64>);
+
+impl ClaimSizes {
+    /// The value of the annotation: `volume=bytes,…`. Names of volumes are DNS labels.
+    #[must_use]
+    pub fn write(&self) -> String {
+        let entries: Vec<String> = self
+            .0
+            .iter()
+            .map(|(volume, size)| format!("{volume}={size}"))
+            .collect();
+        entries.join(",")
+    }
+
+    /// Reads the value; entries that are no such thing are left out.
+    #[must_use]
+    pub fn read(value: &str) -> Self {
+        let entries = value.split(',').filter_map(|entry| entry.split_once('='));
+        let sizes =
+            entries.filter_map(|(volume, size)| Some((volume.to_owned(), size.parse().ok()?)));
+        Self(sizes.filter(|(_, size)| *size > 0).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_they_were_written() {
+        let sizes = ClaimSizes(BTreeMap::from([
+            ("data".into(), 1024),
+            ("more".into(), u64::MAX),
+        ]));
+        assert_eq!(ClaimSizes::read(&sizes.write()), sizes);
+        assert_eq!(
+            ClaimSizes::read("none=0,bad,x=-1,=,y=z,"),
+            ClaimSizes::default()
+        );
+    }
+}
