@@ -21,13 +21,6 @@ if [ -e "$state" ] || [ -e "$run" ]; then
     as_root rm -rf "$run"
 fi
 
-left=0
-check() { # WHAT, what is left of it
-    if [ -n "$2" ]; then
-        printf 'left behind: %s:\n%s\n' "$1" "$2" >&2
-        left=1
-    fi
-}
 check processes "$(processes_of "$state/" "$run/")"
 check links "$(ip -o link | grep -E ': (berth0|bp[0-9a-f]{8,})' || true)"
 check mounts "$(grep -E " ($state|$run)" /proc/self/mountinfo || true)"

@@ -39,13 +39,6 @@ while [ -n "$(groups)" ] && [ $SECONDS -lt $end ]; do
 done
 rm -rf "$cluster" "$cluster_run"
 
-left=0
-check() { # WHAT, what is left of it
-    if [ -n "$2" ]; then
-        printf 'left behind: %s:\n%s\n' "$1" "$2" >&2
-        left=1
-    fi
-}
 # By their command lines: a shell that knows the kubeconfig is none of ours.
 check processes "$(pgrep -af "$cluster/|scripts/cluster/node.sh" || true)"
 check links "$(ip -o link | grep -E ': bcl(-|0)' || true)"

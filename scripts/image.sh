@@ -45,9 +45,8 @@ done
     var/cache/* var/lib/{apt,dpkg} etc/{init.d,cron*,logrotate.d,systemd})
 install -s -m 755 "$binary" "$root/usr/bin/berth"
 gcc -O2 -static -s -o "$root/usr/bin/berth-hold" scripts/cluster/pause.c
-mkdir -p "$root"/{proc,sys,dev,tmp,run,root} "$root/var/run" "$root/var/lib/berth" "$root/etc"
-rm -rf "$root/var/run" && ln -s ../run "$root/var/run"
-mkdir -p "$root/run/berth" "$root/run/berth-disks"
+mkdir -p "$root"/{proc,sys,dev,tmp,root,run/berth,run/berth-disks,var/lib/berth}
+ln -sfn ../run "$root/var/run"
 chmod 1777 "$root/tmp"
 cat >"$root/etc/passwd" <<PASSWD
 root:x:0:0:root:/root:/usr/sbin/nologin
@@ -57,7 +56,8 @@ PASSWD
 printf 'root:x:0:\ntty:x:5:\nqemu:x:107:\nberth:x:1001:\n' >"$root/etc/group"
 printf 'passwd: files\ngroup: files\nhosts: files dns\n' >"$root/etc/nsswitch.conf"
 ldconfig -r "$root"
-rm -f "$root/etc/ld.so.cache-" "$root/var/cache/ldconfig/aux-cache"
+# It has the times of files in it.
+rm -f "$root/var/cache/ldconfig/aux-cache"
 
 step "packing $reference"
 tar -C "$root" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$out/layer.tar" .

@@ -1,4 +1,4 @@
-# Shared by run.sh, clean-run.sh and test.sh: where `make run` keeps things, and how it waits.
+# Shared by the scripts of the make targets: where `make run` keeps things, and how it waits.
 
 state=/var/lib/berth
 run=/run/berth
@@ -111,4 +111,13 @@ until_prompt() {
         [ ${#seen} -lt 400 ] || seen=${seen: -200}
         seen+=$char
     done
+}
+
+# What is left after cleaning up is told; `left` is the exit status.
+left=0
+check() { # WHAT, what is left of it
+    if [ -n "$2" ]; then
+        printf 'left behind: %s:\n%s\n' "$1" "$2" >&2
+        left=1
+    fi
 }

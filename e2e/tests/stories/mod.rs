@@ -17,14 +17,7 @@ pub(crate) fn a_manifest_becomes_a_guest(target: &dyn Target) -> anyhow::Result<
     target.apply(&manifest("first", target.image(), MEMORY))?;
     target.wait_phase("first", "Running", SOON)?;
     target.wait_prompt("first", BOOT)?;
-    let address = target.address("first")?;
-    let pods = target
-        .kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.podIP}"])?
-        .ok()?;
-    ensure!(
-        pods == address,
-        "the pod's address is {pods}, the guest's {address}"
-    );
+    let address = the_pods_address(target, "first")?;
     // Nobody else has it: the guest asked for it and got it.
     target.ping(&address, SOON)?;
     let page = target.page(&address)?;
@@ -37,6 +30,19 @@ pub(crate) fn a_manifest_becomes_a_guest(target: &dyn Target) -> anyhow::Result<
     let pods = target.kubectl(&["get", "pods", "-o", "name"])?.ok()?;
     ensure!(pods.trim().is_empty(), "left: {pods}");
     Ok(())
+}
+
+/// The address in the status, which is that of the one pod.
+pub(crate) fn the_pods_address(target: &dyn Target, name: &str) -> anyhow::Result<String> {
+    let address = target.address(name)?;
+    let pods = target
+        .kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.podIP}"])?
+        .ok()?;
+    ensure!(
+        pods == address,
+        "the pod's address is {pods}, the guest's {address}"
+    );
+    Ok(address)
 }
 
 /// A manifest of 2018 is converted, with a warning for each field, and runs.
