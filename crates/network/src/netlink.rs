@@ -9,7 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
 use crate::error::{Error, Result, io_error, is_exists, is_gone, netlink_error};
@@ -162,6 +162,17 @@ impl Netlink {
                 .controller(bridge.index)
                 .build(),
         )
+    }
+
+    /// Has the bridge not learn who is behind a link that is in it; what is for nobody known goes there.
+    pub(crate) fn learn_nothing(&self, link: &Link) -> Result<()> {
+        let message = LinkBridgePort::new(link.index).learning(false).build();
+        self.runtime
+            .block_on(self.handle.link().set_port(message).execute())
+            .map_err(netlink_error(
+                "turning off learning of link",
+                link.name.as_str(),
+            ))
     }
 
     /// Takes a link out of its bridge.

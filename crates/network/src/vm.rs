@@ -120,10 +120,13 @@ impl Plan {
         no_ipv6(&tap.name)?;
         netlink.set_mtu(&tap, self.nic.mtu)?;
         keep_dhcp_apart();
-        for link in [&port, &tap] {
-            netlink.enslave(link, &bridge)?;
-            netlink.up(link)?;
-        }
+        netlink.enslave(&port, &bridge)?;
+        // A CNI whose bridge sends back what came in (hairpin mode) would have the guest's own broadcasts teach this bridge
+        // that the guest is outside, and answers to them would not get in.
+        netlink.learn_nothing(&port)?;
+        netlink.enslave(&tap, &bridge)?;
+        netlink.up(&port)?;
+        netlink.up(&tap)?;
         netlink.up(&bridge)
     }
 
