@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{Outcome, Target, reference_program, run, wait_for};
+use crate::{Outcome, Target, berth_binary, reference_program, run, wait_for};
 
 /// The small guest, as `scripts/test-cluster.sh` loads it into the nodes.
 const GUEST: &str = "localhost/small-guest:1";
@@ -117,6 +117,10 @@ impl Target for Cluster {
                 Ok(())
             },
         )
+    }
+
+    fn berth_command(&self) -> Command {
+        self.command(&berth_binary())
     }
 
     fn image(&self) -> &str {

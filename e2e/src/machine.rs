@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{Census, Console, Outcome, Target, run, wait_for};
+use crate::{Census, Outcome, Target, run, wait_for};
 
 /// The small guest as a container disk.
 pub const IMAGE: &str = "berth/small-guest:latest";
@@ -169,11 +169,6 @@ impl Machine {
             .map(drop)
     }
 
-    /// Opens a VMI's console with the real command.
-    pub fn console(&self, name: &str) -> anyhow::Result<Console> {
-        Console::open(self.inside(&crate::berth_binary()).args(["console", name]))
-    }
-
     /// What the machine holds now.
     pub fn census(&self) -> anyhow::Result<Census> {
         let links = self.exec("ip", &["-o", "link"])?.ok()?;
@@ -235,6 +230,10 @@ impl Target for Machine {
 
     fn wait_prompt(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
         self.console(name)?.log_in(limit).map(drop)
+    }
+
+    fn berth_command(&self) -> Command {
+        self.inside(&crate::berth_binary())
     }
 
     fn image(&self) -> &str {

@@ -1,10 +1,11 @@
 //! Where a story can happen: a machine with `berth up`, or a cluster. What a user does is the same on both.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{Outcome, wait_for};
+use crate::{Console, Outcome, wait_for};
 
 /// Something that runs virtual machines and is driven by kubectl.
 pub trait Target {
@@ -25,6 +26,17 @@ pub trait Target {
 
     /// What berth's own logs say, for the one who looks for the reason of a failure.
     fn log_tail(&self) -> String;
+
+    /// The serial console of a VMI, by the real `berth console`.
+    fn console(&self, name: &str) -> anyhow::Result<Console> {
+        Console::open(
+            self.berth_command()
+                .args(["console", name, "--namespace", self.namespace()]),
+        )
+    }
+
+    /// The real `berth`, where it finds this target's API by itself.
+    fn berth_command(&self) -> Command;
 
     /// Called now and then while something is waited for.
     fn look(&self) {}

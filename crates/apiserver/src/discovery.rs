@@ -119,7 +119,7 @@ pub fn document(
 }
 
 /// The aggregated version that comes first in the Accept header, before plain JSON.
-fn aggregated(accept: &str) -> Option<&'static str> {
+pub fn aggregated(accept: &str) -> Option<&'static str> {
     for range in accept.split(',') {
         let mut parts = range.split(';').map(str::trim);
         let media = parts.next().unwrap_or_default();

@@ -7,12 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use berth_cluster::front_proxy::FrontProxy;
 use berth_cluster::leader::{self, Candidate};
-use berth_cluster::manifests::{self, WEBHOOK_PORT};
-use berth_cluster::{certificates, webhook};
+use berth_cluster::manifests::{self, CONTROLLER_PORT, NODE_PORT};
+use berth_cluster::nodes::{self, Link, RemoteGuests};
+use berth_cluster::serve::{self, Authorities, Newest};
+use berth_cluster::{aggregated, certificates, webhook};
 use berth_controllers::{Runner, Settings};
 use berth_network::NodeNetwork;
 use berth_node::NodeConfig;
+use berth_node::kubelet::KubeletNode;
+use berth_subresources::remote;
 use clap::Args;
 use kube::Client;
 use tokio::net::TcpListener;
@@ -24,8 +29,12 @@ use crate::up::{absolute, stop_on_signals};
 
 /// Where the program that holds an image is in berth's own image.
 const HOLD: &str = "/usr/bin/berth-hold";
-/// How often the certificate is looked at.
+/// How often the controller looks after its certificates.
 const LOOK: Duration = Duration::from_secs(3600);
+/// How often a node agent looks for a new one.
+const LOOK_OF_NODE: Duration = Duration::from_secs(600);
+/// The same, while there is none.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Arguments of `berth manifests`.
 #[derive(Debug, Args)]
@@ -99,9 +108,9 @@ pub(crate) struct ControllerArgs {
     /// Image of launcher pods.
     #[arg(long)]
     launcher_image: String,
-    /// Where the webhooks listen.
-    #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, WEBHOOK_PORT)))]
-    webhook_listen: SocketAddr,
+    /// Where the API server's calls are listened for: webhooks and subresources.
+    #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, CONTROLLER_PORT)))]
+    listen: SocketAddr,
     /// The namespace of berth's own parts.
     #[arg(long, env = "POD_NAMESPACE", default_value = "berth")]
     namespace: String,
@@ -127,29 +136,37 @@ pub(crate) async fn controller(args: ControllerArgs) -> anyhow::Result<()> {
     let client = client("berth-controller").await?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
-    let listener = TcpListener::bind(args.webhook_listen)
-        .await
-        .with_context(|| format!("the webhooks cannot listen on {}", args.webhook_listen))?;
-    let place = manifests::certificate_place(&args.namespace);
-    let newest = Arc::new(certificates::Newest::default());
-    certificates::ensure(&client, &place, &newest)
-        .await
-        .context("the webhooks' certificate")?;
-    let renewal = {
-        let (client, newest) = (client.clone(), newest.clone());
-        async move {
-            loop {
-                tokio::time::sleep(LOOK).await;
-                if let Err(error) = certificates::ensure(&client, &place, &newest).await {
-                    tracing::warn!(%error, "the webhooks' certificate, will be tried again");
-                }
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "the API server's calls cannot be listened for on {}",
+            args.listen
+        )
+    })?;
+    let (newest, link) = (Arc::new(Newest::default()), Arc::new(Link::default()));
+    let certify = async || {
+        certificates::ensure_service(&client, &args.namespace, &newest).await?;
+        certificates::ensure_link(&client, &args.namespace, &link).await
+    };
+    certify().await.context("certificates")?;
+    let renewal = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = certify().await {
+                tracing::warn!(%error, "certificates, will be tried again");
             }
         }
     };
-    let serving = webhook::serve(listener, Arc::new(certificates::tls(newest)), stop.clone());
+    let proxy = FrontProxy::new(client.clone());
+    let guests = Arc::new(RemoteGuests {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
+        link: link.clone(),
+    });
+    let routes = webhook::router().merge(aggregated::router(proxy.clone(), client.clone(), guests));
+    let serving = serve::serve(listener, newest.clone(), routes, stop.clone());
     let candidate = Candidate {
-        namespace: args.namespace,
-        lease: "berth-controller".to_owned(),
+        namespace: args.namespace.clone(),
+        lease: manifests::CONTROLLER.to_owned(),
         identity: args.identity,
     };
     let settings = Settings {
@@ -170,9 +187,10 @@ pub(crate) async fn controller(args: ControllerArgs) -> anyhow::Result<()> {
         Ok(())
     };
     tokio::select! {
-        served = serving => served.context("the webhooks"),
+        served = serving => served.context("serving the API server"),
         led = leading => led,
         () = renewal => Ok(()),
+        () = proxy.follow() => Ok(()),
     }
 }
 
@@ -185,6 +203,12 @@ pub(crate) struct NodeAgentArgs {
     /// What must survive a restart.
     #[arg(long, default_value = "/var/lib/berth")]
     state_dir: PathBuf,
+    /// Where the controller's calls are listened for.
+    #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, NODE_PORT)))]
+    listen: SocketAddr,
+    /// The namespace of berth's own parts.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "berth")]
+    namespace: String,
 }
 
 /// Runs until a signal; virtual machines run on.
@@ -214,8 +238,41 @@ pub(crate) async fn node_agent(args: NodeAgentArgs) -> anyhow::Result<()> {
         insecure_registries: Vec::new(),
     };
     tracing::info!(node = config.node_name, "node agent");
-    berth_node::kubelet::run(config, client, stop).await;
-    Ok(())
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "the controller's calls cannot be listened for on {}",
+            args.listen
+        )
+    })?;
+    let (newest, authorities) = (
+        Arc::new(Newest::default()),
+        Arc::new(Authorities::default()),
+    );
+    let certify = async {
+        loop {
+            let certified =
+                certificates::of_node(&client, &args.namespace, &newest, &authorities).await;
+            let pause = match certified {
+                Ok(()) => LOOK_OF_NODE,
+                Err(error) => {
+                    tracing::info!(%error, "no certificate yet: consoles of this node cannot be opened");
+                    RETRY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    };
+    let node = KubeletNode::new(config, client.clone());
+    let routes = remote::router(node.guests()).layer(axum::middleware::from_fn_with_state(
+        authorities.clone(),
+        nodes::guard,
+    ));
+    let serving = serve::serve(listener, newest.clone(), routes, stop.clone());
+    tokio::select! {
+        served = serving => served.context("serving the controller"),
+        () = node.run(stop) => Ok(()),
+        () = certify => Ok(()),
+    }
 }
 
 /// Arguments of `berth install-hold`.

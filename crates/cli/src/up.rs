@@ -228,7 +228,10 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let node = berth_node::Node::new(node, server.client("system:node:berth-node"));
-    let routes = node.router();
+    let routes = node.router().merge(berth_subresources::router(
+        server.client("berth-subresources"),
+        node.guests(),
+    ));
     let controllers = berth_controllers::run(
         Settings::default(),
         server.client("berth-controller"),

@@ -2,10 +2,10 @@
 //!
 //! Each part has a service account of its own that may do what its code does and nothing more: the controller cannot
 //! touch nodes, the node agent cannot make pods, neither reads Secrets of others.
+//!
+//! What waits for berth to answer comes last, and so is the first to go: the webhooks, the aggregated API.
 
 use serde_json::{Value, json};
-
-use crate::certificates::Place;
 
 /// What an installation can be told.
 #[derive(Debug, Clone, Default)]
@@ -20,21 +20,27 @@ pub struct Settings {
     pub log: String,
 }
 
-/// Port of the webhooks in the controller's pod.
-pub const WEBHOOK_PORT: u16 = 8443;
-const CONTROLLER: &str = "berth-controller";
-const NODE: &str = "berth-node";
-const WEBHOOK: &str = "berth-webhook";
-
-/// Where the controller keeps the webhooks' certificate.
-pub fn certificate_place(namespace: &str) -> Place {
-    Place {
-        namespace: namespace.to_owned(),
-        secret: WEBHOOK.to_owned(),
-        service: WEBHOOK.to_owned(),
-        configuration: "berth".to_owned(),
-    }
-}
+/// Port of webhooks and aggregated API in the controller's pod.
+pub const CONTROLLER_PORT: u16 = 8443;
+/// Port of the node agent in its pod.
+pub const NODE_PORT: u16 = 8444;
+/// The Deployment, its account, its Lease.
+pub const CONTROLLER: &str = "berth-controller";
+/// The DaemonSet and its account, and what node agents are called by the controller.
+pub const NODE: &str = "berth-node";
+/// The Service that the API server calls, and the Secret with its certificate.
+pub(crate) const SERVICE: &str = "berth-api";
+/// Both webhook configurations.
+pub(crate) const CONFIGURATION: &str = "berth";
+/// The APIServices.
+pub(crate) const API_SERVICES: [&str; 2] = [
+    "v1.subresources.kubevirt.io",
+    "v1alpha3.subresources.kubevirt.io",
+];
+/// The Secret with the certificate of node agents.
+pub(crate) const NODE_SERVER: &str = "berth-node-server";
+/// The Secret with the controller's certificate for node agents, and the ConfigMap with its authority.
+pub(crate) const NODE_CLIENT: &str = "berth-node-client";
 
 /// Everything, in the order in which it has to be created.
 pub fn objects(settings: &Settings) -> Vec<Value> {
@@ -47,7 +53,9 @@ pub fn objects(settings: &Settings) -> Vec<Value> {
     all.extend(access(settings));
     all.extend(controller(settings));
     all.push(node(settings));
+    all.extend(network_policies(settings));
     all.extend(webhooks(settings));
+    all.extend(api_services(settings));
     all
 }
 
@@ -125,7 +133,13 @@ fn access(settings: &Settings) -> Vec<Value> {
                 "mutatingwebhookconfigurations",
                 "validatingwebhookconfigurations",
             ],
-            &["berth"],
+            &[CONFIGURATION],
+            &["get", "patch"],
+        ),
+        named(
+            &["apiregistration.k8s.io"],
+            &["apiservices"],
+            &API_SERVICES,
             &["get", "patch"],
         ),
     ];
@@ -144,12 +158,22 @@ fn access(settings: &Settings) -> Vec<Value> {
             &[CONTROLLER],
             &["get", "update"],
         ),
-        rule(&[""], &["secrets"], &["create"]),
-        named(&[""], &["secrets"], &[WEBHOOK], &["get", "update"]),
+        rule(&[""], &["secrets", "configmaps"], &["create"]),
+        named(
+            &[""],
+            &["secrets"],
+            &[SERVICE, NODE_SERVER, NODE_CLIENT],
+            &["get", "update"],
+        ),
+        named(&[""], &["configmaps"], &[NODE_CLIENT], &["get", "update"]),
+    ];
+    let own_of_node = vec![
+        named(&[""], &["secrets"], &[NODE_SERVER], &["get"]),
+        named(&[""], &["configmaps"], &[NODE_CLIENT], &["get"]),
     ];
     let namespace = &settings.namespace;
     let mut all = Vec::new();
-    for (name, rules) in [(CONTROLLER, controller), (NODE, node)] {
+    for (name, rules, own) in [(CONTROLLER, controller, own), (NODE, node, own_of_node)] {
         let subject = json!([{"kind": "ServiceAccount", "name": name, "namespace": namespace}]);
         all.push(json!({
             "apiVersion": "v1", "kind": "ServiceAccount",
@@ -159,23 +183,51 @@ fn access(settings: &Settings) -> Vec<Value> {
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
             "metadata": {"name": name}, "rules": rules,
         }));
+        all.push(binding(
+            ("ClusterRoleBinding", name, ""),
+            ("ClusterRole", name),
+            &subject,
+        ));
         all.push(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": name}, "subjects": subject,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": {"name": name, "namespace": namespace}, "rules": own,
         }));
+        all.push(binding(
+            ("RoleBinding", name, namespace),
+            ("Role", name),
+            &subject,
+        ));
     }
-    all.push(json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-        "metadata": {"name": CONTROLLER, "namespace": namespace}, "rules": own,
-    }));
-    all.push(json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-        "metadata": {"name": CONTROLLER, "namespace": namespace},
-        "subjects": [{"kind": "ServiceAccount", "name": CONTROLLER, "namespace": namespace}],
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": CONTROLLER},
-    }));
+    // What every aggregated API needs: whom to believe, and to ask what users may.
+    let subject = json!([{"kind": "ServiceAccount", "name": CONTROLLER, "namespace": namespace}]);
+    all.push(binding(
+        ("ClusterRoleBinding", "berth-controller-auth-delegator", ""),
+        ("ClusterRole", "system:auth-delegator"),
+        &subject,
+    ));
+    all.push(binding(
+        (
+            "RoleBinding",
+            "berth-controller-authentication-reader",
+            "kube-system",
+        ),
+        ("Role", "extension-apiserver-authentication-reader"),
+        &subject,
+    ));
     all
+}
+
+/// A binding: its kind, name and namespace, the kind and name of what it gives, and to whom.
+fn binding(own: (&str, &str, &str), role: (&str, &str), subjects: &Value) -> Value {
+    let mut binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": own.0,
+        "metadata": {"name": own.1}, "subjects": subjects,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role.0, "name": role.1},
+    });
+    if !own.2.is_empty() {
+        binding["metadata"]["namespace"] = own.2.into();
+    }
+    binding
 }
 
 fn from_pod(field: &str) -> Value {
@@ -218,13 +270,13 @@ fn controller(settings: &Settings) -> Vec<Value> {
                             {"name": "POD_NAME", "valueFrom": from_pod("metadata.name")},
                             {"name": "POD_NAMESPACE", "valueFrom": from_pod("metadata.namespace")},
                         ],
-                        "ports": [{"name": "webhook", "containerPort": WEBHOOK_PORT}],
+                        "ports": [{"name": "api", "containerPort": CONTROLLER_PORT}],
                         "readinessProbe": {
-                            "httpGet": {"scheme": "HTTPS", "port": WEBHOOK_PORT, "path": "/readyz"},
+                            "httpGet": {"scheme": "HTTPS", "port": CONTROLLER_PORT, "path": "/readyz"},
                             "periodSeconds": 2,
                         },
                         "livenessProbe": {
-                            "httpGet": {"scheme": "HTTPS", "port": WEBHOOK_PORT, "path": "/readyz"},
+                            "httpGet": {"scheme": "HTTPS", "port": CONTROLLER_PORT, "path": "/readyz"},
                             "initialDelaySeconds": 15, "periodSeconds": 15,
                         },
                         "resources": {"requests": {"cpu": "10m", "memory": "48Mi"}},
@@ -241,8 +293,8 @@ fn controller(settings: &Settings) -> Vec<Value> {
             "spec": {"maxUnavailable": 1, "selector": {"matchLabels": app}},
         }),
         json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": meta(WEBHOOK),
-            "spec": {"selector": app, "ports": [{"port": 443, "targetPort": WEBHOOK_PORT}]},
+            "apiVersion": "v1", "kind": "Service", "metadata": meta(SERVICE),
+            "spec": {"selector": app, "ports": [{"port": 443, "targetPort": CONTROLLER_PORT}]},
         }),
     ]
 }
@@ -272,7 +324,11 @@ fn node(settings: &Settings) -> Value {
                 "containers": [{
                     "name": "node", "image": image, "imagePullPolicy": "IfNotPresent",
                     "command": ["/usr/bin/berth", "node-agent", "--log", log],
-                    "env": [{"name": "NODE_NAME", "valueFrom": from_pod("spec.nodeName")}],
+                    "env": [
+                        {"name": "NODE_NAME", "valueFrom": from_pod("spec.nodeName")},
+                        {"name": "POD_NAMESPACE", "valueFrom": from_pod("metadata.namespace")},
+                    ],
+                    "ports": [{"name": "guests", "containerPort": NODE_PORT}],
                     "resources": {"requests": {"cpu": "10m", "memory": "48Mi"}},
                     "securityContext": {"privileged": true},
                     "volumeMounts": [
@@ -299,7 +355,7 @@ fn webhooks(settings: &Settings) -> Vec<Value> {
             "failurePolicy": "Fail",
             "timeoutSeconds": 10,
             "clientConfig": {"service": {
-                "name": WEBHOOK, "namespace": settings.namespace, "path": path, "port": 443,
+                "name": SERVICE, "namespace": settings.namespace, "path": path, "port": 443,
             }},
             "rules": [{
                 "apiGroups": ["kubevirt.io"], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"],
@@ -310,15 +366,60 @@ fn webhooks(settings: &Settings) -> Vec<Value> {
     vec![
         json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-            "metadata": {"name": "berth"},
+            "metadata": {"name": CONFIGURATION},
             "webhooks": [webhook("mutate.berth.kubevirt.io", "/mutate")],
         }),
         json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-            "metadata": {"name": "berth"},
+            "metadata": {"name": CONFIGURATION},
             "webhooks": [webhook("validate.berth.kubevirt.io", "/validate")],
         }),
     ]
+}
+
+/// Who may call berth's parts. API servers call from outside the pod network, so the controller is open on its one port;
+/// node agents are called by the controller only.
+fn network_policies(settings: &Settings) -> Vec<Value> {
+    let policy = |name: &str, ingress: &Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": settings.namespace},
+            "spec": {
+                "podSelector": {"matchLabels": {"app.kubernetes.io/name": name}},
+                "policyTypes": ["Ingress"],
+                "ingress": [ingress],
+            },
+        })
+    };
+    let controller =
+        json!({"podSelector": {"matchLabels": {"app.kubernetes.io/name": CONTROLLER}}});
+    vec![
+        policy(CONTROLLER, &json!({"ports": [{"port": CONTROLLER_PORT}]})),
+        policy(
+            NODE,
+            &json!({"from": [controller], "ports": [{"port": NODE_PORT}]}),
+        ),
+    ]
+}
+
+/// The group of subresources, served by the controller.
+fn api_services(settings: &Settings) -> Vec<Value> {
+    let versions = API_SERVICES
+        .iter()
+        .filter_map(|name| Some((name, name.split_once('.')?)));
+    versions
+        .map(|(name, (version, group))| {
+            json!({
+                "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+                "metadata": {"name": name},
+                "spec": {
+                    "group": group, "version": version,
+                    "groupPriorityMinimum": 1000, "versionPriority": if version == "v1" { 20 } else { 10 },
+                    "service": {"name": SERVICE, "namespace": settings.namespace, "port": 443},
+                },
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -340,7 +441,7 @@ mod tests {
         for object in &all {
             let namespace = &object["metadata"]["namespace"];
             assert!(
-                namespace.is_null() || namespace == "machines",
+                namespace.is_null() || namespace == "machines" || namespace == "kube-system",
                 "{}",
                 object["metadata"]
             );

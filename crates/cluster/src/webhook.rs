@@ -4,11 +4,6 @@
 //! their say, `/validate` asks again and only refuses. The function is pure, so whoever can reach the port learns nothing
 //! and changes nothing.
 
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
-
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
@@ -16,21 +11,10 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use berth_admission::{Admitted, Operation, Refusal, Request, admit};
 use bytes::Bytes;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
 /// Largest review: an object and its predecessor, each at most what an API server accepts, and what is around them.
 const MAX_BODY: usize = 7 << 20;
-/// Connections at a time; an API server needs few.
-const MAX_CONNECTIONS: usize = 256;
-/// For the handshake, and for the head of a request.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The routes: the two webhooks, and `/readyz` for probes.
 pub fn router() -> Router {
@@ -145,72 +129,6 @@ fn refused(uid: &str, refusal: &Refusal) -> Value {
             "details": {"causes": causes},
         },
     }))
-}
-
-/// Serves [`router`] over TLS until `shutdown`.
-///
-/// # Errors
-/// When connections cannot be accepted.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return Ok(());
-        };
-        let (stream, peer) = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                // One connection less, or too many open files for a moment: not the end of the server.
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-        };
-        let (acceptor, shutdown) = (acceptor.clone(), shutdown.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = connection(&acceptor, stream, peer) => {}
-            }
-            drop(place);
-        });
-    }
-}
-
-async fn connection(acceptor: &TlsAcceptor, stream: TcpStream, peer: SocketAddr) {
-    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "no TLS");
-            return;
-        }
-        Err(_) => return,
-    };
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(Duration::from_secs(60))
-        .keep_alive_timeout(PATIENCE);
-    let service = TowerToHyperService::new(router());
-    if let Err(error) = builder
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-    {
-        tracing::debug!(%peer, %error, "connection ended");
-    }
 }
 
 #[cfg(test)]

@@ -24,9 +24,11 @@ use berth_api::launcher::{
     CLAIM_DISK, CLAIM_PREFIX, CLAIM_SIZES, ClaimSizes, DISKS_DIR, HOLDER_PREFIX,
 };
 use berth_image::format::DiskFormat;
+use berth_subresources::Guests;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Patch, PatchParams};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
@@ -36,6 +38,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::guests::LocalGuests;
 use crate::{ClaimedDisk, NodeConfig, PodLocation, PodSandboxes, vm};
 
 /// Where a kubelet keeps the volumes of pods.
@@ -386,37 +389,69 @@ fn ensure_tun(compute: u32) -> io::Result<()> {
     })
 }
 
-/// Runs the machines of a node whose pods a kubelet runs, until `shutdown`. Guests go on when it returns.
-pub async fn run(config: NodeConfig, client: Client, shutdown: CancellationToken) {
-    let config = Arc::new(config);
-    let (store, writer) = reflector::store();
-    let launchers = watcher::Config::default()
-        .labels(&format!("{}={}", labels::APP, labels::LAUNCHER))
-        .fields(&format!("spec.nodeName={}", config.node_name));
-    let pods = watcher(Api::<Pod>::all(client.clone()), launchers)
-        .default_backoff()
-        .reflect(writer);
-    let watched = async {
-        let mut pods = Box::pin(pods);
-        while let Some(event) = pods.next().await {
-            if let Err(error) = event {
-                tracing::warn!(%error, "watch of launcher pods failed, will be tried again");
+/// The node agent of a node whose pods a kubelet runs.
+pub struct KubeletNode {
+    config: Arc<NodeConfig>,
+    client: Client,
+    sandboxes: Arc<KubeletPods>,
+    writer: Writer<Pod>,
+}
+
+impl KubeletNode {
+    /// A node agent that does nothing yet.
+    #[must_use]
+    pub fn new(config: NodeConfig, client: Client) -> Self {
+        let (pods, writer) = reflector::store();
+        Self {
+            config: Arc::new(config),
+            client,
+            sandboxes: Arc::new(KubeletPods {
+                pods,
+                processes: Mutex::default(),
+            }),
+            writer,
+        }
+    }
+
+    /// The devices of this node's guests.
+    #[must_use]
+    pub fn guests(&self) -> Arc<dyn Guests> {
+        Arc::new(LocalGuests(self.sandboxes.clone()))
+    }
+
+    /// Runs the machines until `shutdown`. Guests go on when it returns.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self {
+            config,
+            client,
+            sandboxes,
+            writer,
+        } = self;
+        let launchers = watcher::Config::default()
+            .labels(&format!("{}={}", labels::APP, labels::LAUNCHER))
+            .fields(&format!("spec.nodeName={}", config.node_name));
+        let pods = watcher(Api::<Pod>::all(client.clone()), launchers)
+            .default_backoff()
+            .reflect(writer);
+        let watched = async {
+            let mut pods = Box::pin(pods);
+            while let Some(event) = pods.next().await {
+                if let Err(error) = event {
+                    tracing::warn!(%error, "watch of launcher pods failed, will be tried again");
+                }
             }
+        };
+        let store = sandboxes.pods.clone();
+        let machines = async {
+            if store.wait_until_ready().await.is_ok() {
+                vm::run(config.clone(), client.clone(), sandboxes, shutdown.clone()).await;
+            }
+        };
+        let work = async { tokio::join!(machines, announce(&config, &client, &shutdown)) };
+        tokio::select! {
+            () = watched => {}
+            _ = work => {}
         }
-    };
-    let sandboxes = Arc::new(KubeletPods {
-        pods: store.clone(),
-        processes: Mutex::default(),
-    });
-    let machines = async {
-        if store.wait_until_ready().await.is_ok() {
-            vm::run(config.clone(), client.clone(), sandboxes, shutdown.clone()).await;
-        }
-    };
-    let work = async { tokio::join!(machines, announce(&config, &client, &shutdown)) };
-    tokio::select! {
-        () = watched => {}
-        _ = work => {}
     }
 }
 

@@ -4,12 +4,12 @@
 //! - [`kubelet`]: on a cluster, where a kubelet runs the pods: finds them, and gives them what kubelets cannot;
 //! - [`vm`]: the machine half: wires the network, talks to the launcher, owns the machine's status;
 //! - `registration`: the Node object and its heartbeat;
-//! - [`logs`], [`console`]: what the API server passes on to the node.
+//! - [`logs`], `guests`: what is asked of the node from outside.
 //!
 //! [`PodSandboxes`] is the seam between the first two: on a cluster the kubelet runs the pods, and only how they are found
 //! is another.
 
-pub mod console;
+mod guests;
 pub mod kubelet;
 pub mod logs;
 pub mod pod;
@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use berth_image::format::DiskFormat;
 use berth_network::NodeNetwork;
+use berth_subresources::Guests;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -175,10 +176,15 @@ impl Node {
         }
     }
 
-    /// The routes that the API server serves for the node: logs and consoles.
+    /// The routes that the API server serves for the node: logs.
     pub fn router(&self) -> axum::Router {
         logs::router(self.client.clone(), self.sandboxes.clone())
-            .merge(console::router(self.client.clone(), self.sandboxes.clone()))
+    }
+
+    /// The devices of this machine's guests.
+    #[must_use]
+    pub fn guests(&self) -> Arc<dyn Guests> {
+        Arc::new(guests::LocalGuests(self.sandboxes.clone()))
     }
 
     /// Runs until `shutdown`. Pods and their machines go on when it returns.

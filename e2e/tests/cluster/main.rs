@@ -50,8 +50,34 @@ story!(
     mistakes_are_refused_by_field,
     stories::mistakes_are_refused_by_field
 );
+story!(
+    a_deleted_guest_is_asked_by_acpi,
+    stories::lifecycle::a_deleted_guest_is_asked_by_acpi
+);
+story!(
+    a_deaf_guest_is_ended_after_its_grace_period,
+    stories::lifecycle::a_deaf_guest_is_ended_after_its_grace_period
+);
+story!(
+    a_guest_that_powers_itself_off_has_succeeded,
+    stories::lifecycle::a_guest_powers_itself_off
+);
+story!(
+    two_guests_of_one_image_reach_each_other,
+    stories::lifecycle::two_guests_reach_each_other
+);
+story!(
+    a_viewer_looks_and_an_editor_enters,
+    stories::users::a_viewer_looks_and_an_editor_enters
+);
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
+story!(the_launcher_reaches_nobody, no_network);
+story!(an_evicted_guest_shuts_down, eviction);
+story!(
+    a_console_is_refused_as_the_api_server_would,
+    refused_consoles
+);
 story!(the_python_client_runs_a_machine, python);
 story!(a_guest_boots_from_a_claim_and_has_a_second_one, a_claim);
 
@@ -336,4 +362,141 @@ fn restarts(cluster: &Cluster) -> anyhow::Result<()> {
     );
     // The new agent has it in hand.
     cluster.delete("survivor", Duration::from_secs(60))
+}
+
+/// The pod's address is the guest's: the launcher has none, and so reaches neither the API server nor anybody else.
+fn no_network(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.apply(&manifest("mute", cluster.image(), MEMORY))?;
+    cluster.wait_phase("mute", "Running", SOON)?;
+    let pod = cluster.launcher("mute")?;
+    let (node, uid) = (&pod["spec"]["nodeName"], &pod["metadata"]["uid"]);
+    let (node, uid) = (node.as_str().context("the node")?, uid.as_str());
+    let of_pod = |command: &str| {
+        let find = format!(
+            "grep -ls 'pod{}' /proc/[0-9]*/cgroup | head -n 1 | cut -d/ -f3",
+            uid.unwrap_or_default()
+        );
+        let command = format!("nsenter --net=/proc/$({find})/ns/net {command}");
+        cluster.on_node(node, "sh", &["-c", &command])
+    };
+    let addresses = of_pod("ip -o -4 address show scope global")?.ok()?;
+    ensure!(addresses.trim().is_empty(), "{addresses}");
+    let server = cluster
+        .kubectl(&[
+            "-n",
+            "default",
+            "get",
+            "service",
+            "kubernetes",
+            "-o",
+            "jsonpath={.spec.clusterIP}",
+        ])?
+        .ok()?;
+    let refused = of_pod(&format!("busybox nc -w 3 {server} 443 </dev/null"))?.err()?;
+    ensure!(refused.contains("unreachable"), "{refused}");
+    // The same question from outside the pod has an answer.
+    cluster
+        .on_node(
+            node,
+            "sh",
+            &["-c", &format!("busybox nc -w 3 {server} 443 </dev/null")],
+        )?
+        .ok()
+        .map(drop)
+}
+
+/// What a drain does to a pod: the guest is asked, and its machine has succeeded.
+fn eviction(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.apply(&manifest("drained", cluster.image(), MEMORY))?;
+    cluster.wait_phase("drained", "Running", SOON)?;
+    let mut console = cluster.console("drained")?;
+    console.log_in(BOOT)?;
+    let pod = cluster.launcher("drained")?;
+    let name = pod["metadata"]["name"].as_str().context("its name")?;
+    let namespace = cluster.namespace();
+    let eviction = serde_json::json!({
+        "apiVersion": "policy/v1", "kind": "Eviction",
+        "metadata": {"name": name, "namespace": namespace},
+    });
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction");
+    cluster
+        .kubectl_with(
+            &["create", "--raw", &path, "-f", "-"],
+            &eviction.to_string(),
+        )?
+        .ok()?;
+    console.expect("power button: shutting down", SOON)?;
+    cluster.wait_phase("drained", "Succeeded", SOON)?;
+    cluster.delete("drained", SOON)
+}
+
+/// By name, by state, and not at all to those whom the API server did not send.
+fn refused_consoles(cluster: &Cluster) -> anyhow::Result<()> {
+    let console = |name: &str| {
+        run(
+            cluster.command(&berth_e2e::berth_binary()).args([
+                "console",
+                name,
+                "-n",
+                cluster.namespace(),
+            ]),
+            "",
+        )
+    };
+    let refused = console("nobody")?.err()?;
+    ensure!(refused.contains("\"nobody\" not found"), "{refused}");
+    cluster.apply(&manifest("waiting", "localhost/none:1", MEMORY))?;
+    let refused = console("waiting")?.err()?;
+    ensure!(refused.contains("VMI is not running"), "{refused}");
+    let service = cluster
+        .kubectl(&[
+            "-n",
+            "berth",
+            "get",
+            "service",
+            "berth-api",
+            "-o",
+            "jsonpath={.spec.clusterIP}",
+        ])?
+        .ok()?;
+    let path = format!(
+        "apis/subresources.kubevirt.io/v1/namespaces/{}/virtualmachineinstances/waiting/console",
+        cluster.namespace()
+    );
+    // A name in the header is nothing without the certificate.
+    let answer = cluster.exec(
+        "curl",
+        &[
+            "-sk",
+            "-H",
+            "X-Remote-User: kubernetes-admin",
+            "-H",
+            "X-Remote-Group: system:masters",
+            &format!("https://{service}/{path}"),
+        ],
+    )?;
+    ensure!(answer.stdout.contains("Unauthorized"), "{answer}");
+    let agent = cluster
+        .kubectl(&[
+            "-n",
+            "berth",
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=berth-node",
+            "-o",
+            "jsonpath={.items[0].status.podIP}",
+        ])?
+        .ok()?;
+    let answer = cluster.exec(
+        "curl",
+        &[
+            "-sk",
+            "-w",
+            "%{http_code}",
+            &format!("https://{agent}:8444/v1/pods/x/console"),
+        ],
+    )?;
+    ensure!(answer.stdout.ends_with("401"), "{answer}");
+    Ok(())
 }

@@ -1,8 +1,8 @@
-//! The serial console over a websocket: `…/virtualmachineinstances/{name}/console` of
-//! `subresources.kubevirt.io`, as `virtctl console` and `berth console` speak it.
+//! The serial console over a websocket: `…/virtualmachineinstances/{name}/console`, as `virtctl console` and
+//! `berth console` speak it.
 //!
-//! Bytes go both ways between the websocket and the launcher's console socket, which serves many clients: each
-//! sees what the guest printed lately and then all that follows, and the guest reads what any of them types.
+//! Bytes go both ways between the websocket and the launcher's console, which serves many clients: each sees what the
+//! guest printed lately and then all that follows, and the guest reads what any of them types.
 //!
 //! What can be refused is refused before the upgrade, as a `Status`: 404 when there is no such machine, 400 when
 //! it has no serial console, 409 while its guest does not run.
@@ -10,141 +10,36 @@
 //! Frames: binary or text from the client is input; output is sent as binary. The sub-protocol
 //! `plain.kubevirt.io` is agreed on when the client offers it and not asked for otherwise.
 
-use std::sync::Arc;
-
-use axum::Json;
-use axum::Router;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::response::{IntoResponse as _, Response};
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VmiPhase};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use http::StatusCode;
-use kube::{Api, Client};
-use serde_json::{Value, json};
+use kube::Api;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tracing::{debug, info};
 
-use crate::PodSandboxes;
-use crate::untrusted::Socket;
+use crate::{Launcher, Refused, Shared};
 
-const GROUP: &str = "subresources.kubevirt.io";
-const VERSIONS: [&str; 2] = ["v1", "v1alpha3"];
 /// The sub-protocol of KubeVirt's stream subresources: the bytes and nothing else.
 const PROTOCOL: &str = "plain.kubevirt.io";
-/// Name of the console socket in the pod's run directory.
-const SOCKET: &str = "console.sock";
 
-/// What the routes need.
-#[derive(Clone)]
-struct Consoles {
-    client: Client,
-    sandboxes: Arc<dyn PodSandboxes>,
-}
-
-/// The console routes and the discovery documents of their group.
-pub fn router(client: Client, sandboxes: Arc<dyn PodSandboxes>) -> Router {
-    let mut router = Router::new().route(&format!("/apis/{GROUP}"), get(async || Json(group())));
-    for version in VERSIONS {
-        let prefix = format!("/apis/{GROUP}/{version}");
-        let console =
-            format!("{prefix}/namespaces/{{namespace}}/virtualmachineinstances/{{name}}/console");
-        router = router
-            .route(
-                &prefix,
-                get(move || async move { Json(resources(version)) }),
-            )
-            .route(&console, any(console_of));
-    }
-    router.with_state(Consoles { client, sandboxes })
-}
-
-fn group() -> Value {
-    let versions = VERSIONS.map(|v| json!({"groupVersion": format!("{GROUP}/{v}"), "version": v}));
-    json!({"kind": "APIGroup", "apiVersion": "v1", "name": GROUP, "versions": versions, "preferredVersion": versions[0]})
-}
-
-fn resources(version: &str) -> Value {
-    json!({
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": format!("{GROUP}/{version}"),
-        "resources": [{
-            "name": "virtualmachineinstances/console",
-            "singularName": "",
-            "namespaced": true,
-            "kind": "VirtualMachineInstance",
-            "verbs": ["get"],
-        }],
-    })
-}
-
-/// Why a console is refused.
-#[derive(Debug, thiserror::Error)]
-enum Refused {
-    #[error("virtualmachineinstances.kubevirt.io \"{0}\" not found")]
-    NotFound(String),
-    #[error(
-        "Operation cannot be fulfilled on virtualmachineinstance.kubevirt.io \"{name}\": {why}"
-    )]
-    Conflict { name: String, why: String },
-    #[error("No serial consoles are present.")]
-    NoConsole,
-    #[error("{0}")]
-    NoUpgrade(String),
-    #[error("virtual machine instance {name}: {source}")]
-    Api {
-        name: String,
-        source: Box<kube::Error>,
-    },
-}
-
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        let (code, reason, name) = match &self {
-            Self::NotFound(name) => (StatusCode::NOT_FOUND, "NotFound", name.as_str()),
-            Self::Conflict { name, .. } => (StatusCode::CONFLICT, "Conflict", name.as_str()),
-            Self::NoConsole | Self::NoUpgrade(_) => (StatusCode::BAD_REQUEST, "BadRequest", ""),
-            Self::Api { name, .. } => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "InternalError",
-                name.as_str(),
-            ),
-        };
-        let mut body = json!({
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "message": self.to_string(),
-            "reason": reason,
-            "code": code.as_u16(),
-        });
-        if !name.is_empty() {
-            body["details"] =
-                json!({"name": name, "group": "kubevirt.io", "kind": "virtualmachineinstances"});
-        }
-        (code, Json(body)).into_response()
-    }
-}
-
-async fn console_of(
-    State(consoles): State<Consoles>,
+pub(crate) async fn open(
+    State(shared): State<Shared>,
     Path((namespace, name)): Path<(String, String)>,
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
-    match consoles.open(&namespace, &name).await {
+    match connect(&shared, &namespace, &name).await {
         Err(refused) => refused.into_response(),
-        Ok(socket) => match upgrade {
+        Ok(console) => match upgrade {
             Err(rejection) => Refused::NoUpgrade(rejection.body_text()).into_response(),
             Ok(upgrade) => {
                 let upgrade = upgrade.protocols([PROTOCOL]);
                 upgrade.on_upgrade(async move |websocket| {
                     info!(vmi = %format_args!("{namespace}/{name}"), "console opened");
-                    relay(websocket, socket).await;
+                    relay(websocket, console).await;
                     info!(vmi = %format_args!("{namespace}/{name}"), "console closed");
                 })
             }
@@ -152,45 +47,44 @@ async fn console_of(
     }
 }
 
-impl Consoles {
-    /// A connection to the console of a machine whose guest runs.
-    async fn open(&self, namespace: &str, name: &str) -> Result<UnixStream, Refused> {
-        let api: Api<VirtualMachineInstance> = Api::namespaced(self.client.clone(), namespace);
-        let found = api.get_opt(name).await;
-        let found = found.map_err(|source| Refused::Api {
-            name: name.to_owned(),
-            source: Box::new(source),
-        })?;
-        let vmi = found.ok_or_else(|| Refused::NotFound(name.to_owned()))?;
-        if vmi.spec.domain.devices.autoattach_serial_console == Some(false) {
-            return Err(Refused::NoConsole);
-        }
-        let conflict = |why: String| Refused::Conflict {
-            name: name.to_owned(),
-            why,
-        };
-        let status = vmi.status.unwrap_or_default();
-        if status.phase != Some(VmiPhase::Running) {
-            return Err(conflict("VMI is not running".to_owned()));
-        }
-        let mut pods = status
-            .active_pods
-            .keys()
-            .filter_map(|uid| self.sandboxes.locate(uid));
-        let pod = pods
-            .next()
-            .ok_or_else(|| conflict("its launcher pod is not on this node".to_owned()))?;
-        let silent =
-            |error: std::io::Error| conflict(format!("its console does not answer: {error}"));
-        let socket = Socket::open(&pod.run_dir.join(SOCKET), pod.uid).map_err(silent)?;
-        UnixStream::connect(socket.path()).await.map_err(silent)
+/// A connection to the console of a machine whose guest runs.
+async fn connect(
+    shared: &Shared,
+    namespace: &str,
+    name: &str,
+) -> Result<Box<dyn crate::Device>, Refused> {
+    let api: Api<VirtualMachineInstance> = Api::namespaced(shared.client.clone(), namespace);
+    let found = api.get_opt(name).await;
+    let found = found.map_err(|source| Refused::Api {
+        name: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    let vmi = found.ok_or_else(|| Refused::NotFound(name.to_owned()))?;
+    if vmi.spec.domain.devices.autoattach_serial_console == Some(false) {
+        return Err(Refused::NoConsole);
     }
+    let conflict = |why: String| Refused::Conflict {
+        name: name.to_owned(),
+        why,
+    };
+    let status = vmi.status.unwrap_or_default();
+    if status.phase != Some(VmiPhase::Running) {
+        return Err(conflict("VMI is not running".to_owned()));
+    }
+    let mut why = "it has no launcher pod".to_owned();
+    for (pod, node) in &status.active_pods {
+        match shared.guests.console(Launcher { pod, node }).await {
+            Ok(console) => return Ok(console),
+            Err(problem) => why = problem,
+        }
+    }
+    Err(conflict(why))
 }
 
 /// Carries bytes both ways until either side ends.
-async fn relay(websocket: WebSocket, console: UnixStream) {
+async fn relay(websocket: WebSocket, console: Box<dyn crate::Device>) {
     let (mut to_client, mut from_client) = websocket.split();
-    let (mut from_guest, mut to_guest) = console.into_split();
+    let (mut from_guest, mut to_guest) = tokio::io::split(console);
     let output = async {
         let mut buffer = vec![0; 16 * 1024];
         loop {
@@ -238,28 +132,39 @@ async fn relay(websocket: WebSocket, console: UnixStream) {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use tokio::net::{TcpListener, UnixListener};
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use futures::FutureExt as _;
+    use futures::future::BoxFuture;
+    use kube::Client;
+    use serde_json::{Value, json};
+    use tokio::net::{TcpListener, UnixListener, UnixStream};
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
     use tokio_tungstenite::tungstenite::{Error, Message as Frame};
 
     use super::*;
-    use crate::PodLocation;
+    use crate::{GROUP, Guests, router};
 
-    struct OnePod(PathBuf);
+    const SOCKET: &str = "console.sock";
 
-    impl PodSandboxes for OnePod {
-        fn locate(&self, pod_uid: &str) -> Option<PodLocation> {
-            (pod_uid == "p1").then(|| PodLocation {
-                netns: PathBuf::new(),
-                run_dir: self.0.clone(),
-                disks: std::collections::BTreeMap::new(),
-                claims: std::collections::BTreeMap::new(),
-                uid: rustix::process::geteuid().as_raw(),
-                gid: 107,
-                pid: 1,
-            })
+    struct OneGuest(PathBuf);
+
+    impl Guests for OneGuest {
+        fn console<'a>(
+            &'a self,
+            of: Launcher<'a>,
+        ) -> BoxFuture<'a, Result<Box<dyn crate::Device>, String>> {
+            assert_eq!((of.pod, of.node), ("p1", "n1"));
+            async {
+                let socket = UnixStream::connect(self.0.join(SOCKET)).await;
+                socket
+                    .map(|socket| -> Box<dyn crate::Device> { Box::new(socket) })
+                    .map_err(|e| format!("its console does not answer: {e}"))
+            }
+            .boxed()
         }
     }
 
@@ -287,7 +192,7 @@ mod tests {
     async fn served(dir: &std::path::Path) -> std::net::SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let routes = router(api(), Arc::new(OnePod(dir.to_owned())));
+        let routes = router(api(), Arc::new(OneGuest(dir.to_owned())));
         tokio::spawn(async move { axum::serve(listener, routes).await });
         address
     }

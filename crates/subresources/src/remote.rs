@@ -1,0 +1,166 @@
+//! A guest's devices over a connection to the agent of its node.
+//!
+//! One request a connection: `GET /v1/pods/{uid}/console` with `Upgrade: berth-bytes`. After `101` the connection carries
+//! the device's bytes and nothing else. A refusal is `409` with a sentence. Who may ask is the business of the connection.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt as _, Collected, Empty, Limited};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::debug;
+
+use crate::{Device, Guests, Launcher};
+
+const PROTOCOL: &str = "berth-bytes";
+/// Longest sentence of a refusal that is read.
+const MAX_REFUSAL: usize = 4096;
+
+/// What a node agent serves; `guests` are those of its machine.
+pub fn router(guests: Arc<dyn Guests>) -> Router {
+    Router::new()
+        .route("/v1/pods/{uid}/console", get(console))
+        .with_state(guests)
+}
+
+async fn console(
+    State(guests): State<Arc<dyn Guests>>,
+    Path(uid): Path<String>,
+    mut request: Request,
+) -> Response {
+    let asked = request.headers().get(header::UPGRADE);
+    if asked.is_none_or(|protocol| protocol != PROTOCOL) {
+        let why = format!("Upgrade: {PROTOCOL} is the only way to ask");
+        return (StatusCode::UPGRADE_REQUIRED, why).into_response();
+    }
+    let here = Launcher {
+        pod: &uid,
+        node: "",
+    };
+    let mut device = match guests.console(here).await {
+        Ok(device) => device,
+        Err(why) => return (StatusCode::CONFLICT, why).into_response(),
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(upgraded) => {
+                let mut connection = TokioIo::new(upgraded);
+                let copied = tokio::io::copy_bidirectional(&mut connection, &mut device).await;
+                debug!(pod = uid, ?copied, "a connection to a guest's device ended");
+            }
+            Err(error) => debug!(pod = uid, %error, "no upgrade"),
+        }
+    });
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    response
+}
+
+/// Asks for the serial console on a new connection to a node agent.
+///
+/// # Errors
+/// A sentence: what the node agent says, or why it cannot be understood.
+pub async fn console_over<C>(connection: C, pod: &str) -> Result<Box<dyn Device>, String>
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
+        .await
+        .map_err(|e| e.to_string())?;
+    tokio::spawn(driver.with_upgrades());
+    let request = http::Request::get(format!("/v1/pods/{pod}/console"))
+        .header(header::HOST, "node")
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, PROTOCOL)
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| e.to_string())?;
+    let code = response.status();
+    if code != StatusCode::SWITCHING_PROTOCOLS {
+        let body = Limited::new(response.into_body(), MAX_REFUSAL);
+        let body = body.collect().await.map(Collected::to_bytes);
+        let why = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
+        return Err(match code {
+            StatusCode::CONFLICT => why,
+            code => format!("its node answers {code}: {why}"),
+        });
+    }
+    let upgraded: Upgraded = hyper::upgrade::on(response)
+        .await
+        .map_err(|e| e.to_string())?;
+    Ok(Box::new(TokioIo::new(upgraded)))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use futures::future::BoxFuture;
+    use hyper_util::rt::TokioExecutor;
+    use hyper_util::server::conn::auto;
+    use hyper_util::service::TowerToHyperService;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Repeats what is typed.
+    struct Parrot;
+
+    impl Guests for Parrot {
+        fn console<'a>(
+            &'a self,
+            of: Launcher<'a>,
+        ) -> BoxFuture<'a, Result<Box<dyn Device>, String>> {
+            async move {
+                if of.pod != "p1" {
+                    return Err(format!("pod {} is not here", of.pod));
+                }
+                let (near, far) = tokio::io::duplex(64);
+                tokio::spawn(async move {
+                    let (mut from, mut to) = tokio::io::split(far);
+                    let _ = to.write_all(b"login: ").await;
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+                Ok(Box::new(near) as Box<dyn Device>)
+            }
+            .boxed()
+        }
+    }
+
+    fn agent() -> tokio::io::DuplexStream {
+        let (near, far) = tokio::io::duplex(1024);
+        tokio::spawn(async move {
+            let service = TowerToHyperService::new(router(Arc::new(Parrot)));
+            auto::Builder::new(TokioExecutor::new())
+                .serve_connection_with_upgrades(TokioIo::new(far), service)
+                .await
+        });
+        near
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways() {
+        let mut console = console_over(agent(), "p1").await.unwrap();
+        console.write_all(b"root\n").await.unwrap();
+        let mut seen = [0; 12];
+        console.read_exact(&mut seen).await.unwrap();
+        assert_eq!(&seen, b"login: root\n");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told() {
+        let refused = console_over(agent(), "p2").await.err();
+        assert_eq!(refused.as_deref(), Some("pod p2 is not here"));
+    }
+}
