@@ -90,6 +90,14 @@ fn restarts_leave_the_guest_running() -> anyhow::Result<()> {
     }
 }
 
+/// A machine that nobody waits for in the end: a guest that still boots does not listen.
+fn hasty(cluster: &Cluster, name: &str) -> String {
+    manifest(name, cluster.image(), MEMORY).replace(
+        "terminationGracePeriodSeconds: 30",
+        "terminationGracePeriodSeconds: 1",
+    )
+}
+
 /// While there are virtual machines berth stays.
 #[test]
 fn uninstall_refuses_while_there_are_machines() -> anyhow::Result<()> {
@@ -262,7 +270,7 @@ spec:
 
 /// What the reference says of launcher pods, and what its processes really have.
 fn no_rights(cluster: &Cluster) -> anyhow::Result<()> {
-    cluster.apply(&manifest("confined", cluster.image(), MEMORY))?;
+    cluster.apply(&hasty(cluster, "confined"))?;
     cluster.wait_phase("confined", "Running", SOON)?;
     let pod = cluster.launcher("confined")?;
     let text = |path: &str| pod.pointer(path).cloned().unwrap_or_default();
@@ -366,7 +374,7 @@ fn restarts(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// The pod's address is the guest's: the launcher has none, and so reaches neither the API server nor anybody else.
 fn no_network(cluster: &Cluster) -> anyhow::Result<()> {
-    cluster.apply(&manifest("mute", cluster.image(), MEMORY))?;
+    cluster.apply(&hasty(cluster, "mute"))?;
     cluster.wait_phase("mute", "Running", SOON)?;
     let pod = cluster.launcher("mute")?;
     let (node, uid) = (&pod["spec"]["nodeName"], &pod["metadata"]["uid"]);
