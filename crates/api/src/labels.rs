@@ -13,6 +13,8 @@ pub const VM_NAME: &str = "vm.kubevirt.io/name";
 pub const NODE_NAME: &str = "kubevirt.io/nodeName";
 /// Label of a node: whether machines may be scheduled on it, `true` or `false`.
 pub const SCHEDULABLE: &str = "kubevirt.io/schedulable";
+/// Annotation of a node: when its node agent was last alive.
+pub const HEARTBEAT: &str = "kubevirt.io/heartbeat";
 
 /// Annotation of a launcher pod: name of its VirtualMachineInstance.
 pub const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";

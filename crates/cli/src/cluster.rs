@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use berth_cluster::doctor::Grade;
 use berth_cluster::front_proxy::FrontProxy;
 use berth_cluster::leader::{self, Candidate};
 use berth_cluster::manifests::{self, CONTROLLER_PORT, NODE_PORT};
@@ -78,6 +79,41 @@ pub(crate) fn manifests(args: &ManifestsArgs) -> anyhow::Result<()> {
         log: args.log_level.clone(),
     };
     output::print(&output::yaml(&manifests::objects(&settings))?)
+}
+
+/// Arguments of `berth doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// The namespace of berth's own parts.
+    #[arg(long, default_value = "berth")]
+    namespace: String,
+}
+
+/// Prints a line for each thing that it looks at; fails if virtual machines cannot run.
+pub(crate) async fn doctor(args: DoctorArgs) -> anyhow::Result<()> {
+    let client =
+        Client::try_from(args.cluster.config().await?).context("the API server's address")?;
+    let found = berth_cluster::doctor::examine(&client, &args.namespace)
+        .await
+        .context("cannot look at the cluster")?;
+    let mut text = String::new();
+    for finding in &found {
+        let mark = match finding.grade {
+            Grade::Good => "ok     ",
+            Grade::Poor => "warning",
+            Grade::Bad => "problem",
+        };
+        text += &format!("{mark}  {}\n", finding.text);
+    }
+    output::print(&text)?;
+    let problems = found.iter().filter(|f| f.grade == Grade::Bad).count();
+    ensure!(
+        problems == 0,
+        "virtual machines cannot run: {problems} problem(s)"
+    );
+    Ok(())
 }
 
 /// Arguments of `berth uninstall`.

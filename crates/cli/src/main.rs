@@ -68,6 +68,8 @@ enum Command {
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Print the objects that install berth on a cluster.
     Manifests(cluster::ManifestsArgs),
+    /// Look at a cluster and say what is missing for virtual machines to run there.
+    Doctor(cluster::DoctorArgs),
     /// Remove berth from a cluster; refused while virtual machines exist.
     Uninstall(cluster::UninstallArgs),
     /// Print the CustomResourceDefinitions.
@@ -122,6 +124,7 @@ fn main() -> ExitCode {
         Command::Image(args) => block_on(2, image::run(args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Manifests(args) => cluster::manifests(&args),
+        Command::Doctor(args) => block_on(1, cluster::doctor(args)),
         Command::Uninstall(args) => block_on(1, cluster::uninstall(args)),
         Command::Controller(args) => block_on(2, cluster::controller(args)),
         Command::NodeAgent(args) => block_on(2, cluster::node_agent(args)),

@@ -467,7 +467,7 @@ async fn announce(config: &NodeConfig, client: &Client, shutdown: &CancellationT
         let now = k8s_openapi::jiff::Timestamp::now();
         let patch = json!({"metadata": {
             "labels": {labels::SCHEDULABLE: "true"},
-            "annotations": {"kubevirt.io/heartbeat": format!("{now:.0}")},
+            "annotations": {labels::HEARTBEAT: format!("{now:.0}")},
         }});
         let patched = api
             .patch(

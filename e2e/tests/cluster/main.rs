@@ -73,6 +73,11 @@ story!(
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
 story!(the_launcher_reaches_nobody, no_network);
+story!(
+    a_hostile_manifest_gets_nothing,
+    stories::hostile::a_hostile_manifest_gets_nothing
+);
+story!(the_doctor_finds_nothing, doctor);
 story!(an_evicted_guest_shuts_down, eviction);
 story!(
     a_console_is_refused_as_the_api_server_would,
@@ -411,6 +416,28 @@ fn no_network(cluster: &Cluster) -> anyhow::Result<()> {
         )?
         .ok()
         .map(drop)
+}
+
+/// Of a cluster on which everything runs; and what it says where berth is not.
+fn doctor(cluster: &Cluster) -> anyhow::Result<()> {
+    let doctor = |namespace: &str| {
+        let mut command = cluster.command(&berth_e2e::berth_binary());
+        run(command.args(["doctor", "--namespace", namespace]), "")
+    };
+    let said = doctor("berth")?.ok()?;
+    ensure!(
+        !said.contains("problem") && said.contains("node node0"),
+        "{said}"
+    );
+    let elsewhere = doctor("elsewhere")?;
+    ensure!(
+        elsewhere.code != 0
+            && elsewhere
+                .stdout
+                .contains("problem  deployment elsewhere/berth-controller is missing"),
+        "{elsewhere}"
+    );
+    Ok(())
 }
 
 /// What a drain does to a pod: the guest is asked, and its machine has succeeded.

@@ -154,6 +154,14 @@ fn a_full_disk_is_told_and_the_vm_starts_when_there_is_room() -> anyhow::Result<
     Ok(())
 }
 
+#[test]
+fn a_hostile_manifest_gets_nothing() -> anyhow::Result<()> {
+    let Some(machine) = machine_with_guest("hostile manifest")? else {
+        return Ok(());
+    };
+    crate::stories::hostile::a_hostile_manifest_gets_nothing(&machine)
+}
+
 /// A machine that may talk to the test's registry without TLS.
 fn plain_http() -> MachineOptions {
     MachineOptions {

@@ -56,7 +56,11 @@ fn certificates_name_users_and_their_groups() -> anyhow::Result<()> {
             .kubectl(&[&command[..], &arguments].concat())?
             .ok()?;
     }
-    let vm = manifest("vm", IMAGE, MEMORY);
+    // Nobody waits for its guest, which still boots when it is deleted.
+    let vm = manifest("vm", IMAGE, MEMORY).replace(
+        "terminationGracePeriodSeconds: 30",
+        "terminationGracePeriodSeconds: 1",
+    );
     let apply = |file: &str| machine.kubectl_with(&["--kubeconfig", file, "apply", "-f", "-"], &vm);
     let refused = apply(&vera)?.err()?;
     ensure!(refused.contains("User \"vera\" cannot create"), "{refused}");

@@ -1,5 +1,6 @@
 //! Stories that happen standalone and on a cluster alike. Each test binary has its own part of them.
 
+pub(crate) mod hostile;
 pub(crate) mod lifecycle;
 pub(crate) mod users;
 

@@ -249,8 +249,11 @@ impl PodTask {
             self.shared.recorder.normal(&*pod, "Pulled", &message).await;
         }
         let mut warm = self.shared.warm.clone();
-        // Late or never: the pod starts all the same.
-        let _ = tokio::time::timeout(WARM, warm.wait_for(|warm| *warm)).await;
+        tokio::select! {
+            // Late or never: the pod starts all the same.
+            _ = tokio::time::timeout(WARM, warm.wait_for(|warm| *warm)) => {}
+            _ = self.deletion() => return Ok(None),
+        }
         let request = Request {
             pod_uid: self.uid.clone(),
             namespace: pod.namespace().unwrap_or_default(),
