@@ -159,20 +159,27 @@ fn of_controller(namespace: &str, controller: Option<&Deployment>) -> Finding {
     let wanted = controller.spec.as_ref().and_then(|s| s.replicas);
     let wanted = wanted.unwrap_or(1);
     let ready = controller.status.as_ref().and_then(|s| s.ready_replicas);
-    let (ready, look) = (ready.unwrap_or(0), look(namespace, CONTROLLER));
+    let idle = "no virtual machine is admitted or started";
+    of_pods(
+        (namespace, CONTROLLER),
+        &shown,
+        ready.unwrap_or(0),
+        wanted,
+        idle,
+    )
+}
+
+/// How many pods of a part are ready; `idle` is what does not happen without any.
+fn of_pods(part: (&str, &str), shown: &str, ready: i32, wanted: i32, idle: &str) -> Finding {
+    let (namespace, app) = part;
     let shown = format!("{shown}: {ready} of {wanted} ready");
+    let look =
+        format!("look: kubectl -n {namespace} describe pods -l app.kubernetes.io/name={app}");
     match ready {
-        0 => finding(
-            Grade::Bad,
-            format!("{shown}; no virtual machine is admitted or started; {look}"),
-        ),
+        0 => finding(Grade::Bad, format!("{shown}; {idle}; {look}")),
         ready if ready < wanted => finding(Grade::Poor, format!("{shown}; {look}")),
         _ => finding(Grade::Good, shown),
     }
-}
-
-fn look(namespace: &str, app: &str) -> String {
-    format!("look: kubectl -n {namespace} describe pods -l app.kubernetes.io/name={app}")
 }
 
 fn of_agents(namespace: &str, agents: Option<&DaemonSet>) -> Finding {
@@ -182,16 +189,13 @@ fn of_agents(namespace: &str, agents: Option<&DaemonSet>) -> Finding {
     };
     let status = agents.status.clone().unwrap_or_default();
     let (ready, wanted) = (status.number_ready, status.desired_number_scheduled);
-    let shown = format!("{shown}: {ready} of {wanted} ready");
-    let look = look(namespace, NODE);
-    match ready {
-        0 => finding(
-            Grade::Bad,
-            format!("{shown}; no virtual machine runs; {look}"),
-        ),
-        ready if ready < wanted => finding(Grade::Poor, format!("{shown}; {look}")),
-        _ => finding(Grade::Good, shown),
-    }
+    of_pods(
+        (namespace, NODE),
+        &shown,
+        ready,
+        wanted,
+        "no virtual machine runs",
+    )
 }
 
 /// Of each webhook, whether it has the certificate of the controller's authority.
