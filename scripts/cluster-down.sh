@@ -37,6 +37,7 @@ while [ -n "$(groups)" ] && [ $SECONDS -lt $end ]; do
     groups | while read -r group; do rmdir "$group" 2>/dev/null || true; done
     [ -z "$(groups)" ] || sleep 0.2
 done
+[ ! -e "$cluster/made-var-lib-berth" ] || rmdir /var/lib/berth 2>/dev/null || true
 rm -rf "$cluster" "$cluster_run"
 
 # By their command lines: a shell that knows the kubeconfig is none of ours.

@@ -38,7 +38,7 @@ BERTH_BINARY=target/debug/berth scripts/image.sh localhost/berth:test || fail "t
 python3 scripts/cluster/image.py localhost/small-guest:1 "$logs/guest.tar" /none .cache/guest.qcow2=/disk/guest.qcow2
 # A cluster that is there may have been used for anything.
 scripts/cluster-down.sh >/dev/null 2>&1
-NODES=${NODES:-1} scripts/cluster.sh || fail "the cluster does not start"
+NODES=${NODES:-2} scripts/cluster.sh || fail "the cluster does not start"
 scripts/cluster/load.sh .cache/image/berth.tar "$logs/guest.tar" || fail "the images are not loaded"
 
 step "berth manifests | kubectl apply -f -"
@@ -50,6 +50,8 @@ kube -n berth rollout status deployment/berth-controller --timeout=120s &&
     fail "berth does not start"
 }
 echo "berth is installed, after $((SECONDS - begin)) s"
+# These nodes may have no KVM.
+kube apply -f examples/settings.yaml || fail "the settings are refused"
 
 step "stories"
 status=0

@@ -133,6 +133,7 @@ impl Libvirtd {
                 block: false,
             }],
             nics: Vec::new(),
+            cpus: Vec::new(),
             emulation,
             emulator: None,
             serial_socket: self

@@ -16,9 +16,12 @@ mount --make-rshared /
 mount -t proc proc /proc
 # Sockets, and the namespaces of pods.
 mount -t tmpfs -o mode=755 node-run /run
-mkdir -p /run/netns "$files"/{containerd,kubelet,cni,var-lib-cni} /var/lib/kubelet /var/lib/cni
+mkdir -p /run/netns "$files"/{containerd,kubelet,cni,var-lib-cni,berth} /var/lib/kubelet /var/lib/cni
 mount --bind "$files/kubelet" /var/lib/kubelet
 mount --bind "$files/var-lib-cni" /var/lib/cni
+# What node agents keep is the node's, not the machine's.
+[ -e /var/lib/berth ] || { mkdir /var/lib/berth && touch "$cluster/made-var-lib-berth"; }
+mount --bind "$files/berth" /var/lib/berth
 hostname "$name"
 
 ip link set lo up
@@ -91,6 +94,9 @@ cgroupDriver: cgroupfs
 cgroupRoot: /$cgroup/$name
 cgroupsPerQOS: true
 enforceNodeAllocatable: [pods]
+# Pods that are guaranteed whole CPUs have them for themselves; what is reserved is a CPU that nobody gets so.
+cpuManagerPolicy: static
+kubeReserved: {cpu: 100m}
 failCgroupV1: false
 failSwapOn: false
 clusterDomain: cluster.local

@@ -279,6 +279,14 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.domain.cpu: Invalid value: 256: sockets × cores × threads must be no more than 255",
         ),
         (
+            "/domain",
+            json!({
+                "cpu": {"cores": 2, "dedicatedCpuPlacement": true}, "memory": {"guest": "64Mi"}, "devices": {"interfaces": [{"name": "default", "bridge": {}}]},
+                "resources": {"requests": {"cpu": "1500m"}},
+            }),
+            "spec.domain.resources.requests.cpu: Invalid value: \"1500m\": must be the number of virtual processors, 2, with spec.domain.cpu.dedicatedCpuPlacement",
+        ),
+        (
             "/domain/machine",
             json!({"type": "virt"}),
             "spec.domain.machine.type: Unsupported value: \"virt\": supported values: \"q35\", \"pc\", \"pc-q35-<version>\", \"pc-i440fx-<version>\"",

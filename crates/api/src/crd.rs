@@ -7,14 +7,34 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::kubevirt::{VERSIONS, v1::VirtualMachineInstance};
+use crate::settings::v1::Berth;
 
 /// Every CustomResourceDefinition of berth.
 ///
-/// Each is served in all [`VERSIONS`] with one schema and stored as `v1`. The root and the objects inside `spec` keep
-/// fields that the schema does not describe (`x-kubernetes-preserve-unknown-fields`), so that admission sees them and refuses
-/// them by name instead of the API server dropping them unseen.
+/// Those of `kubevirt.io` are served in all [`VERSIONS`] with one schema and stored as `v1`. The root and the objects inside
+/// `spec` keep fields that the schema does not describe (`x-kubernetes-preserve-unknown-fields`), so that admission sees
+/// them and refuses them by name instead of the API server dropping them unseen.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![publish(VirtualMachineInstance::crd(), &instance_columns())]
+    vec![
+        publish(VirtualMachineInstance::crd(), &instance_columns()),
+        settings(),
+    ]
+}
+
+/// The settings: one version, and the API server itself refuses what it does not know.
+fn settings() -> CustomResourceDefinition {
+    let mut crd = Berth::crd();
+    for version in &mut crd.spec.versions {
+        version.additional_printer_columns = Some(vec![
+            column("Age", "date", ".metadata.creationTimestamp", 0),
+            column("Phase", "string", ".status.phase", 0),
+        ]);
+        let root = version.schema.as_mut();
+        if let Some(root) = root.and_then(|s| s.open_api_v3_schema.as_mut()) {
+            tidy(root);
+        }
+    }
+    crd
 }
 
 /// The columns of `kubectl get vmi`; those with priority 1 only with `-o wide`.
@@ -108,7 +128,7 @@ fn tidy(schema: &mut JSONSchemaProps) {
         Some("uint8" | "uint16") => schema.format = Some("int32".to_owned()),
         Some("uint32") => {
             schema.format = Some("int64".to_owned());
-            schema.maximum = Some(f64::from(u32::MAX));
+            schema.maximum.get_or_insert(f64::from(u32::MAX));
         }
         Some("uint" | "uint64") => schema.format = Some("int64".to_owned()),
         _ => {}

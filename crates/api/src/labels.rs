@@ -16,6 +16,31 @@ pub const SCHEDULABLE: &str = "kubevirt.io/schedulable";
 /// Annotation of a node: when its node agent was last alive.
 pub const HEARTBEAT: &str = "kubevirt.io/heartbeat";
 
+/// Label of a node: whether its kubelet gives containers CPUs of their own, `true` or `false`.
+pub const CPU_MANAGER: &str = "cpumanager";
+/// What labels of a node begin with that name the models of processors that guests can have; the value is `true`.
+pub const CPU_MODEL_PREFIX: &str = "cpu-model.node.kubevirt.io/";
+/// The same for features of the processor.
+pub const CPU_FEATURE_PREFIX: &str = "cpu-feature.node.kubevirt.io/";
+/// The same for the vendor of the processor.
+pub const CPU_VENDOR_PREFIX: &str = "cpu-vendor.node.kubevirt.io/";
+/// The same for the model that is nearest to the node's own processor.
+pub const HOST_MODEL_PREFIX: &str = "host-model-cpu.node.kubevirt.io/";
+/// The same for what `host-model` asks for besides that model.
+pub const HOST_FEATURE_PREFIX: &str = "host-model-required-features.node.kubevirt.io/";
+/// The same for machine types.
+pub const MACHINE_TYPE_PREFIX: &str = "machine-type.node.kubevirt.io/";
+/// The same for enlightenments of Hyper-V.
+pub const HYPERV_PREFIX: &str = "hyperv.node.kubevirt.io/";
+/// Condition of a launcher pod and gate of its readiness: the guest runs and is not paused.
+pub const UNPAUSED: &str = "kubevirt.io/virtual-machine-unpaused";
+/// Resource of a node and request of a launcher pod: KVM.
+pub const DEVICE_KVM: &str = "devices.kubevirt.io/kvm";
+/// The same for `/dev/net/tun`, by which taps are opened.
+pub const DEVICE_TUN: &str = "devices.kubevirt.io/tun";
+/// The same for `/dev/vhost-net`, by which the kernel moves packets of virtio cards.
+pub const DEVICE_VHOST_NET: &str = "devices.kubevirt.io/vhost-net";
+
 /// Annotation of a launcher pod: name of its VirtualMachineInstance.
 pub const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
 /// Annotation of a launcher pod: the container that `kubectl logs` and `kubectl exec` mean by default.

@@ -19,6 +19,28 @@ pub const DEVICES_DIR: &str = "/dev/berth";
 /// Annotation of the pod: [`ClaimSizes`].
 pub const CLAIM_SIZES: &str = "berth.kubevirt.io/claim-sizes";
 
+/// Annotation of the pod: [`DiskPaths`].
+pub const DISK_PATHS: &str = "berth.kubevirt.io/disk-paths";
+
+/// Which file of a container disk's image is meant, by the volume's name, where container disks are image volumes. Nothing
+/// is said of an image that holds one file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskPaths(pub BTreeMap<String, String>);
+
+impl DiskPaths {
+    /// The value of the annotation, JSON: paths may hold anything.
+    #[must_use]
+    pub fn write(&self) -> String {
+        serde_json::to_string(&self.0).unwrap_or_default()
+    }
+
+    /// Reads the value; what cannot be read says nothing.
+    #[must_use]
+    pub fn read(value: &str) -> Self {
+        Self(serde_json::from_str(value).unwrap_or_default())
+    }
+}
+
 /// How large the disk of each claim with a file system is to be, in bytes, by the volume's name. Nothing is said of one
 /// whose size is not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

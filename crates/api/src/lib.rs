@@ -5,6 +5,7 @@
 //! its path (see `berth-admission`), never dropped.
 //!
 //! - [`kubevirt`] holds the types of the API group `kubevirt.io`.
+//! - [`settings`] has the settings of an installation, kind `Berth`.
 //! - [`crds`] turns them into CustomResourceDefinitions; [`roles`] says who may do what with them.
 //! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names;
 //!   [`launcher`] those inside a launcher pod.
@@ -19,5 +20,6 @@ pub mod launcher;
 pub mod merge;
 pub mod quantity;
 pub mod roles;
+pub mod settings;
 
 pub use crd::crds;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use berth_api::settings;
 use berth_cluster::doctor::Grade;
 use berth_cluster::front_proxy::FrontProxy;
 use berth_cluster::leader::{self, Candidate};
@@ -22,9 +23,11 @@ use berth_subresources::remote;
 use clap::Args;
 use kube::Client;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::ClusterArgs;
+use crate::log;
 use crate::output;
 use crate::up::{absolute, stop_on_signals};
 
@@ -209,13 +212,14 @@ pub(crate) async fn controller(args: ControllerArgs) -> anyhow::Result<()> {
         launcher_image: args.launcher_image,
         runner: Runner::Cluster,
     };
+    let (sender, known) = watch::channel(None);
     let leading = async {
         let Some(held) = leader::elected(client.clone(), candidate, &stop).await else {
             return Ok(());
         };
         let lost = tokio::select! {
             lost = held.keep(&stop) => lost,
-            () = berth_controllers::run(settings, client.clone(), stop.clone()) => false,
+            () = berth_controllers::run(settings, known.clone(), client.clone(), stop.clone()) => false,
         };
         if lost {
             bail!("another replica leads");
@@ -227,6 +231,8 @@ pub(crate) async fn controller(args: ControllerArgs) -> anyhow::Result<()> {
         led = leading => led,
         () = renewal => Ok(()),
         () = proxy.follow() => Ok(()),
+        () = settings::follow(client.clone(), &sender) => Ok(()),
+        () = log::follow(known.clone(), |v| v.virt_controller) => Ok(()),
     }
 }
 
@@ -298,6 +304,8 @@ pub(crate) async fn node_agent(args: NodeAgentArgs) -> anyhow::Result<()> {
             tokio::time::sleep(pause).await;
         }
     };
+    let (sender, known) = watch::channel(None);
+    let name = config.node_name.clone();
     let node = KubeletNode::new(config, client.clone());
     let routes = remote::router(node.guests()).layer(axum::middleware::from_fn_with_state(
         authorities.clone(),
@@ -308,6 +316,8 @@ pub(crate) async fn node_agent(args: NodeAgentArgs) -> anyhow::Result<()> {
         served = serving => served.context("serving the controller"),
         () = node.run(stop) => Ok(()),
         () = certify => Ok(()),
+        () = settings::follow(client.clone(), &sender) => Ok(()),
+        () = log::follow(known, |v| v.of_node(&name)) => Ok(()),
     }
 }
 

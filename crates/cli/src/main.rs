@@ -13,6 +13,7 @@ mod console;
 mod crds;
 mod image;
 mod kubeconfig;
+mod log;
 mod output;
 mod up;
 mod version;
@@ -20,8 +21,6 @@ mod version;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::prelude::*;
 
 /// Virtual machines the Kubernetes way.
 #[derive(Debug, Parser)]
@@ -34,20 +33,14 @@ struct Cli {
         env = "BERTH_LOG",
         default_value = "info",
         hide_default_value = true,
-        value_parser = log_filter
+        value_parser = log::filter
     )]
     log: String,
     /// How to log.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, hide_default_value = true)]
-    log_format: LogFormat,
+    #[arg(long, global = true, value_enum, default_value_t = log::Format::Text, hide_default_value = true)]
+    log_format: log::Format,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,7 +98,7 @@ fn main() -> ExitCode {
         Command::PodInit(args) => return berth_node::pod::init::run(args),
         other => other,
     };
-    start_log(&cli.log, cli.log_format);
+    log::start(&cli.log, cli.log_format);
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
@@ -141,27 +134,6 @@ fn main() -> ExitCode {
             eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::FAILURE
         }
-    }
-}
-
-/// A filter that cannot be read is an error of the command line, not one to be guessed away.
-fn log_filter(text: &str) -> Result<String, String> {
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("{error}; expected e.g. info or berth_node=debug")),
-    }
-}
-
-fn start_log(filter: &str, format: LogFormat) {
-    // Read once already, by `log_filter`.
-    let filter = EnvFilter::new(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let registry = tracing_subscriber::registry().with(filter);
-    match format {
-        LogFormat::Text => registry
-            .with(layer.with_ansi(rustix::termios::isatty(std::io::stderr())))
-            .init(),
-        LogFormat::Json => registry.with(layer.json()).init(),
     }
 }
 

@@ -24,9 +24,11 @@ use clap::Args;
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::InProcess;
+use crate::log;
 
 /// Where things lie on this machine, and what they are called.
 #[derive(Debug, Args)]
@@ -232,11 +234,14 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         server.client("berth-subresources"),
         node.guests(),
     ));
+    let (sender, known) = watch::channel(None);
     let controllers = berth_controllers::run(
         Settings::default(),
+        known.clone(),
         server.client("berth-controller"),
         stop.clone(),
     );
+    let settings = server.client("berth-controller");
     tracing::info!(kubeconfig = %kubeconfig.display(), api = %reached, "berth is up");
 
     let mut tasks = tokio::task::JoinSet::new();
@@ -250,7 +255,12 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         }
     });
     tasks.spawn(async move {
-        controllers.await;
+        tokio::select! {
+            () = controllers => {}
+            () = berth_api::settings::follow(settings, &sender) => {}
+            // One process is both.
+            () = log::follow(known, |v| v.virt_controller.max(v.virt_handler)) => {}
+        }
         anyhow::Ok(())
     });
     tasks.spawn({

@@ -14,6 +14,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 
 use berth_api::labels;
+use berth_api::settings::v1::{Berth, Configuration, NAME};
 
 use crate::manifests::{API_SERVICES, CONFIGURATION, CONTROLLER, NODE};
 
@@ -92,7 +93,16 @@ pub async fn examine(client: &Client, namespace: &str) -> Result<Vec<Finding>, k
     }
     let nodes: Api<Node> = Api::all(client.clone());
     let nodes = nodes.list(&ListParams::default()).await?.items;
-    found.extend(of_nodes(&nodes, Timestamp::now()));
+    let berths: Api<Berth> = Api::all(client.clone());
+    // No such kind yet is said already.
+    let berth = match berths.get_opt(NAME).await {
+        Err(kube::Error::Api(answer)) if answer.code == 404 => None,
+        other => other?,
+    };
+    let configuration = berth.map(|berth| berth.spec.configuration);
+    let configuration = configuration.unwrap_or_default();
+    found.extend(of_settings(&configuration));
+    found.extend(of_nodes(&nodes, &configuration, Timestamp::now()));
     Ok(found)
 }
 
@@ -236,11 +246,22 @@ fn of_service(name: &str, service: Option<&APIService>) -> Finding {
     }
 }
 
-fn of_nodes(nodes: &[Node], now: Timestamp) -> Vec<Finding> {
+fn of_settings(configuration: &Configuration) -> Option<Finding> {
+    let unknown = configuration.unknown_gates();
+    (!unknown.is_empty()).then(|| {
+        let names = unknown.join(", ");
+        finding(
+            Grade::Poor,
+            format!("berth {NAME}: featureGates that mean nothing here: {names}"),
+        )
+    })
+}
+
+fn of_nodes(nodes: &[Node], configuration: &Configuration, now: Timestamp) -> Vec<Finding> {
     let mut usable = 0;
     let mut found = Vec::new();
     for node in nodes {
-        let told = of_node(node, now);
+        let told = of_node(node, configuration, now);
         usable += usize::from(told.grade == Grade::Good);
         found.push(told);
     }
@@ -251,7 +272,27 @@ fn of_nodes(nodes: &[Node], now: Timestamp) -> Vec<Finding> {
     found
 }
 
-fn of_node(node: &Node, now: Timestamp) -> Finding {
+/// What the node's kubelet does not hand out, of what every launcher asks for.
+fn lacks<'a>(node: &Node, configuration: &Configuration) -> Option<&'a str> {
+    let has = |device: &str| {
+        let status = node.status.as_ref();
+        let amounts = status.and_then(|status| status.allocatable.as_ref());
+        amounts
+            .and_then(|amounts| amounts.get(device))
+            .is_some_and(|amount| amount.0 != "0")
+    };
+    if !has(labels::DEVICE_TUN) {
+        return Some("its kubelet hands out no /dev/net/tun; is the module tun there?");
+    }
+    if !configuration.developer_configuration.use_emulation && !has(labels::DEVICE_KVM) {
+        return Some(
+            "it has no usable KVM; to emulate guests in software set spec.configuration.developerConfiguration.useEmulation of berth berth",
+        );
+    }
+    None
+}
+
+fn of_node(node: &Node, configuration: &Configuration, now: Timestamp) -> Finding {
     let shown = format!("node {}", node.name_any());
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     let ready = conditions
@@ -267,6 +308,9 @@ fn of_node(node: &Node, now: Timestamp) -> Finding {
     }
     if node.labels().get(labels::SCHEDULABLE).map(String::as_str) != Some("true") {
         return poor("no node agent has said that virtual machines can run on it");
+    }
+    if let Some(why) = lacks(node, configuration) {
+        return poor(why);
     }
     let beat = node.annotations().get(labels::HEARTBEAT);
     let beat = beat.and_then(|text| text.parse::<Timestamp>().ok());
@@ -347,12 +391,16 @@ mod tests {
             read(json!({
                 "metadata": {"name": "n", "labels": {labels::SCHEDULABLE: label}, "annotations": {labels::HEARTBEAT: beat}},
                 "spec": {"unschedulable": cordoned},
-                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "allocatable": {labels::DEVICE_TUN: "1000", labels::DEVICE_KVM: "1000"},
+                },
             }))
         };
+        let plain = Configuration::default();
         let fresh = "2026-01-01T11:59:00Z";
         let good = node("true", fresh, false);
-        assert_eq!(of_node(&good, now).grade, Grade::Good);
+        assert_eq!(of_node(&good, &plain, now).grade, Grade::Good);
         for poor in [
             node("false", fresh, false),
             node("true", "2026-01-01T11:00:00Z", false),
@@ -360,11 +408,18 @@ mod tests {
             node("true", fresh, true),
             Node::default(),
         ] {
-            assert_eq!(of_node(&poor, now).grade, Grade::Poor);
-            let all = of_nodes(&[poor], now);
+            assert_eq!(of_node(&poor, &plain, now).grade, Grade::Poor);
+            let all = of_nodes(&[poor], &plain, now);
             assert!(all.iter().any(|told| told.grade == Grade::Bad), "{all:?}");
         }
-        assert_eq!(of_nodes(&[good], now).len(), 1);
-        assert_eq!(of_nodes(&[], now).len(), 1);
+        let mut without = good.clone();
+        let amounts = without.status.as_mut().and_then(|s| s.allocatable.as_mut());
+        amounts.unwrap().remove(labels::DEVICE_KVM);
+        assert_eq!(of_node(&without, &plain, now).grade, Grade::Poor);
+        let emulated: Configuration =
+            read(json!({"developerConfiguration": {"useEmulation": true}}));
+        assert_eq!(of_node(&without, &emulated, now).grade, Grade::Good);
+        assert_eq!(of_nodes(&[good], &plain, now).len(), 1);
+        assert_eq!(of_nodes(&[], &plain, now).len(), 1);
     }
 }

@@ -125,6 +125,10 @@ fn access(settings: &Settings) -> Vec<Value> {
             &["pods"],
             &["create", "delete", "get", "list", "watch", "patch"],
         ),
+        // Whether the guest of a launcher pod runs: its gate of readiness.
+        rule(&[""], &["pods/status"], &["patch"]),
+        rule(&["berth.kubevirt.io"], &["berths"], WATCH),
+        rule(&["berth.kubevirt.io"], &["berths/status"], &["patch"]),
         rule(&[""], &["persistentvolumeclaims"], &["get"]),
         events.clone(),
         named(
@@ -148,6 +152,7 @@ fn access(settings: &Settings) -> Vec<Value> {
         status,
         rule(&[""], &["pods"], WATCH),
         rule(&[""], &["nodes"], &["get", "patch"]),
+        rule(&["berth.kubevirt.io"], &["berths"], WATCH),
         events,
     ];
     let own = vec![
@@ -334,11 +339,13 @@ fn node(settings: &Settings) -> Value {
                     "volumeMounts": [
                         mount("state", "/var/lib/berth"),
                         mount("pods", "/var/lib/kubelet/pods"),
+                        mount("device-plugins", "/var/lib/kubelet/device-plugins"),
                     ],
                 }],
                 "volumes": [
                     volume("state", "/var/lib/berth", "DirectoryOrCreate"),
                     volume("pods", "/var/lib/kubelet/pods", "Directory"),
+                    volume("device-plugins", "/var/lib/kubelet/device-plugins", "Directory"),
                 ],
             }},
         },

@@ -5,14 +5,18 @@
 //! nothing else, so the same code runs in `berth up` on the embedded API server and in a cluster.
 //!
 //! - [`vmi`]: a VirtualMachineInstance → its launcher pod, and its status until the node agent has it;
-//! - [`scheduler`]: pods → nodes, standalone only.
+//! - [`scheduler`]: pods → nodes, standalone only;
+//! - `settings`: what became of the settings of the installation.
 
 pub mod scheduler;
+mod settings;
 pub mod vmi;
 
 use berth_api::events::Recorder;
 use berth_api::labels;
+use berth_api::settings::Known;
 use kube::Client;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What the controllers need to know.
@@ -43,18 +47,24 @@ impl Default for Settings {
     }
 }
 
-/// Runs every controller until `shutdown`.
-pub async fn run(settings: Settings, client: Client, shutdown: CancellationToken) {
+/// Runs every controller until `shutdown`. `known`: the settings of the installation, which the caller follows.
+pub async fn run(
+    settings: Settings,
+    known: watch::Receiver<Known>,
+    client: Client,
+    shutdown: CancellationToken,
+) {
     let recorder = Recorder::new(client.clone(), labels::CONTROLLER_MANAGER, None);
     let schedule = settings.runner == Runner::Berth;
-    let vmi = vmi::run(settings, client.clone(), recorder, shutdown.clone());
+    let taken_up = settings::run(client.clone(), shutdown.clone());
+    let vmi = vmi::run(settings, known, client.clone(), recorder, shutdown.clone());
     let scheduler = async {
         if schedule {
             let recorder = Recorder::new(client.clone(), "berth-scheduler", None);
             scheduler::run(client, recorder, shutdown).await;
         }
     };
-    tokio::join!(vmi, scheduler);
+    tokio::join!(vmi, scheduler, taken_up);
 }
 
 /// An error with its causes, on one line. A cause that its error repeats already is said once.

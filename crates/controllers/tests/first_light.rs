@@ -63,6 +63,8 @@ impl World {
         let stop = CancellationToken::new();
         let task = tokio::spawn(berth_controllers::run(
             Settings::default(),
+            // Nothing is set.
+            tokio::sync::watch::channel(Some(std::sync::Arc::default())).1,
             self.client.clone(),
             stop.clone(),
         ));

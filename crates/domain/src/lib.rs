@@ -31,6 +31,8 @@ pub struct DomainInput<'a> {
     pub disks: Vec<DiskInput>,
     /// The tap behind each interface of the spec; order does not matter.
     pub nics: Vec<NicInput>,
+    /// The host's processors that the pod may use; only looked at where each virtual processor has one for itself.
+    pub cpus: Vec<u32>,
     /// Whether the guest is emulated in software because KVM cannot be used.
     pub emulation: bool,
     /// Path of the QEMU binary; none for [`DEFAULT_EMULATOR`].
@@ -94,6 +96,16 @@ pub enum DomainError {
         /// Its value.
         value: String,
     },
+    /// The machine has its processors for itself, and the pod has fewer.
+    #[error(
+        "spec.domain.cpu.dedicatedCpuPlacement: {vcpus} virtual processors, and the pod has {cpus} of the node's"
+    )]
+    TooFewCpus {
+        /// How many the guest has.
+        vcpus: u32,
+        /// How many the pod has.
+        cpus: usize,
+    },
     /// A disk of the spec has no file.
     #[error("disk {0:?} has no volume behind it")]
     NoDisk(String),
@@ -140,6 +152,7 @@ pub fn domain_xml(input: &DomainInput<'_>) -> Result<String, DomainError> {
         .children(platform::identity(namespace, name, domain))
         .child(platform::memory(domain)?)
         .children(platform::processor(domain, input.emulation))
+        .children(platform::pinning(domain, &input.cpus)?)
         .child(platform::os(domain)?)
         .child(platform::features(domain))
         .child(platform::clock(domain))

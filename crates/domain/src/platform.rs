@@ -76,6 +76,29 @@ pub(crate) fn processor(domain: &DomainSpec, emulation: bool) -> [Element; 2] {
     ]
 }
 
+/// Which of the host's processors each virtual one runs on. QEMU's own threads may use all that the pod has.
+pub(crate) fn pinning(domain: &DomainSpec, cpus: &[u32]) -> Result<Option<Element>, DomainError> {
+    let Some(cpu) = domain.cpu.as_ref().filter(|cpu| cpu.is_dedicated()) else {
+        return Ok(None);
+    };
+    let vcpus = cpu.vcpus();
+    if (cpus.len() as u64) < u64::from(vcpus) {
+        return Err(DomainError::TooFewCpus {
+            vcpus,
+            cpus: cpus.len(),
+        });
+    }
+    let all: Vec<String> = cpus.iter().map(u32::to_string).collect();
+    let pins = (0..vcpus).zip(cpus).map(|(vcpu, cpu)| {
+        Element::new("vcpupin")
+            .attribute("vcpu", vcpu)
+            .attribute("cpuset", cpu)
+    });
+    Ok(Some(Element::new("cputune").children(pins).child(
+        Element::new("emulatorpin").attribute("cpuset", all.join(",")),
+    )))
+}
+
 /// Machine type and firmware. The boot order is with the devices.
 pub(crate) fn os(domain: &DomainSpec) -> Result<Element, DomainError> {
     let machine = domain

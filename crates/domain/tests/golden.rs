@@ -53,6 +53,7 @@ fn input(vmi: &VirtualMachineInstance) -> DomainInput<'_> {
             .enumerate()
             .map(nic)
             .collect(),
+        cpus: vec![],
         emulation: true,
         emulator: None,
         serial_socket: "/var/run/berth/serial.sock".to_owned(),
@@ -204,6 +205,24 @@ fn features_off_and_a_zone() {
             emulation: false,
             ..input(&vmi)
         },
+    );
+}
+
+#[test]
+fn who_has_processors_for_himself_is_pinned_to_them() {
+    let vmi = vmi(json!({
+        "domain": {
+            "cpu": {"cores": 2, "dedicatedCpuPlacement": true}, "memory": {"guest": "1Gi"},
+            "devices": {"autoattachSerialConsole": false}
+        }
+    }));
+    let mut input = input(&vmi);
+    input.cpus = vec![3, 7];
+    assert_golden("dedicated", &input);
+    input.cpus = vec![3];
+    assert_eq!(
+        domain_xml(&input),
+        Err(DomainError::TooFewCpus { vcpus: 2, cpus: 1 })
     );
 }
 

@@ -12,6 +12,7 @@
 //! replayed: after [`DomainEventKind::ConnectionLost`], connect again and ask [`Hypervisor::state`].
 
 pub mod fake;
+pub mod host;
 pub mod kvm;
 pub mod libvirt;
 

@@ -12,6 +12,7 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use virt_sys as sys;
 
+use crate::host::Host;
 use crate::{
     DomainEvent, DomainEventKind, DomainInfo, Error, Events, Hypervisor, PauseReason, RunState,
     StopReason,
@@ -67,6 +68,23 @@ impl Libvirt {
                 .connect
                 .get_domain_capabilities(None, None, None, Some(kind), 0)
                 .map_err(|error| call("read the domain capabilities", &error))
+        })
+        .await
+    }
+
+    /// What the host can run, for one kind of domain (`qemu` or `kvm`). Makes libvirt probe QEMU.
+    pub async fn host(&self, kind: &'static str) -> Result<Host, Error> {
+        let of_domains = self.domain_capabilities(kind).await?;
+        let connection = Arc::clone(&self.connection);
+        blocking("read the capabilities", move || {
+            let of_host = connection
+                .connect
+                .get_capabilities()
+                .map_err(|error| call("read the capabilities", &error))?;
+            Host::read(&of_domains, &of_host).map_err(|error| Error::Call {
+                operation: "read the capabilities",
+                message: error.to_string(),
+            })
         })
         .await
     }

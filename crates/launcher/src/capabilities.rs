@@ -8,7 +8,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use berth_hypervisor::host::Host;
 use berth_hypervisor::kvm;
+use berth_hypervisor::libvirt::Libvirt;
 
 use crate::daemon::{Daemon as _, DaemonError, Dirs, Libvirtd};
 use crate::reaper::Reaper;
@@ -71,13 +73,41 @@ fn readable() -> std::fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 
-/// Lets a daemon probe QEMU and puts the files into `out`.
-///
-/// As root the daemon runs as `nobody`, since a root daemon would be the system's. It gets the group of /dev/kvm with it:
-/// a probe that could not open /dev/kvm is not valid for pods that can. In a pod, which has no other place to write, the
-/// daemon's files are in the run directory until the end.
+/// Lets a daemon probe QEMU and puts the files into `out`. In a pod, which has no other place to write, the daemon's files
+/// are in the run directory until the end.
 pub(crate) async fn warm(out: &Path, run_dir: &Path) -> Result<(), CacheError> {
     let begin = Instant::now();
+    let asked = async |hypervisor: &Libvirt| {
+        hypervisor.domain_capabilities("qemu").await?;
+        if kvm::probe().usable {
+            hypervisor.domain_capabilities("kvm").await?;
+        }
+        Ok(())
+    };
+    let (dirs, _scratch) = with_daemon(run_dir, asked).await.map(|(_, kept)| kept)?;
+    let files = copy(&dirs.capabilities(), out)?;
+    if files == 0 {
+        return Err(CacheError::Nothing(dirs.capabilities()));
+    }
+    tracing::info!(files, ms = crate::millis(begin.elapsed()), out = %out.display(), "QEMU's capabilities are cached");
+    Ok(())
+}
+
+/// What libvirt says of this host, with KVM where it can be used.
+pub(crate) async fn describe(run_dir: &Path) -> Result<Host, CacheError> {
+    let kind = if kvm::probe().usable { "kvm" } else { "qemu" };
+    let asked = async |hypervisor: &Libvirt| hypervisor.host(kind).await;
+    with_daemon(run_dir, asked).await.map(|(host, _)| host)
+}
+
+/// Asks a daemon of its own that runs for the question only. Its files stay for as long as what is given back.
+///
+/// As root the daemon runs as `nobody`, since a root daemon would be the system's. It gets the group of /dev/kvm with it:
+/// a probe that could not open /dev/kvm is not valid for pods that can.
+async fn with_daemon<T>(
+    run_dir: &Path,
+    ask: impl AsyncFnOnce(&Libvirt) -> Result<T, berth_hypervisor::Error>,
+) -> Result<(T, (Dirs, tempfile::TempDir)), CacheError> {
     let is_root = rustix::process::geteuid().is_root();
     let place = if is_root {
         std::env::temp_dir()
@@ -101,32 +131,15 @@ pub(crate) async fn warm(out: &Path, run_dir: &Path) -> Result<(), CacheError> {
     }
     let reaper = Reaper::start().map_err(CacheError::Directory)?;
     let mut daemon = Libvirtd::new(dirs.clone(), reaper, run_as)?;
-    let probed = async {
+    let answer = async {
         let started = daemon.start().await?;
-        started
-            .hypervisor
-            .domain_capabilities("qemu")
-            .await
-            .map_err(CacheError::Probe)?;
-        if kvm::probe().usable {
-            started
-                .hypervisor
-                .domain_capabilities("kvm")
-                .await
-                .map_err(CacheError::Probe)?;
-        }
+        let answer = ask(&started.hypervisor).await.map_err(CacheError::Probe)?;
         started.hypervisor.close().await;
-        Ok(())
+        Ok(answer)
     };
-    let probed: Result<(), CacheError> = probed.await;
+    let answer: Result<T, CacheError> = answer.await;
     daemon.stop().await;
-    probed?;
-    let files = copy(&dirs.capabilities(), out)?;
-    if files == 0 {
-        return Err(CacheError::Nothing(dirs.capabilities()));
-    }
-    tracing::info!(files, ms = crate::millis(begin.elapsed()), out = %out.display(), "QEMU's capabilities are cached");
-    Ok(())
+    Ok((answer?, (dirs, scratch)))
 }
 
 /// Gives a tree of directories to a user. There are no files and no links in it yet.

@@ -41,7 +41,7 @@ impl Layout {
     }
 
     /// Bound by QEMU, used by the launcher alone; clients come to the console socket.
-    fn serial(&self) -> PathBuf {
+    pub(crate) fn serial(&self) -> PathBuf {
         self.run_dir.join("serial.sock")
     }
 
@@ -260,6 +260,7 @@ impl<H: Hypervisor> Creation<H> {
             vmi: &self.request.vmi,
             disks,
             nics: nics.collect(),
+            cpus: own_cpus(),
             emulation: self.request.emulation,
             emulator: None,
             serial_socket: self.layout.serial().display().to_string(),
@@ -267,6 +268,17 @@ impl<H: Hypervisor> Creation<H> {
             agent_socket: None,
         })?)
     }
+}
+
+/// The processors that this process may run on: in a pod that has some for itself, those.
+fn own_cpus() -> Vec<u32> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else {
+        return Vec::new();
+    };
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|cpu| set.is_set(*cpu))
+        .filter_map(|cpu| u32::try_from(cpu).ok())
+        .collect()
 }
 
 /// An empty raw disk, without blocks; one that is there stays as it is.

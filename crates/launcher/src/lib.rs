@@ -43,6 +43,7 @@ mod create;
 mod daemon;
 mod dhcp;
 mod driver;
+mod fake;
 mod final_state;
 mod overlay;
 pub mod protocol;
@@ -62,7 +63,7 @@ use tokio_util::task::TaskTracker;
 
 use console::Console;
 use create::Layout;
-use daemon::{Daemon as _, DaemonError, Dirs, Libvirtd};
+use daemon::{Daemon, DaemonError, Dirs, Libvirtd};
 use driver::{Driver, Ending};
 use protocol::{CONSOLE_SOCKET, CONTROL_SOCKET, LauncherState};
 use reaper::Reaper;
@@ -79,7 +80,7 @@ pub struct Args {
     /// Name of the virtual machine instance.
     #[arg(
         long,
-        required_unless_present = "warm_capabilities",
+        required_unless_present_any = ["warm_capabilities", "describe_host"],
         default_value = "",
         hide_default_value = true
     )]
@@ -87,7 +88,7 @@ pub struct Args {
     /// Its namespace.
     #[arg(
         long,
-        required_unless_present = "warm_capabilities",
+        required_unless_present_any = ["warm_capabilities", "describe_host"],
         default_value = "",
         hide_default_value = true
     )]
@@ -95,7 +96,7 @@ pub struct Args {
     /// Its UID: the launcher takes no other machine.
     #[arg(
         long,
-        required_unless_present = "warm_capabilities",
+        required_unless_present_any = ["warm_capabilities", "describe_host"],
         default_value = "",
         hide_default_value = true
     )]
@@ -110,6 +111,12 @@ pub struct Args {
     /// Only let libvirt probe QEMU, put what it learns into this directory, and end.
     #[arg(long, value_name = "DIR")]
     pub warm_capabilities: Option<PathBuf>,
+    /// Only print what libvirt says of this host, as JSON, and end.
+    #[arg(long)]
+    pub describe_host: bool,
+    /// Run no QEMU: everything else is done, and the guest is said to run.
+    #[arg(long)]
+    pub fake_hypervisor: bool,
 }
 
 /// Why the launcher cannot run.
@@ -121,6 +128,8 @@ enum Error {
     Runtime(io::Error),
     #[error("cannot listen on {path}: {source}")]
     Listen { path: PathBuf, source: io::Error },
+    #[error("cannot print: {0}")]
+    Print(io::Error),
     #[error("cannot handle signals: {0}")]
     Signals(io::Error),
     #[error(transparent)]
@@ -144,6 +153,10 @@ pub fn run(args: Args) -> ExitCode {
         .build();
     let result = runtime.map_err(Error::Runtime).and_then(|runtime| {
         let result = runtime.block_on(async move {
+            if args.describe_host {
+                let host = capabilities::describe(&args.run_dir).await?;
+                return print(&host).map_err(Error::Print);
+            }
             match &args.warm_capabilities {
                 Some(out) => capabilities::warm(out, &args.run_dir)
                     .await
@@ -164,6 +177,13 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
+fn print(host: &berth_hypervisor::host::Host) -> io::Result<()> {
+    use std::io::Write as _;
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, host)?;
+    out.write_all(b"\n")
+}
+
 async fn launch(args: &Args) -> Result<(), Error> {
     if rustix::process::geteuid().is_root() {
         return Err(Error::Root);
@@ -175,7 +195,6 @@ async fn launch(args: &Args) -> Result<(), Error> {
         "launcher starts"
     );
     let reaper = Reaper::start().map_err(Error::Signals)?;
-    let terminate = terminations()?;
     let layout = Layout::new(args.run_dir.clone());
     let listen = |name: &str| {
         let path = layout.file(name);
@@ -184,6 +203,27 @@ async fn launch(args: &Args) -> Result<(), Error> {
     let control = listen(CONTROL_SOCKET)?;
     let console = Console::start(listen(CONSOLE_SOCKET)?, layout.file("serial.log"));
 
+    if args.fake_hypervisor {
+        tracing::warn!("no guest runs here: the hypervisor is a fake");
+        let daemon = fake::FakeDaemon::new(layout.serial());
+        return serve(args, layout, control, console, daemon).await;
+    }
+    let dirs = Dirs::new(layout.virt());
+    dirs.create()?;
+    take_capabilities(args.capabilities_cache.as_deref(), &dirs);
+    let daemon = Libvirtd::new(dirs, reaper, None)?;
+    serve(args, layout, control, console, daemon).await
+}
+
+/// From the first request to the end of the machine.
+async fn serve<D: Daemon>(
+    args: &Args,
+    layout: Layout,
+    control: tokio::net::UnixListener,
+    console: Console,
+    daemon: D,
+) -> Result<(), Error> {
+    let terminate = terminations()?;
     let (state, watched) = watch::channel(LauncherState::default());
     let (requests, queue) = mpsc::channel(32);
     let (closing, connections) = (CancellationToken::new(), TaskTracker::new());
@@ -195,10 +235,6 @@ async fn launch(args: &Args) -> Result<(), Error> {
     };
     let serving = tokio::spawn(server.serve(control));
 
-    let dirs = Dirs::new(layout.virt());
-    dirs.create()?;
-    take_capabilities(args.capabilities_cache.as_deref(), &dirs);
-    let daemon = Libvirtd::new(dirs, reaper, None)?;
     let driver = Driver {
         uid: args.uid.clone(),
         layout,

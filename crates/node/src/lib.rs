@@ -2,6 +2,7 @@
 //!
 //! - [`pod`]: the pod runtime, standalone only: sandboxes for launcher pods;
 //! - [`kubelet`]: on a cluster, where a kubelet runs the pods: finds them, and gives them what kubelets cannot;
+//! - `devices`: on a cluster, the device plugins that hand out KVM and the network's devices;
 //! - [`vm`]: the machine half: wires the network, talks to the launcher, owns the machine's status;
 //! - `registration`: the Node object and its heartbeat;
 //! - [`logs`], `guests`: what is asked of the node from outside.
@@ -9,6 +10,7 @@
 //! [`PodSandboxes`] is the seam between the first two: on a cluster the kubelet runs the pods, and only how they are found
 //! is another.
 
+mod devices;
 mod guests;
 pub mod kubelet;
 pub mod logs;
@@ -134,6 +136,11 @@ pub trait PodSandboxes: Send + Sync + 'static {
     /// A sentence for the user.
     fn provide(&self, _pod_uid: &str, location: PodLocation) -> Result<PodLocation, String> {
         Ok(location)
+    }
+
+    /// Whether the pod may use KVM where the node has it. One that may not is emulated by wish.
+    fn may_use_kvm(&self, _pod_uid: &str) -> bool {
+        true
     }
 }
 

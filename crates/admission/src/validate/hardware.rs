@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::kubevirt::v1::{CPU, Clock, DomainSpec, Firmware};
+use berth_api::kubevirt::v1::{CPU, Clock, DomainSpec, Firmware, ResourceRequirements};
 use berth_api::quantity::{parse_bytes, parse_millis};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -81,6 +81,37 @@ fn check_cpu(cpu: &CPU, causes: &mut Vec<Cause>) {
     }
 }
 
+/// A pod has CPUs for itself when its requests are its limits; what is not given follows from the machine.
+fn check_dedicated(cpu: &CPU, resources: &ResourceRequirements, causes: &mut Vec<Cause>) {
+    let why = "with spec.domain.cpu.dedicatedCpuPlacement";
+    let vcpus = cpu.vcpus();
+    for (list, amounts) in [
+        ("requests", &resources.requests),
+        ("limits", &resources.limits),
+    ] {
+        if let Some(given) = amounts.get("cpu")
+            && parse_millis(given).is_ok_and(|millis| millis != u64::from(vcpus) * 1000)
+        {
+            causes.push(Cause::invalid(
+                format!("spec.domain.resources.{list}.cpu"),
+                &given.0,
+                format!("must be the number of virtual processors, {vcpus}, {why}"),
+            ));
+        }
+    }
+    if let (Some(request), Some(limit)) = (
+        resources.requests.get("memory"),
+        resources.limits.get("memory"),
+    ) && parse_bytes(request).ok() != parse_bytes(limit).ok()
+    {
+        causes.push(Cause::invalid(
+            "spec.domain.resources.limits.memory",
+            &limit.0,
+            format!("must be the request, {}, {why}", request.0),
+        ));
+    }
+}
+
 fn check_memory_and_resources(domain: &DomainSpec, causes: &mut Vec<Cause>) {
     let guest = domain.memory.as_ref().and_then(|m| m.guest.as_ref());
     let guest_bytes = match guest {
@@ -105,6 +136,9 @@ fn check_memory_and_resources(domain: &DomainSpec, causes: &mut Vec<Cause>) {
     let Some(resources) = &domain.resources else {
         return;
     };
+    if let Some(cpu) = domain.cpu.as_ref().filter(|cpu| cpu.is_dedicated()) {
+        check_dedicated(cpu, resources, causes);
+    }
     let requests = amounts(
         "spec.domain.resources.requests",
         &resources.requests,

@@ -16,9 +16,10 @@ use berth_api::kubevirt::v1::{
     VirtualMachineInstance, VirtualMachineInstanceSpec, hostname,
 };
 use berth_api::launcher::{
-    CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR, DISKS_DIR, HOLDER_PREFIX,
-    RUN_DIR,
+    CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR, DISK_PATHS, DISKS_DIR,
+    DiskPaths, HOLDER_PREFIX, RUN_DIR,
 };
+use berth_api::settings::v1::{Configuration, Gate, LogVerbosity};
 use berth_api::{labels, quantity};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -37,6 +38,8 @@ pub const QEMU_USER: i64 = 107;
 const HOLD_DIR: &str = "/berth-hold";
 
 const MI: u64 = 1 << 20;
+/// What software emulation keeps of translated code, where the pod's memory is limited: the limit must not end the guest.
+const TRANSLATED: u64 = 1 << 30;
 
 /// What is known of a claim when the pod is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,7 @@ pub fn launcher_pod(
     vmi: &VirtualMachineInstance,
     claims: &Claims,
     settings: &Settings,
+    configuration: &Configuration,
     suffix: &str,
 ) -> core::Pod {
     let name = vmi.name_any();
@@ -66,12 +70,14 @@ pub fn launcher_pod(
     let mut mounts = vec![mount("run", RUN_DIR)];
     let mut volumes = vec![empty("run")];
     let on_cluster = settings.runner == Runner::Cluster;
-    for (volume, disk) in disks.iter().filter(|_| !on_cluster) {
+    let image_volumes = !on_cluster || configuration.is_open(Gate::ImageVolume);
+    for (volume, disk) in disks.iter().filter(|_| image_volumes) {
         mounts.push(core::VolumeMount {
             name: format!("{HOLDER_PREFIX}{volume}"),
             mount_path: format!("{DISKS_DIR}/{volume}"),
-            // One file of an image that holds several.
-            sub_path: disk.path.clone(),
+            // One file of an image that holds several. Kubelets know the way to a directory only, so the node agent looks
+            // there.
+            sub_path: disk.path.clone().filter(|_| !on_cluster),
             read_only: Some(true),
             ..core::VolumeMount::default()
         });
@@ -120,17 +126,24 @@ pub fn launcher_pod(
         "--uid",
         &uid,
     ];
-    let command = command
+    let mut command: Vec<String> = command
         .iter()
         .chain(&["--run-dir", RUN_DIR])
         .map(ToString::to_string)
         .collect();
+    let developer = &configuration.developer_configuration;
+    if let Some(verbosity) = developer.log_verbosity.virt_launcher {
+        command.extend(["--log", LogVerbosity::filter(verbosity)].map(str::to_owned));
+    }
+    if configuration.is_open(Gate::FakeHypervisor) {
+        command.push("--fake-hypervisor".to_owned());
+    }
     let compute = core::Container {
         name: labels::COMPUTE_CONTAINER.to_owned(),
         image: Some(settings.launcher_image.clone()),
-        image_pull_policy: Some("IfNotPresent".to_owned()),
+        image_pull_policy: Some(pull_policy(configuration)),
         command: Some(command),
-        resources: Some(resources(&vmi.spec)),
+        resources: Some(resources(&vmi.spec, configuration)),
         volume_mounts: Some(mounts),
         volume_devices: (!devices.is_empty()).then_some(devices),
         ..core::Container::default()
@@ -138,6 +151,15 @@ pub fn launcher_pod(
     let mut annotations = pod_annotations(vmi);
     if !sizes.0.is_empty() {
         annotations.insert(CLAIM_SIZES.to_owned(), sizes.write());
+    }
+    if on_cluster && image_volumes {
+        let named = disks
+            .iter()
+            .filter_map(|(volume, disk)| Some(((*volume).to_owned(), disk.path.clone()?)));
+        let named = DiskPaths(named.collect());
+        if !named.0.is_empty() {
+            annotations.insert(DISK_PATHS.to_owned(), named.write());
+        }
     }
     let mut pod = core::Pod {
         metadata: kube::core::ObjectMeta {
@@ -166,9 +188,15 @@ pub fn launcher_pod(
         status: None,
     };
     if on_cluster && let Some(spec) = &mut pod.spec {
-        for_kubelet(spec, &disks, settings);
+        let held = if image_volumes { &[] } else { &*disks };
+        for_kubelet(spec, vmi, held, settings, configuration);
     }
     pod
+}
+
+fn pull_policy(configuration: &Configuration) -> String {
+    let policy = configuration.image_pull_policy.clone();
+    policy.unwrap_or_else(|| "IfNotPresent".to_owned())
 }
 
 fn mount(volume: &str, path: &str) -> core::VolumeMount {
@@ -191,8 +219,10 @@ fn empty(volume: &str) -> core::Volume {
 /// root that is read-only, where the disks are; and the containers that hold the images.
 fn for_kubelet(
     spec: &mut core::PodSpec,
+    vmi: &VirtualMachineInstance,
     disks: &[(&str, &ContainerDiskSource)],
     settings: &Settings,
+    configuration: &Configuration,
 ) {
     let confined = || {
         Some(core::SecurityContext {
@@ -216,23 +246,40 @@ fn for_kubelet(
         }),
         ..core::PodSecurityContext::default()
     });
+    spec.readiness_gates = Some(vec![core::PodReadinessGate {
+        condition_type: labels::UNPAUSED.to_owned(),
+    }]);
     let selector = spec.node_selector.get_or_insert_default();
-    selector.insert(labels::SCHEDULABLE.to_owned(), "true".to_owned());
+    selector.extend(node_labels(&vmi.spec, configuration));
+    let devices = devices(&vmi.spec, configuration);
     let volumes = spec.volumes.get_or_insert_default();
-    volumes.extend([empty("disks"), empty("tmp")]);
+    volumes.push(empty("tmp"));
+    if !disks.is_empty() {
+        volumes.push(empty("disks"));
+    }
     for container in &mut spec.containers {
         container.security_context = confined();
         let mounts = container.volume_mounts.get_or_insert_default();
-        mounts.push(core::VolumeMount {
-            read_only: Some(true),
-            ..mount("disks", DISKS_DIR)
-        });
+        if !disks.is_empty() {
+            mounts.push(core::VolumeMount {
+                read_only: Some(true),
+                ..mount("disks", DISKS_DIR)
+            });
+        }
         mounts.push(mount("tmp", "/tmp"));
+        // Of such a resource the request is the limit.
+        let resources = container.resources.get_or_insert_default();
+        for list in [&mut resources.requests, &mut resources.limits] {
+            let one = |name: &str| (name.to_owned(), Quantity("1".to_owned()));
+            list.get_or_insert_default()
+                .extend(devices.iter().copied().map(one));
+        }
     }
     if disks.is_empty() {
         return;
     }
     volumes.push(empty("hold"));
+    let dedicated = is_dedicated(&vmi.spec);
     let small = |cpu: &str, memory: &str| {
         let of = |cpu: &str, memory: &str| {
             BTreeMap::from([
@@ -241,7 +288,12 @@ fn for_kubelet(
             ])
         };
         Some(core::ResourceRequirements {
-            requests: Some(of("1m", "1Mi")),
+            // A pod has CPUs for itself only if all its containers ask for what they may use.
+            requests: Some(if dedicated {
+                of(cpu, memory)
+            } else {
+                of("1m", "1Mi")
+            }),
             limits: Some(of(cpu, memory)),
             claims: None,
         })
@@ -249,7 +301,7 @@ fn for_kubelet(
     spec.init_containers = Some(vec![core::Container {
         name: "hold".to_owned(),
         image: Some(settings.launcher_image.clone()),
-        image_pull_policy: Some("IfNotPresent".to_owned()),
+        image_pull_policy: Some(pull_policy(configuration)),
         command: Some(
             ["/usr/bin/berth", "install-hold", HOLD_DIR]
                 .map(str::to_owned)
@@ -280,6 +332,60 @@ fn for_kubelet(
         ..core::Container::default()
     });
     spec.containers.extend(holders);
+}
+
+fn is_dedicated(spec: &VirtualMachineInstanceSpec) -> bool {
+    spec.domain.cpu.as_ref().is_some_and(CPU::is_dedicated)
+}
+
+/// What a node must say of itself to run this machine.
+fn node_labels(
+    spec: &VirtualMachineInstanceSpec,
+    configuration: &Configuration,
+) -> BTreeMap<String, String> {
+    let mut names = vec![labels::SCHEDULABLE.to_owned()];
+    let emulated = configuration.developer_configuration.use_emulation;
+    let cpu = spec.domain.cpu.as_ref();
+    let model = cpu.and_then(|cpu| cpu.model.as_deref());
+    // Software emulation takes any model up and leaves out what it cannot do.
+    if let Some(model) = model.filter(|model| !model.starts_with("host-") && !emulated) {
+        names.push(format!("{}{model}", labels::CPU_MODEL_PREFIX));
+    }
+    let machine = spec
+        .domain
+        .machine
+        .as_ref()
+        .and_then(|m| m.type_.as_deref());
+    // `q35` and `pc` stand for the newest of their kind, which every node has.
+    if let Some(machine) = machine.filter(|machine| machine.contains('-')) {
+        names.push(format!("{}{machine}", labels::MACHINE_TYPE_PREFIX));
+    }
+    if is_dedicated(spec) {
+        names.push(labels::CPU_MANAGER.to_owned());
+    }
+    names
+        .into_iter()
+        .map(|name| (name, "true".to_owned()))
+        .collect()
+}
+
+/// The devices of the node that the launcher needs.
+fn devices(spec: &VirtualMachineInstanceSpec, configuration: &Configuration) -> Vec<&'static str> {
+    let emulated = configuration.developer_configuration.use_emulation
+        || configuration.is_open(Gate::FakeHypervisor);
+    let interfaces = &spec.domain.devices.interfaces;
+    let is_virtio = |model: &Option<String>| model.as_deref().is_none_or(|m| m == "virtio");
+    let mut devices = Vec::new();
+    if !emulated {
+        devices.push(labels::DEVICE_KVM);
+    }
+    if !interfaces.is_empty() {
+        devices.push(labels::DEVICE_TUN);
+    }
+    if !emulated && interfaces.iter().any(|i| is_virtio(&i.model)) {
+        devices.push(labels::DEVICE_VHOST_NET);
+    }
+    devices
 }
 
 /// The guest's grace period in seconds.
@@ -365,7 +471,11 @@ fn cut(text: &str, max: usize) -> &str {
     text[..text.floor_char_boundary(max)].trim_end_matches(['-', '.', '_'])
 }
 
-fn resources(spec: &VirtualMachineInstanceSpec) -> core::ResourceRequirements {
+fn resources(
+    spec: &VirtualMachineInstanceSpec,
+    configuration: &Configuration,
+) -> core::ResourceRequirements {
+    let developer = &configuration.developer_configuration;
     let none = ResourceRequirements::default();
     let given = spec.domain.resources.as_ref().unwrap_or(&none);
     let bytes = |q: &Quantity| quantity::parse_bytes(q).ok();
@@ -376,15 +486,28 @@ fn resources(spec: &VirtualMachineInstanceSpec) -> core::ResourceRequirements {
         .and_then(|m| m.guest.as_ref())
         .and_then(bytes);
     let limit = given.limits.get("memory").and_then(bytes);
+    let dedicated = is_dedicated(spec);
+    // Who has CPUs for himself shares no memory either.
+    let overcommit = developer.memory_overcommit.filter(|_| !dedicated);
+    let overcommit = u64::from(overcommit.unwrap_or(100).max(1));
     // A request below the guest's memory is how a user overcommits; without one the guest's memory is the request.
     let memory = given
         .requests
         .get("memory")
         .and_then(bytes)
-        .or(guest)
+        .or_else(|| {
+            guest.map(|guest| guest / overcommit * 100 + guest % overcommit * 100 / overcommit)
+        })
         .or(limit);
     let vcpus = spec.domain.cpu.as_ref().map_or(1, CPU::vcpus).max(1);
     let beside = overhead(guest.or(memory).unwrap_or(0), vcpus, graphics(spec));
+    let translated = if dedicated && developer.use_emulation {
+        TRANSLATED
+    } else {
+        0
+    };
+    let beside = times(beside, configuration.overhead_ratio()).saturating_add(translated);
+    let share = u64::from(developer.cpu_allocation_ratio.unwrap_or(10).max(1));
 
     let mut requests = given.requests.clone();
     requests.insert(
@@ -396,9 +519,22 @@ fn resources(spec: &VirtualMachineInstanceSpec) -> core::ResourceRequirements {
             .limits
             .get("cpu")
             .cloned()
-            .unwrap_or_else(|| quantity::from_millis(u64::from(vcpus) * 100))
+            .unwrap_or_else(|| quantity::from_millis((u64::from(vcpus) * 1000).div_ceil(share)))
     });
     let mut limits = given.limits.clone();
+    if dedicated {
+        let whole = quantity::from_millis(u64::from(vcpus) * 1000);
+        requests.insert("cpu".to_owned(), whole.clone());
+        limits.insert("cpu".to_owned(), whole);
+        // The request has what runs beside the guest in it already.
+        let memory = requests.get("memory").cloned().unwrap_or_default();
+        limits.insert("memory".to_owned(), memory);
+        return core::ResourceRequirements {
+            requests: Some(requests),
+            limits: Some(limits),
+            claims: None,
+        };
+    }
     if let Some(limit) = limit {
         limits.insert(
             "memory".to_owned(),
@@ -410,6 +546,17 @@ fn resources(spec: &VirtualMachineInstanceSpec) -> core::ResourceRequirements {
         limits: (!limits.is_empty()).then_some(limits),
         claims: None,
     }
+}
+
+/// An amount of memory times a ratio from 1.0 on, to the next byte.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "amounts of memory are far below 2^53"
+)]
+fn times(bytes: u64, ratio: f64) -> u64 {
+    (bytes as f64 * ratio).ceil() as u64
 }
 
 fn graphics(spec: &VirtualMachineInstanceSpec) -> bool {
@@ -472,7 +619,13 @@ mod tests {
             "volumes": [{"name": "root", "containerDisk": {
                 "image": "registry.example/guest:1", "imagePullPolicy": "Always", "imagePullSecret": "login"}}],
         }));
-        let pod = launcher_pod(&vmi, &Claims::new(), &settings(), "abcde");
+        let pod = launcher_pod(
+            &vmi,
+            &Claims::new(),
+            &settings(),
+            &Configuration::default(),
+            "abcde",
+        );
         insta::assert_snapshot!(serde_json::to_string_pretty(&pod).unwrap());
     }
 
@@ -498,12 +651,123 @@ mod tests {
             runner: Runner::Cluster,
             ..settings()
         };
-        let pod = launcher_pod(&vmi, &claims, &settings, "abcde");
+        let pod = launcher_pod(&vmi, &claims, &settings, &Configuration::default(), "abcde");
         insta::assert_snapshot!(serde_json::to_string_pretty(&pod).unwrap());
     }
 
+    fn configuration(developer: &serde_json::Value) -> Configuration {
+        serde_json::from_value(json!({"developerConfiguration": developer})).unwrap()
+    }
+
+    #[test]
+    fn the_settings_say_what_a_pod_asks_for() {
+        let vmi = vmi(&json!({
+            "domain": {
+                "cpu": {"model": "Haswell"}, "machine": {"type": "pc-q35-7.2"}, "memory": {"guest": "1Gi"},
+                "devices": {
+                    "disks": [{"name": "root", "disk": {"bus": "virtio"}}],
+                    "interfaces": [{"name": "default", "bridge": {}}],
+                },
+            },
+            "networks": [{"name": "default", "pod": {}}],
+            "volumes": [{"name": "root", "containerDisk": {"image": "registry.example/guest:1", "path": "/a.img"}}],
+        }));
+        let settings = Settings {
+            runner: Runner::Cluster,
+            ..settings()
+        };
+        let pod = |configuration: &Configuration| {
+            let pod = launcher_pod(&vmi, &Claims::new(), &settings, configuration, "abcde");
+            serde_json::to_value(pod).unwrap()
+        };
+        let plain = pod(&Configuration::default());
+        assert_eq!(
+            plain["spec"]["nodeSelector"],
+            json!({
+                "kubevirt.io/schedulable": "true", "cpu-model.node.kubevirt.io/Haswell": "true",
+                "machine-type.node.kubevirt.io/pc-q35-7.2": "true",
+            })
+        );
+        let one = json!({"devices.kubevirt.io/kvm": "1", "devices.kubevirt.io/tun": "1", "devices.kubevirt.io/vhost-net": "1"});
+        assert_eq!(plain["spec"]["containers"][0]["resources"]["limits"], one);
+        let other = pod(&configuration(&json!({
+            "useEmulation": true, "featureGates": ["ImageVolume", "FakeHypervisor"],
+            "cpuAllocationRatio": 4, "memoryOvercommit": 200, "logVerbosity": {"virtLauncher": 4},
+        })));
+        let spec = &other["spec"];
+        assert_eq!(
+            spec["nodeSelector"],
+            json!({"kubevirt.io/schedulable": "true", "machine-type.node.kubevirt.io/pc-q35-7.2": "true"})
+        );
+        assert_eq!(spec["containers"].as_array().unwrap().len(), 1);
+        assert!(spec["initContainers"].is_null());
+        let compute = &spec["containers"][0];
+        assert_eq!(
+            compute["resources"],
+            json!({
+                // 512 MiB and what runs beside a guest of 1 GiB: 32 + 50 + 8 + 32 + 8 + 2.
+                "requests": {"cpu": "250m", "memory": "644Mi", "devices.kubevirt.io/tun": "1"},
+                "limits": {"devices.kubevirt.io/tun": "1"},
+            })
+        );
+        let command = compute["command"].as_array().unwrap();
+        assert!(command.contains(&json!("info,berth=debug")), "{command:?}");
+        assert!(command.contains(&json!("--fake-hypervisor")), "{command:?}");
+        assert_eq!(
+            other["metadata"]["annotations"][DISK_PATHS],
+            r#"{"root":"/a.img"}"#
+        );
+        let volumes = spec["volumes"].as_array().unwrap();
+        assert!(
+            volumes
+                .iter()
+                .any(|v| v["image"]["reference"] == "registry.example/guest:1")
+        );
+    }
+
+    #[test]
+    fn who_has_cpus_for_himself_is_guaranteed_them() {
+        let vmi = vmi(&json!({
+            "domain": {
+                "cpu": {"cores": 2, "dedicatedCpuPlacement": true}, "memory": {"guest": "1Gi"},
+                "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]},
+            },
+            "volumes": [{"name": "root", "containerDisk": {"image": "registry.example/guest:1"}}],
+        }));
+        let settings = Settings {
+            runner: Runner::Cluster,
+            ..settings()
+        };
+        let pod = launcher_pod(
+            &vmi,
+            &Claims::new(),
+            &settings,
+            &Configuration::default(),
+            "abcde",
+        );
+        let spec = pod.spec.unwrap();
+        assert_eq!(spec.node_selector.unwrap()[labels::CPU_MANAGER], "true");
+        let init = spec.init_containers.unwrap();
+        for container in init.iter().chain(&spec.containers) {
+            let resources = container.resources.clone().unwrap();
+            let (mut requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
+            requests.retain(|name, _| !name.starts_with("devices."));
+            for (name, amount) in requests {
+                assert_eq!(limits[&name], amount, "{}: {name}", container.name);
+            }
+        }
+        let limits = spec.containers[0]
+            .resources
+            .clone()
+            .unwrap()
+            .limits
+            .unwrap();
+        assert_eq!(limits["cpu"].0, "2");
+    }
+
     fn amounts(spec: &serde_json::Value) -> (serde_json::Value, serde_json::Value) {
-        let r = serde_json::to_value(resources(&vmi(spec).spec)).unwrap();
+        let resources = resources(&vmi(spec).spec, &Configuration::default());
+        let r = serde_json::to_value(resources).unwrap();
         (r["requests"].clone(), r["limits"].clone())
     }
 

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use berth_api::events::{EventType, Recorder};
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus};
+use berth_api::settings::{Known, current};
 use berth_api::{labels, merge, quantity};
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -32,6 +33,7 @@ use kube::runtime::{WatchStreamExt, applier, watcher};
 use kube::{Client, ResourceExt};
 use rand::Rng;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -69,6 +71,7 @@ pub enum Error {
 /// Runs the controller until `shutdown`.
 pub async fn run(
     settings: Settings,
+    known: watch::Receiver<Known>,
     client: Client,
     recorder: Recorder,
     shutdown: CancellationToken,
@@ -97,6 +100,7 @@ pub async fn run(
 
     let controller = Arc::new(Controller {
         settings,
+        known,
         client,
         recorder,
         pods,
@@ -127,6 +131,8 @@ pub async fn run(
 
 struct Controller {
     settings: Settings,
+    /// The settings of the installation.
+    known: watch::Receiver<Known>,
     client: Client,
     recorder: Recorder,
     pods: Store<Pod>,
@@ -189,7 +195,7 @@ impl Controller {
                 vmi: &vmi,
                 pods: &refs,
                 down_for,
-                now: Time(whole_second()),
+                now: now(),
             });
             if self.act(&vmi, plan.actions).await? {
                 locked(&self.failures).remove(&uid);
@@ -303,6 +309,9 @@ impl Controller {
                 Action::CreatePod => self.create_pod(vmi).await?,
                 Action::DeletePod(name) => self.delete_pod(vmi, &name).await?,
                 Action::LabelNode(node) => self.label_node(vmi, &node, &mut version).await?,
+                Action::PodUnpaused(name, unpaused) => {
+                    self.pod_unpaused(vmi, &name, unpaused).await?
+                }
                 Action::RemoveFinalizer => self.remove_finalizer(vmi, &version).await?,
                 Action::WriteStatus(status) => {
                     self.write_status(vmi, &status, &mut version).await?
@@ -375,7 +384,14 @@ impl Controller {
             return Ok(Step::Stale);
         }
         let claims = self.claims(vmi).await?;
-        let pod = launcher_pod::launcher_pod(vmi, &claims, &self.settings, &random_suffix());
+        let configuration = current(&self.known).await;
+        let pod = launcher_pod::launcher_pod(
+            vmi,
+            &claims,
+            &self.settings,
+            &configuration,
+            &random_suffix(),
+        );
         match self.pods_of(vmi).create(&manager_post(), &pod).await {
             Ok(pod) => {
                 let name = pod.name_any();
@@ -417,6 +433,30 @@ impl Controller {
             }
             Err(error) if code(&error) == 404 => Ok(Step::Done),
             Err(error) => Err(failed("delete pod", vmi)(error)),
+        }
+    }
+
+    /// The gate of the pod's readiness: a Service leads to guests that run, not to launchers.
+    async fn pod_unpaused(
+        &self,
+        vmi: &VirtualMachineInstance,
+        name: &str,
+        unpaused: bool,
+    ) -> Result<Step, Error> {
+        let patch = json!({"status": {"conditions": [{
+            "type": labels::UNPAUSED,
+            "status": if unpaused { "True" } else { "False" },
+            "reason": if unpaused { "NotPaused" } else { "Paused" },
+            "lastTransitionTime": now(),
+        }]}});
+        match self
+            .pods_of(vmi)
+            .patch_status(name, &manager_patch(), &Patch::Strategic(&patch))
+            .await
+        {
+            Ok(_) => Ok(Step::Done),
+            Err(error) if code(&error) == 404 => Ok(Step::Done),
+            Err(error) => Err(failed("pod status", vmi)(error)),
         }
     }
 
@@ -526,8 +566,8 @@ fn manager_post() -> PostParams {
 }
 
 /// Now, to the second, which is what the API keeps.
-fn whole_second() -> Timestamp {
-    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
+pub(crate) fn now() -> Time {
+    Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 /// Five characters for a pod name; no vowels and no look-alikes, as the API server's own generated names.

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use berth_api::conditions::{find_condition, remove_condition, set_condition};
+use berth_api::conditions::{find_condition, is_true, remove_condition, set_condition};
 use berth_api::events::EventType;
 use berth_api::kubevirt::v1::{
     VirtualMachineInstance, VirtualMachineInstancePhaseTransitionTimestamp as Transition,
@@ -54,6 +54,8 @@ pub enum Action {
     DeletePod(String),
     /// Put the node's name on the machine as a label; the node agent selects by it.
     LabelNode(String),
+    /// Say on this pod whether its guest runs and is not paused.
+    PodUnpaused(String, bool),
     /// Let the machine go.
     RemoveFinalizer,
     /// Write the status.
@@ -187,7 +189,7 @@ fn plan_start(seen: &Observed<'_>, phase: Option<VmiPhase>) -> Plan {
         );
         return edit.plan();
     }
-    match (is_ready(pod), node_of(pod)) {
+    match (is_started(pod), node_of(pod)) {
         (true, Some(node)) => edit.hand_over(pod, node),
         _ => edit.still_scheduling(pod),
     }
@@ -243,7 +245,10 @@ fn plan_handed_over(seen: &Observed<'_>) -> Plan {
         Some(pod) => pod_end(pod),
     };
     match end {
-        None => edit.plan(),
+        None => {
+            edit.actions.extend(pod.and_then(|pod| gate(seen.vmi, pod)));
+            edit.plan()
+        }
         Some(_) if seen.down_for < AGENT_GRACE => Plan {
             again: Some(AGENT_GRACE - seen.down_for),
             ..edit.plan()
@@ -392,7 +397,7 @@ fn node_of(pod: &Pod) -> Option<&str> {
         .filter(|n| !n.is_empty())
 }
 
-fn is_ready(pod: &Pod) -> bool {
+fn is_condition_true(pod: &Pod, type_: &str) -> bool {
     let conditions = pod
         .status
         .iter()
@@ -400,7 +405,36 @@ fn is_ready(pod: &Pod) -> bool {
         .flatten();
     conditions
         .into_iter()
-        .any(|c| c.type_ == "Ready" && c.status == "True")
+        .any(|c| c.type_ == type_ && c.status == "True")
+}
+
+/// Whether the pod waits for its guest before it is ready.
+fn has_gate(pod: &Pod) -> bool {
+    let gates = pod.spec.iter().flat_map(|s| &s.readiness_gates).flatten();
+    gates
+        .into_iter()
+        .any(|gate| gate.condition_type == labels::UNPAUSED)
+}
+
+/// Whether the launcher is there. The pod as a whole may wait for the guest.
+fn is_started(pod: &Pod) -> bool {
+    let condition = if has_gate(pod) {
+        "ContainersReady"
+    } else {
+        "Ready"
+    };
+    is_condition_true(pod, condition)
+}
+
+/// Opens the gate of the pod's readiness when the guest runs, closes it when it is paused.
+fn gate(vmi: &VirtualMachineInstance, pod: &Pod) -> Option<Action> {
+    let status = vmi.status.as_ref()?;
+    if status.phase != Some(VmiPhase::Running) || !has_gate(pod) {
+        return None;
+    }
+    let unpaused = !is_true(&status.conditions, labels::CONDITION_PAUSED);
+    (is_condition_true(pod, labels::UNPAUSED) != unpaused)
+        .then(|| Action::PodUnpaused(pod.name_any(), unpaused))
 }
 
 /// Why the scheduler could not place the pod.

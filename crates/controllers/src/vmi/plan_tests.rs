@@ -72,6 +72,8 @@ fn shape(actions: &[Action]) -> (Vec<&'static str>, Option<Status>) {
         Action::DeletePod(_) => "delete",
         Action::LabelNode(_) => "label",
         Action::RemoveFinalizer => "release",
+        Action::PodUnpaused(_, true) => "open",
+        Action::PodUnpaused(_, false) => "close",
         Action::WriteStatus(_) => "status",
         Action::Event(EventType::Normal, ..) => "event",
         Action::Event(EventType::Warning, ..) => "warning",
@@ -98,6 +100,35 @@ fn after(vmi: &VirtualMachineInstance, actions: &[Action]) -> VirtualMachineInst
     let mut next = vmi.clone();
     next.status = shape(actions).1.or(next.status);
     next
+}
+
+#[test]
+fn a_gated_pod_is_ready_with_its_guest() {
+    let gated = |conditions: Value| {
+        pod(json!({
+            "spec": {"nodeName": NODE, "readinessGates": [{"conditionType": labels::UNPAUSED}]},
+            "status": {"phase": "Running", "conditions": conditions},
+        }))
+    };
+    let true_ = |type_: &str| json!({"type": type_, "status": "True"});
+    // The launcher is there: that is enough to hand the machine over.
+    let started = gated(json!([true_("ContainersReady")]));
+    let scheduling = vmi(in_phase("Scheduling"));
+    let status = shape(&run(&scheduling, &[&started])).1.unwrap();
+    assert_eq!(status.phase, Some(VmiPhase::Scheduled));
+
+    let scheduled = vmi(in_phase("Scheduled"));
+    assert!(run(&scheduled, &[&started]).is_empty());
+    let running = vmi(in_phase("Running"));
+    assert_eq!(shape(&run(&running, &[&started])).0, ["open"]);
+    assert!(run(&running, &[&ready_pod()]).is_empty());
+    let open = gated(json!([true_("ContainersReady"), true_(labels::UNPAUSED)]));
+    assert!(run(&running, &[&open]).is_empty());
+    let mut paused = in_phase("Running");
+    paused["status"]["conditions"] = json!([true_(labels::CONDITION_PAUSED)]);
+    let paused = vmi(paused);
+    assert_eq!(shape(&run(&paused, &[&open])).0, ["close"]);
+    assert!(run(&paused, &[&started]).is_empty());
 }
 
 #[test]

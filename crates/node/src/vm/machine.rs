@@ -175,7 +175,7 @@ impl Machine {
             return self.finish(end).await;
         };
         self.clock.lap("connected_ms");
-        self.view.emulation = self.agent.emulation().await;
+        self.view.emulation = self.agent.emulation(&self.pod_uid).await;
         let end = self.follow(&pod, &launcher).await?;
         self.finish(end).await
     }

@@ -42,8 +42,15 @@ struct Agent {
 }
 
 impl Agent {
-    /// Why guests are emulated on this node, if they are.
-    async fn emulation(&self) -> Option<(String, String)> {
+    /// Why the guest of a pod is emulated on this node, if it is.
+    async fn emulation(&self, pod_uid: &str) -> Option<(String, String)> {
+        if !self.sandboxes.may_use_kvm(pod_uid) {
+            let message = "The settings ask for software emulation: the launcher pod has no KVM.";
+            return Some((
+                labels::REASON_EMULATION_REQUESTED.to_owned(),
+                message.to_owned(),
+            ));
+        }
         let probed = self.emulation.get_or_init(|| async {
             match tokio::task::spawn_blocking(berth_hypervisor::kvm::probe).await {
                 Ok(kvm) if kvm.usable => None,

@@ -55,9 +55,18 @@ pub struct CPU {
     /// `Haswell`. Software emulation shows all it can emulate when nothing or a `host-…` value is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Give each virtual processor a processor of the node for itself. The pod then is of QoS class Guaranteed, and runs
+    /// on nodes whose kubelet hands out CPUs (`cpuManagerPolicy: static`). Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedicated_cpu_placement: Option<bool>,
 }
 
 impl CPU {
+    /// Whether each virtual processor has a processor of the node for itself.
+    pub fn is_dedicated(&self) -> bool {
+        self.dedicated_cpu_placement == Some(true)
+    }
+
     /// Number of virtual processors; an unset factor counts as 1. Saturates instead of overflowing.
     pub fn vcpus(&self) -> u32 {
         let factor = |f: Option<u32>| f.unwrap_or(1);

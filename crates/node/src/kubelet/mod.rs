@@ -6,47 +6,42 @@
 //! ```text
 //!  container disk-root               container compute
 //!  /disk/guest.qcow2  ── clone of ──► /var/run/berth-disks/root   read-only
-//!    (its image)         the mount    /dev/net/tun
+//!    (its image)         the mount
 //! ```
 //! A disk gets into the launcher's container as a mount that is cloned in the one mount namespace and put down in the
-//! other: no path of the machine is made visible to either, and no mount has to propagate. The names inside a container
-//! are resolved inside it, so a link in an image leads nowhere else.
+//! other: no path of the machine is made visible to either, and no mount has to propagate. Where container disks are image
+//! volumes, the disk is in the container already.
+
+mod announce;
+mod mounts;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_api::labels;
 use berth_api::launcher::{
-    CLAIM_DISK, CLAIM_PREFIX, CLAIM_SIZES, ClaimSizes, DISKS_DIR, HOLDER_PREFIX,
+    CLAIM_DISK, CLAIM_PREFIX, CLAIM_SIZES, ClaimSizes, DISK_PATHS, DISKS_DIR, DiskPaths,
+    HOLDER_PREFIX,
 };
 use berth_image::format::DiskFormat;
 use berth_subresources::Guests;
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mknodat};
-use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::devices;
 use crate::guests::LocalGuests;
 use crate::{ClaimedDisk, NodeConfig, PodLocation, PodSandboxes, vm};
+use mounts::{format_of, give_device, in_image_volume, is_mount_point, put_down};
 
 /// Where a kubelet keeps the volumes of pods.
 const PODS: &str = "/var/lib/kubelet/pods";
-/// Where a container disk's file is in its image.
-const IMAGE_DIR: &str = "disk";
-/// Major and minor of `/dev/net/tun`.
-const TUN: (u32, u32) = (10, 200);
 
 /// The launcher pods of a node, and the first processes of their containers.
 pub struct KubeletPods {
@@ -109,11 +104,14 @@ impl PodSandboxes for KubeletPods {
         let compute = self
             .process(&pod, labels::COMPUTE_CONTAINER)
             .ok_or("the launcher's container does not run")?;
-        ensure_tun(compute).map_err(|e| format!("/dev/net/tun of the launcher: {e}"))?;
+        let owner = (location.uid, location.gid);
+        for path in given_devices(&pod) {
+            give_device(compute, path, owner)
+                .map_err(|e| format!("{path} of the launcher: {e}"))?;
+        }
         location.claims = claims(&pod);
         for disk in location.claims.values().filter(|disk| disk.block) {
-            give_device(compute, &disk.path, location.uid, location.gid)
-                .map_err(|e| format!("{}: {e}", disk.path))?;
+            give_device(compute, &disk.path, owner).map_err(|e| format!("{}: {e}", disk.path))?;
         }
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
         for container in containers {
@@ -125,20 +123,71 @@ impl PodSandboxes for KubeletPods {
                     .process(&pod, &container.name)
                     .ok_or("its container does not run")?;
                 let at = format!("{DISKS_DIR}/{name}");
-                let mounted = format!("/proc/{compute}/root{at}").into();
                 if !is_mount_point(compute, &at) {
                     let target = volume(pod_uid, "disks").join(name);
                     let file = container.command.iter().flatten().nth(1).cloned();
                     put_down(holder, compute, file, &target, &at).map_err(|e| e.to_string())?;
                 }
-                let format = format_of(compute, &at).map_err(|e| e.to_string())?;
-                Ok((mounted, at, format))
+                seen_from_outside(compute, at)
             };
             let disk = disk().map_err(|why| format!("container disk {name}: {why}"))?;
             location.disks.insert(name.to_owned(), disk);
         }
+        let paths = annotation(&pod, DISK_PATHS).map(DiskPaths::read);
+        let paths = paths.unwrap_or_default();
+        for name in image_volumes(&pod) {
+            let at = format!("{DISKS_DIR}/{name}");
+            let disk = in_image_volume(compute, &at, paths.0.get(name).cloned())
+                .map_err(|e| e.to_string())
+                .and_then(|path| seen_from_outside(compute, path))
+                .map_err(|why| format!("container disk {name}: {why}"))?;
+            location.disks.insert(name.to_owned(), disk);
+        }
         Ok(location)
     }
+
+    fn may_use_kvm(&self, pod_uid: &str) -> bool {
+        self.find(pod_uid)
+            .is_some_and(|pod| requests(&pod, labels::DEVICE_KVM))
+    }
+}
+
+/// A disk in the launcher's container: its path on this machine, its path there, its format.
+fn seen_from_outside(compute: u32, at: String) -> Result<(PathBuf, String, DiskFormat), String> {
+    let format = format_of(compute, &at).map_err(|e| e.to_string())?;
+    Ok((format!("/proc/{compute}/root{at}").into(), at, format))
+}
+
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let all = pod.metadata.annotations.as_ref()?;
+    all.get(name).map(String::as_str)
+}
+
+fn compute_of(pod: &Pod) -> Option<&Container> {
+    let mut containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    containers.find(|container| container.name == labels::COMPUTE_CONTAINER)
+}
+
+/// Whether the launcher's container asks for a resource.
+fn requests(pod: &Pod, resource: &str) -> bool {
+    compute_of(pod)
+        .and_then(|compute| compute.resources.as_ref()?.limits.as_ref())
+        .is_some_and(|limits| limits.contains_key(resource))
+}
+
+/// The devices that the kubelet has given to the launcher's container.
+fn given_devices(pod: &Pod) -> impl Iterator<Item = &'static str> {
+    let all = devices::ALL.iter();
+    all.filter(|device| requests(pod, device.resource))
+        .map(|device| device.path)
+}
+
+/// The container disks that are image volumes.
+fn image_volumes(pod: &Pod) -> impl Iterator<Item = &str> {
+    let volumes = pod.spec.iter().flat_map(|spec| &spec.volumes).flatten();
+    volumes
+        .filter(|volume| volume.image.is_some())
+        .filter_map(|volume| volume.name.strip_prefix(HOLDER_PREFIX))
 }
 
 fn volume(pod_uid: &str, name: &str) -> PathBuf {
@@ -189,148 +238,13 @@ fn first_process(id: &str) -> Option<u32> {
         .find(|pid| is_of(*pid, id))
 }
 
-/// Runs in the mount namespace of a process, on a thread of its own.
-fn within_mounts<T: Send>(pid: u32, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            // SAFETY: this thread alone gets a root and a working directory of its own, which joining a mount
-            // namespace asks for; descriptors and memory stay shared.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-            rustix::thread::move_into_link_name_space(
-                namespace.as_fd(),
-                Some(LinkNameSpaceType::Mount),
-            )?;
-            work()
-        });
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("a panic in a pod's mount namespace")))
-    })
-}
-
-/// Clones the one disk file of the holder's image as a mount, and puts it down in the launcher's container. `target` is
-/// that place as this process sees it.
-fn put_down(
-    holder: u32,
-    compute: u32,
-    file: Option<String>,
-    target: &Path,
-    at: &str,
-) -> io::Result<()> {
-    match File::options().write(true).create_new(true).open(target) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
-    }
-    let tree = within_mounts(holder, move || clone_disk(file))?;
-    let at = at.to_owned();
-    within_mounts(compute, move || {
-        rustix::mount::move_mount(
-            tree.as_fd(),
-            "",
-            CWD,
-            at.as_str(),
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )?;
-        rustix::mount::mount_remount(
-            at.as_str(),
-            MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
-            c"",
-        )?;
-        Ok(())
-    })
-}
-
-/// In the holder's mount namespace: the disk as a mount that is nowhere yet. `named` is the file that is meant; without
-/// it, it is the only one.
-fn clone_disk(named: Option<String>) -> io::Result<OwnedFd> {
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
-    let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    let opened =
-        |path: &Path, flags| rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), beneath);
-    let path = match named {
-        Some(path) => PathBuf::from(path),
-        None => only_file(&opened)?,
-    };
-    let file = opened(&path, OFlags::PATH)
-        .map_err(|e| io::Error::other(format!("{} in the image: {e}", path.display())))?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-    if kind != FileType::RegularFile {
-        return Err(io::Error::other(format!(
-            "{} in the image is not a regular file",
-            path.display()
-        )));
-    }
-    let tree = rustix::mount::open_tree(
-        file.as_fd(),
-        "",
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH,
-    )?;
-    Ok(tree)
-}
-
-/// The one file in the directory of disks.
-fn only_file(
-    opened: &impl Fn(&Path, OFlags) -> rustix::io::Result<OwnedFd>,
-) -> io::Result<PathBuf> {
-    let dir = opened(Path::new(IMAGE_DIR), OFlags::RDONLY | OFlags::DIRECTORY)
-        .map_err(|e| io::Error::other(format!("the image has no directory /{IMAGE_DIR}: {e}")))?;
-    let mut files = Vec::new();
-    for entry in rustix::fs::Dir::read_from(&dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name != "." && name != ".." {
-            files.push(name);
-        }
-    }
-    let [name] = files.as_slice() else {
-        return Err(io::Error::other(format!(
-            "the image must hold exactly one file in /{IMAGE_DIR}, and has {}",
-            files.len()
-        )));
-    };
-    Ok(Path::new(IMAGE_DIR).join(name))
-}
-
-/// Whether something is mounted at a path of a container.
-fn is_mount_point(pid: u32, path: &str) -> bool {
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    // The place is in the fifth field; /var/run may be a link to /run.
-    let run = path.strip_prefix("/var").unwrap_or(path);
-    mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .any(|at| at == path || at == run)
-}
-
-fn format_of(compute: u32, at: &str) -> io::Result<DiskFormat> {
-    let path = PathBuf::from(at);
-    within_mounts(compute, move || {
-        berth_image::format::inspect(&path)
-            .map(|info| info.format)
-            .map_err(|e| io::Error::other(e.to_string()))
-    })
-}
-
 /// The disks on claims, as the launcher's container has them.
 fn claims(pod: &Pod) -> BTreeMap<String, ClaimedDisk> {
     let mut found = BTreeMap::new();
-    let sizes = pod
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(CLAIM_SIZES))
+    let sizes = annotation(pod, CLAIM_SIZES)
         .map(|value| ClaimSizes::read(value).0)
         .unwrap_or_default();
-    let compute = pod
-        .spec
-        .iter()
-        .flat_map(|spec| &spec.containers)
-        .find(|container| container.name == labels::COMPUTE_CONTAINER);
-    let Some(compute) = compute else {
+    let Some(compute) = compute_of(pod) else {
         return found;
     };
     for mount in compute.volume_mounts.iter().flatten() {
@@ -354,39 +268,6 @@ fn claims(pod: &Pod) -> BTreeMap<String, ClaimedDisk> {
         }
     }
     found
-}
-
-/// The device that the runtime made in the container becomes the launcher's: runtimes make it as it is on the machine.
-fn give_device(compute: u32, path: &str, uid: u32, gid: u32) -> io::Result<()> {
-    within_mounts(compute, || {
-        let device = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&device)?.st_mode);
-        if kind != FileType::BlockDevice {
-            return Err(io::Error::other("it is not a block device"));
-        }
-        std::os::unix::fs::lchown(path, Some(uid), Some(gid))
-    })
-}
-
-/// Taps are made through this device. Container runtimes allow it and do not make it.
-fn ensure_tun(compute: u32) -> io::Result<()> {
-    within_mounts(compute, || {
-        let device = "/dev/net/tun";
-        if Path::new(device).exists() {
-            return Ok(());
-        }
-        fs::create_dir_all("/dev/net")?;
-        mknodat(
-            CWD,
-            device,
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(0o666),
-            makedev(TUN.0, TUN.1),
-        )?;
-        // The umask had its say.
-        use std::os::unix::fs::PermissionsExt as _;
-        fs::set_permissions(device, fs::Permissions::from_mode(0o666))
-    })
 }
 
 /// The node agent of a node whose pods a kubelet runs.
@@ -447,7 +328,13 @@ impl KubeletNode {
                 vm::run(config.clone(), client.clone(), sandboxes, shutdown.clone()).await;
             }
         };
-        let work = async { tokio::join!(machines, announce(&config, &client, &shutdown)) };
+        let work = async {
+            tokio::join!(
+                machines,
+                announce::run(&config, &client, &shutdown),
+                devices::run(&shutdown),
+            )
+        };
         tokio::select! {
             () = watched => {}
             _ = work => {}
@@ -455,36 +342,9 @@ impl KubeletNode {
     }
 }
 
-/// Says on the Node that virtual machines can run there, and that it still is so.
-async fn announce(config: &NodeConfig, client: &Client, shutdown: &CancellationToken) {
-    let api: Api<Node> = Api::all(client.clone());
-    let mut beat = tokio::time::interval(std::time::Duration::from_secs(60));
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = beat.tick() => {}
-        }
-        let now = k8s_openapi::jiff::Timestamp::now();
-        let patch = json!({"metadata": {
-            "labels": {labels::SCHEDULABLE: "true"},
-            "annotations": {labels::HEARTBEAT: format!("{now:.0}")},
-        }});
-        let patched = api
-            .patch(
-                &config.node_name,
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
-            .await;
-        if let Err(error) = patched {
-            tracing::warn!(node = config.node_name, %error, "the node is not labelled, will be tried again");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -559,29 +419,5 @@ mod tests {
         assert!(!is_of(std::process::id(), ID));
         assert!(!is_of(u32::MAX, ID));
         assert_eq!(first_process(ID), None);
-    }
-
-    /// What is mounted in one mount namespace and put down in another, by way of this module's own steps.
-    #[test]
-    fn a_disk_is_cloned_beneath_its_root_only() {
-        if berth_testing::not_root("a_disk_is_cloned_beneath_its_root_only") {
-            return;
-        }
-        let own = std::process::id();
-        // In this machine's root there is no /disk, or not exactly one file in it.
-        let refused = within_mounts(own, || clone_disk(None)).unwrap_err();
-        assert!(refused.to_string().contains("/disk"), "{refused}");
-        let refused = within_mounts(own, || clone_disk(Some("/etc".into()))).unwrap_err();
-        assert!(
-            refused.to_string().contains("not a regular file"),
-            "{refused}"
-        );
-        let up = within_mounts(own, || clone_disk(Some("/../../etc/hostname".into())));
-        // Nothing is above a root.
-        assert!(up.is_ok() || up.is_err_and(|e| e.to_string().contains("hostname")));
-        let file = within_mounts(own, || clone_disk(Some("/etc/passwd".into())));
-        assert!(file.is_ok(), "{file:?}");
-        assert!(is_mount_point(own, "/proc"));
-        assert!(!is_mount_point(own, "/etc/passwd"));
     }
 }
