@@ -1,6 +1,9 @@
 //! The end-to-end tests on a real cluster: the stories of standalone, and what only a cluster has. `make test-cluster`
 //! makes the cluster, installs berth and says by `BERTH_CLUSTER` where it is.
 
+mod claims;
+mod nodes;
+mod settings;
 #[path = "../stories/mod.rs"]
 mod stories;
 
@@ -77,14 +80,23 @@ story!(
     a_hostile_manifest_gets_nothing,
     stories::hostile::a_hostile_manifest_gets_nothing
 );
-story!(the_doctor_finds_nothing, doctor);
-story!(an_evicted_guest_shuts_down, eviction);
+story!(the_doctor_finds_nothing, nodes::doctor);
+story!(an_evicted_guest_shuts_down, nodes::eviction);
+story!(a_drained_node_asks_its_guests, nodes::drain);
+story!(nodes_say_what_they_can_run, nodes::what_they_say);
+story!(a_guest_has_cpus_for_itself, nodes::dedicated);
+story!(a_pod_is_ready_with_its_guest, nodes::readiness);
+story!(mistaken_settings_are_refused, settings::mistakes);
+story!(a_guest_boots_from_a_block_device, claims::block);
 story!(
     a_console_is_refused_as_the_api_server_would,
     refused_consoles
 );
 story!(the_python_client_runs_a_machine, python);
-story!(a_guest_boots_from_a_claim_and_has_a_second_one, a_claim);
+story!(
+    a_guest_boots_from_a_claim_and_has_a_second_one,
+    claims::file_system
+);
 
 #[test]
 fn restarts_leave_the_guest_running() -> anyhow::Result<()> {
@@ -95,8 +107,17 @@ fn restarts_leave_the_guest_running() -> anyhow::Result<()> {
     }
 }
 
+#[test]
+fn settings_hold_from_now_on() -> anyhow::Result<()> {
+    let _alone = UNDISTURBED.write().unwrap_or_else(PoisonError::into_inner);
+    match cluster("settings_hold_from_now_on")? {
+        Some(cluster) => settings::from_now_on(&cluster),
+        None => Ok(()),
+    }
+}
+
 /// A machine that nobody waits for in the end: a guest that still boots does not listen.
-fn hasty(cluster: &Cluster, name: &str) -> String {
+pub(crate) fn hasty(cluster: &Cluster, name: &str) -> String {
     manifest(name, cluster.image(), MEMORY).replace(
         "terminationGracePeriodSeconds: 30",
         "terminationGracePeriodSeconds: 1",
@@ -169,108 +190,6 @@ fn python(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(left.trim().is_empty(), "left: {left}");
         Ok(())
     })
-}
-
-/// A VMI whose disks are on claims: `root` is booted from, `data` is empty.
-fn on_claims(name: &str) -> String {
-    manifest(name, "unused", MEMORY)
-        .replace(
-            "      - name: root\n        disk:\n          bus: virtio\n",
-            "      - name: root\n        disk:\n          bus: virtio\n      - name: data\n        disk:\n          bus: virtio\n",
-        )
-        .replace(
-            "    containerDisk:\n      image: unused\n",
-            "    persistentVolumeClaim:\n      claimName: root\n  - name: data\n    persistentVolumeClaim:\n      claimName: data\n",
-        )
-}
-
-/// Local volumes of a node: a system disk on a file system, and an empty one.
-fn a_claim(cluster: &Cluster) -> anyhow::Result<()> {
-    // It waits for what is not there, and says so.
-    cluster.apply(&on_claims("keeper"))?;
-    wait_for("the missing claim is told", SOON, || {
-        let events = cluster
-            .kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"])?
-            .ok()?;
-        ensure!(
-            events.contains("there is no persistentvolumeclaim \"root\""),
-            "{events}"
-        );
-        Ok(())
-    })?;
-    let base = format!("/var/lib/berth-cluster/volumes/{}", cluster.namespace());
-    let disk = format!("{base}/root/disk.img");
-    cluster
-        .on_node(
-            "node0",
-            "mkdir",
-            &["-p", &format!("{base}/root"), &format!("{base}/data")],
-        )?
-        .ok()?;
-    let guest = berth_e2e::small_guest();
-    let guest = guest.to_str().context("the guest's path")?;
-    cluster
-        .on_node("node0", "qemu-img", &["convert", "-O", "raw", guest, &disk])?
-        .ok()?;
-    cluster
-        .on_node("node0", "chown", &["-R", "107:107", &base])?
-        .ok()?;
-    let volume = |claim: &str| {
-        let name = format!("{}-{claim}", cluster.namespace());
-        format!(
-            "apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {name}}}
-spec:
-  capacity: {{storage: 512Mi}}
-  accessModes: [ReadWriteOnce]
-  persistentVolumeReclaimPolicy: Retain
-  storageClassName: {name}
-  local: {{path: {base}/{claim}}}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms:
-      - matchExpressions:
-        - {{key: kubernetes.io/hostname, operator: In, values: [node0]}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: {claim}}}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: {name}
-  resources: {{requests: {{storage: 512Mi}}}}
----
-"
-        )
-    };
-    cluster.apply(&format!("{}{}", volume("root"), volume("data")))?;
-    cluster.wait_phase("keeper", "Running", Duration::from_secs(90))?;
-    cluster.wait_prompt("keeper", BOOT)?;
-    // The empty one was made as large as its claim.
-    let size = cluster
-        .on_node(
-            "node0",
-            "stat",
-            &["-c", "%s", &format!("{base}/data/disk.img")],
-        )?
-        .ok()?;
-    ensure!(size.trim() == (512 << 20).to_string(), "{size} bytes");
-    cluster.delete("keeper", SOON * 2)?;
-    // What is on a claim stays, and boots again.
-    cluster.apply(&on_claims("keeper"))?;
-    cluster.wait_phase("keeper", "Running", SOON)?;
-    cluster.wait_prompt("keeper", BOOT)?;
-    cluster.delete("keeper", SOON * 2)?;
-    for claim in ["root", "data"] {
-        let name = format!("{}-{claim}", cluster.namespace());
-        cluster
-            .kubectl(&["delete", "pvc", claim, "--wait=true"])?
-            .ok()?;
-        cluster.kubectl(&["delete", "pv", &name])?.ok()?;
-    }
-    cluster.on_node("node0", "rm", &["-rf", &base])?.ok()?;
-    Ok(())
 }
 
 /// What the reference says of launcher pods, and what its processes really have.
@@ -416,53 +335,6 @@ fn no_network(cluster: &Cluster) -> anyhow::Result<()> {
         )?
         .ok()
         .map(drop)
-}
-
-/// Of a cluster on which everything runs; and what it says where berth is not.
-fn doctor(cluster: &Cluster) -> anyhow::Result<()> {
-    let doctor = |namespace: &str| {
-        let mut command = cluster.command(&berth_e2e::berth_binary());
-        run(command.args(["doctor", "--namespace", namespace]), "")
-    };
-    let said = doctor("berth")?.ok()?;
-    ensure!(
-        !said.contains("problem") && said.contains("node node0"),
-        "{said}"
-    );
-    let elsewhere = doctor("elsewhere")?;
-    ensure!(
-        elsewhere.code != 0
-            && elsewhere
-                .stdout
-                .contains("problem  deployment elsewhere/berth-controller is missing"),
-        "{elsewhere}"
-    );
-    Ok(())
-}
-
-/// What a drain does to a pod: the guest is asked, and its machine has succeeded.
-fn eviction(cluster: &Cluster) -> anyhow::Result<()> {
-    cluster.apply(&manifest("drained", cluster.image(), MEMORY))?;
-    cluster.wait_phase("drained", "Running", SOON)?;
-    let mut console = cluster.console("drained")?;
-    console.log_in(BOOT)?;
-    let pod = cluster.launcher("drained")?;
-    let name = pod["metadata"]["name"].as_str().context("its name")?;
-    let namespace = cluster.namespace();
-    let eviction = serde_json::json!({
-        "apiVersion": "policy/v1", "kind": "Eviction",
-        "metadata": {"name": name, "namespace": namespace},
-    });
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction");
-    cluster
-        .kubectl_with(
-            &["create", "--raw", &path, "-f", "-"],
-            &eviction.to_string(),
-        )?
-        .ok()?;
-    console.expect("power button: shutting down", SOON)?;
-    cluster.wait_phase("drained", "Succeeded", SOON)?;
-    cluster.delete("drained", SOON)
 }
 
 /// By name, by state, and not at all to those whom the API server did not send.

@@ -1,0 +1,106 @@
+//! The one object with settings.
+
+use anyhow::ensure;
+use berth_e2e::{Cluster, Target as _, run, wait_for};
+
+use crate::hasty;
+use crate::stories::SOON;
+
+/// The object, with what is below `spec.configuration.developerConfiguration`.
+fn settings(name: &str, developer: &str) -> String {
+    format!(
+        "apiVersion: berth.kubevirt.io/v1
+kind: Berth
+metadata: {{name: {name}}}
+spec:
+  configuration:
+    developerConfiguration: {developer}
+"
+    )
+}
+
+/// By field and value, as everywhere.
+pub(crate) fn mistakes(cluster: &Cluster) -> anyhow::Result<()> {
+    let cases = [
+        ("second", "{useEmulation: true}", "its name must be berth"),
+        ("berth", "{useEmulation: often}", "useEmulation"),
+        ("berth", "{useEmulatoin: true}", "useEmulatoin"),
+        ("berth", "{cpuAllocationRatio: 0}", "cpuAllocationRatio"),
+        ("berth", "{logVerbosity: {virtHandler: 12}}", "virtHandler"),
+    ];
+    for (name, developer, told) in cases {
+        let input = settings(name, developer);
+        let refused = cluster
+            .kubectl_with(&["apply", "--dry-run=server", "-f", "-"], &input)?
+            .err()?;
+        ensure!(refused.contains(told), "{developer}: {refused}");
+    }
+    Ok(())
+}
+
+/// Emulation, gates and verbosity, while everything runs.
+pub(crate) fn from_now_on(cluster: &Cluster) -> anyhow::Result<()> {
+    let story = || {
+        // Nodes of tests have no KVM that can be used; where they have, the machine runs.
+        cluster.apply(&settings("berth", "{}"))?;
+        let has_kvm = cluster
+            .kubectl(&[
+                "get",
+                "node",
+                "node0",
+                "-o",
+                "jsonpath={.status.allocatable.devices\\.kubevirt\\.io/kvm}",
+            ])?
+            .ok()?;
+        cluster.apply(&hasty(cluster, "fast"))?;
+        if has_kvm.is_empty() {
+            let why = "Insufficient devices.kubevirt.io/kvm";
+            cluster.wait_condition("fast", "PodScheduled", why, SOON)?;
+            let doctor = run(
+                cluster.command(&berth_e2e::berth_binary()).arg("doctor"),
+                "",
+            )?;
+            ensure!(
+                doctor.code != 0 && doctor.stdout.contains("useEmulation"),
+                "{doctor}"
+            );
+        } else {
+            cluster.wait_phase("fast", "Running", SOON)?;
+        }
+        cluster.delete("fast", SOON)?;
+
+        let developer = "{useEmulation: true, featureGates: [FakeHypervisor, Bogus], logVerbosity: {virtHandler: 4, virtLauncher: 4}}";
+        cluster.apply(&settings("berth", developer))?;
+        wait_for("the settings are taken up", SOON, || {
+            let path = "jsonpath={.status.conditions[?(@.type=='FeatureGatesKnown')].message}";
+            let told = cluster
+                .kubectl(&["get", "berth", "berth", "-o", path])?
+                .ok()?;
+            ensure!(told.ends_with(": Bogus"), "{told:?}");
+            let agents = ["-n", "berth", "logs", "daemonset/berth-node", "--tail=200"];
+            let log = cluster.kubectl(&agents)?.ok()?;
+            ensure!(log.contains("info,berth=debug"), "{log}");
+            Ok(())
+        })?;
+        cluster.apply(&hasty(cluster, "claimed"))?;
+        cluster.wait_phase("claimed", "Running", SOON)?;
+        let pod = cluster.launcher("claimed")?;
+        let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        let script = format!(
+            "for group in $(grep -ls 'pod{uid}' /proc/[0-9]*/cgroup); do cat ${{group%/cgroup}}/comm; done"
+        );
+        let programs = cluster.on_node(node, "sh", &["-c", &script])?.ok()?;
+        ensure!(
+            programs.contains("berth") && !programs.contains("qemu"),
+            "{programs}"
+        );
+        // A guest that is none powers off when it is asked to.
+        cluster.delete("claimed", SOON)
+    };
+    let told = story();
+    cluster.apply(&std::fs::read_to_string(
+        berth_e2e::repository().join("examples/settings.yaml"),
+    )?)?;
+    told
+}
