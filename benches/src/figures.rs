@@ -25,6 +25,23 @@ impl Figures {
         }
     }
 
+    /// The value that this share of all is not above, by nearest rank.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a rank in a list"
+    )]
+    pub(crate) fn percentile(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (share * sorted.len() as f64).ceil() as usize;
+        sorted
+            .get(rank.saturating_sub(1))
+            .copied()
+            .unwrap_or(f64::NAN)
+    }
+
     /// `median [min … max]`.
     pub(crate) fn show(&self, unit: &str) -> String {
         let min = self.0.iter().copied().fold(f64::INFINITY, f64::min);
@@ -49,5 +66,8 @@ mod tests {
         let figures = |values: &[f64]| Figures(values.to_vec()).median();
         assert!((figures(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((figures(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        let hundred = Figures((1..=100).map(f64::from).collect());
+        assert!((hundred.percentile(0.95) - 95.0).abs() < 1e-9);
+        assert!((hundred.percentile(0.5) - 50.0).abs() < 1e-9);
     }
 }

@@ -1,8 +1,10 @@
 //! `make bench`: what berth costs, measured beside plain libvirt in the same run.
 //!
 //! Figures are printed with their spread; nothing here passes or fails. Give the name of a section to run only that one.
+//! The section `cluster` needs a Kubernetes and runs only by name (`make bench-cluster`).
 
 mod apiserver;
+mod cluster;
 mod figures;
 mod memory;
 mod peer;
@@ -40,6 +42,9 @@ fn main() -> anyhow::Result<()> {
     );
     println!("berth:   {}", berth_e2e::berth_binary().display());
 
+    if only.as_deref() == Some("cluster") {
+        return cluster::run().context("cluster");
+    }
     // How costs grow up to 100,000 objects takes minutes; who asks for the section alone gets the short form.
     let large = matches!(only.as_deref(), None | Some("apiserver-large"));
     if large || wanted("apiserver") {

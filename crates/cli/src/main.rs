@@ -106,7 +106,7 @@ fn main() -> ExitCode {
         tracing::debug!("a TLS provider was installed already");
     }
     let result = match command {
-        Command::Launcher(args) => return berth_launcher::run(args),
+        Command::Launcher(args) => berth_launcher::run(args),
         Command::PodInit(_) => unreachable!("handled above"),
         Command::Up(args) => block_on(2, up::up(args)),
         Command::Apiserver(args) => block_on(2, apiserver::run(args)),

@@ -80,7 +80,7 @@ fn attribute(element: &BytesStart<'_>, name: &str) -> Option<String> {
     let found = element.try_get_attribute(name).ok()??;
     quick_xml::escape::unescape(&found.value)
         .ok()
-        .map(|value| value.into_owned())
+        .map(std::borrow::Cow::into_owned)
 }
 
 /// Calls `see` at the end of every element with the names from the root to it, the elements themselves, and its text.

@@ -1,7 +1,5 @@
 //! The launcher alone, without the rest of berth: what the tests of this crate start.
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
 #[derive(Debug, Parser)]
@@ -10,7 +8,7 @@ struct Cli {
     args: berth_launcher::Args,
 }
 
-fn main() -> ExitCode {
+fn main() {
     let cli = Cli::parse();
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_| "info".into());

@@ -53,7 +53,6 @@ mod socket;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -141,8 +140,8 @@ enum Error {
 }
 
 /// Runs the launcher until its machine has ended. Call it from `main`, before any thread exists; it waits for every child
-/// of the process, so it must be alone in it.
-pub fn run(args: Args) -> ExitCode {
+/// of the process, so it must be alone in it. It ends the process.
+pub fn run(args: Args) -> ! {
     berth_hypervisor::libvirt::prepare_process();
     // One thread for everything; the few calls that block go to the pool, whose threads end when idle.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -169,19 +168,27 @@ pub fn run(args: Args) -> ExitCode {
         result
     });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => leave(0),
         Err(error) => {
             tracing::error!("{error}");
-            ExitCode::FAILURE
+            leave(1)
         }
     }
+}
+
+/// Ends the process without the destructors of C libraries: GLib's and others' run while the threads that called libvirt
+/// take their own things down, and now and then one of the two corrupts the heap.
+fn leave(code: i32) -> ! {
+    // SAFETY: it takes no pointer, and nothing of ours waits for an orderly exit: standard output was flushed.
+    unsafe { libc::_exit(code) }
 }
 
 fn print(host: &berth_hypervisor::host::Host) -> io::Result<()> {
     use std::io::Write as _;
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, host)?;
-    out.write_all(b"\n")
+    out.write_all(b"\n")?;
+    out.flush()
 }
 
 async fn launch(args: &Args) -> Result<(), Error> {
