@@ -3,7 +3,8 @@
 # scheduler, and a node with containerd, kubelet and kube-proxy. What it needs is installed or built first.
 #
 # usage: scripts/cluster.sh
-#   NODES   how many nodes (default 1)
+#   NODES           how many nodes (default 1)
+#   IMAGE_VOLUMES   1: every node but the first has a containerd that knows image volumes, which Debian's does not
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -11,7 +12,7 @@ cd "$(dirname "$0")/.."
 . scripts/cluster/pki.sh
 
 if [ "$(id -u)" != 0 ]; then
-    exec sudo --preserve-env=NODES,PATH,GOPROXY,GOFLAGS "$0" "$@"
+    exec sudo --preserve-env=NODES,IMAGE_VOLUMES,PATH,GOPROXY,GOFLAGS "$0" "$@"
 fi
 nodes=${NODES:-1}
 begin=$SECONDS
@@ -19,7 +20,7 @@ begin=$SECONDS
 step "installing what is missing"
 scripts/setup.sh cluster
 step "the programs of Kubernetes"
-scripts/reference.sh cluster
+if [ -n "${IMAGE_VOLUMES:-}" ]; then scripts/reference.sh images; else scripts/reference.sh cluster; fi
 
 step "certificates and images (in $cluster)"
 umask 077
@@ -72,7 +73,7 @@ fi
 if ! pid_of kube-apiserver >/dev/null; then
     start kube-apiserver "$programs/kube-apiserver" --bind-address "$gateway" --advertise-address "$gateway" \
         --secure-port 6443 --allow-privileged --authorization-mode Node,RBAC \
-        --enable-admission-plugins NodeRestriction --service-cluster-ip-range "$services" \
+        --feature-gates ImageVolume=true --enable-admission-plugins NodeRestriction --service-cluster-ip-range "$services" \
         --etcd-servers https://127.0.0.1:12379 --etcd-cafile "$pki/ca.crt" --etcd-certfile "$pki/etcd.crt" \
         --etcd-keyfile "$pki/etcd.key" --client-ca-file "$pki/ca.crt" --tls-cert-file "$pki/apiserver.crt" \
         --tls-private-key-file "$pki/apiserver.key" --service-account-issuer https://kubernetes.default.svc \
@@ -115,7 +116,7 @@ for number in $(seq 0 $((nodes - 1))); do
         done
     done
     start "$name" unshare --mount --net --pid --uts --ipc --fork --kill-child=KILL -- \
-        scripts/cluster/node.sh "$number" "$name"
+        scripts/cluster/node.sh "$number" "$name" "${IMAGE_VOLUMES:-}"
     inside=
     while [ -z "$inside" ]; do
         inside=$(pgrep -P "$(pid_of "$name")" | head -n 1) || sleep 0.05

@@ -1,18 +1,36 @@
 #!/bin/bash
-# Builds programs of the real Kubernetes, from the versions that e2e/cluster/go.mod pins, into .cache/reference/bin. A
+# Builds programs of the real Kubernetes, from the versions that go.mod in e2e/cluster and e2e/cluster/containerd pins, into .cache/reference/bin. A
 # program that is there in this version is left alone.
 #
 # usage: scripts/reference.sh           etcd, kube-apiserver and kubectl: what the tests compare berth with
 #        scripts/reference.sh cluster   these and what else a cluster needs
+#        scripts/reference.sh images    all these and a containerd that knows image volumes, which Debian's does not
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(go.etcd.io/etcd/server/v3 k8s.io/kubernetes/cmd/kubectl k8s.io/kubernetes/cmd/kube-apiserver)
-if [ "${1:-}" = cluster ]; then
-    packages+=(k8s.io/kubernetes/cmd/{kube-controller-manager,kube-scheduler,kube-proxy,kubelet})
+case ${1:-} in
+cluster | images) packages+=(k8s.io/kubernetes/cmd/{kube-controller-manager,kube-scheduler,kube-proxy,kubelet}) ;;
+esac
+if [ "${1:-}" = images ]; then
+    packages+=(github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2})
 fi
-out=$PWD/.cache/reference
-stamp=$(sha256sum e2e/cluster/go.mod e2e/cluster/go.sum scripts/reference.sh | sha256sum | cut -d' ' -f1)
+root=$PWD
+out=$root/.cache/reference
+
+# The module that pins a package.
+module_of() {
+    case $1 in
+    github.com/containerd/*) echo e2e/cluster/containerd ;;
+    *) echo e2e/cluster ;;
+    esac
+}
+
+stamp_of() {
+    local module
+    module=$(module_of "$1")
+    (cd "$root" && sha256sum "$module/go.mod" "$module/go.sum" scripts/reference.sh) | sha256sum | cut -d' ' -f1
+}
 
 name_of() {
     local name=${1##*/}
@@ -22,7 +40,7 @@ name_of() {
 
 missing=()
 for package in "${packages[@]}"; do
-    [ "$(cat "$out/$(name_of "$package").stamp" 2>/dev/null)" = "$stamp" ] || missing+=("$package")
+    [ "$(cat "$out/$(name_of "$package").stamp" 2>/dev/null)" = "$(stamp_of "$package")" ] || missing+=("$package")
 done
 if [ ${#missing[@]} = 0 ]; then
     echo "reference: $out is up to date"
@@ -35,7 +53,7 @@ if ! have=$(go env GOVERSION 2>/dev/null) || ! [[ $have =~ ^go1\.([0-9]+) ]] || 
 fi
 mkdir -p "$out/bin"
 begin=$SECONDS
-cd e2e/cluster
+cd "$root/e2e/cluster"
 # As upstream's build, so that the programs say which version they are.
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
 stamps="-s -w"
@@ -44,8 +62,9 @@ for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 done
 for package in "${missing[@]}"; do
     name=$(name_of "$package")
+    cd "$root/$(module_of "$package")"
     echo "reference: building $name $(go list -f '{{.Module.Version}}' "$package") (minutes, once)"
     CGO_ENABLED=0 go build -ldflags "$stamps" -o "$out/bin/$name" "$package"
-    echo "$stamp" >"$out/$name.stamp"
+    stamp_of "$package" >"$out/$name.stamp"
 done
 echo "reference: built in $((SECONDS - begin)) s"

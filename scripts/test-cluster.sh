@@ -38,7 +38,7 @@ BERTH_BINARY=target/debug/berth scripts/image.sh localhost/berth:test || fail "t
 python3 scripts/cluster/image.py localhost/small-guest:1 "$logs/guest.tar" /none .cache/guest.qcow2=/disk/guest.qcow2
 # A cluster that is there may have been used for anything.
 scripts/cluster-down.sh >/dev/null 2>&1
-NODES=${NODES:-2} scripts/cluster.sh || fail "the cluster does not start"
+NODES=${NODES:-2} IMAGE_VOLUMES=1 scripts/cluster.sh || fail "the cluster does not start"
 scripts/cluster/load.sh .cache/image/berth.tar "$logs/guest.tar" || fail "the images are not loaded"
 
 step "berth manifests | kubectl apply -f -"

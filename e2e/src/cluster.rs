@@ -1,5 +1,6 @@
 //! A namespace of the cluster of `make cluster`, with berth installed on it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +14,9 @@ use crate::{Outcome, Target, berth_binary, reference_program, run, wait_for};
 const GUEST: &str = "localhost/small-guest:1";
 /// Where the cluster records its processes.
 const RUN: &str = "/run/berth-cluster";
+
+/// The node whose name is known to be there.
+const FIRST: &str = "node0";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -36,6 +40,15 @@ impl Cluster {
         cluster
             .kubectl(&["create", "namespace", &cluster.namespace])?
             .ok()?;
+        // Launcher pods get by with what the strictest of the standards allows.
+        cluster
+            .kubectl(&[
+                "label",
+                "namespace",
+                &cluster.namespace,
+                "pod-security.kubernetes.io/enforce=restricted",
+            ])?
+            .ok()?;
         Ok(Some(cluster))
     }
 
@@ -58,6 +71,22 @@ impl Cluster {
         Ok(items[0].clone())
     }
 
+    /// The first process of a node of this machine's cluster, by which its namespaces are found.
+    fn inner(&self, node: &str) -> anyhow::Result<String> {
+        let record = std::fs::read_to_string(Path::new(RUN).join(format!("{node}.pid")))
+            .with_context(|| format!("{node} is no node of this machine's cluster"))?;
+        let outer = record.split_whitespace().next().unwrap_or_default();
+        let inner = run(Command::new("pgrep").args(["-P", outer]), "")?.ok()?;
+        let inner = inner.lines().next().context("the node's first process")?;
+        Ok(inner.to_owned())
+    }
+
+    /// The names of the nodes.
+    fn nodes(&self) -> anyhow::Result<Vec<String>> {
+        let names = self.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
+        Ok(names.ok()?.split_whitespace().map(str::to_owned).collect())
+    }
+
     /// Runs a program in the namespaces of a node of this machine's cluster.
     pub fn on_node(
         &self,
@@ -65,14 +94,10 @@ impl Cluster {
         program: &str,
         arguments: &[&str],
     ) -> anyhow::Result<Outcome> {
-        let record = std::fs::read_to_string(Path::new(RUN).join(format!("{node}.pid")))
-            .with_context(|| format!("{node} is no node of this machine's cluster"))?;
-        let outer = record.split_whitespace().next().unwrap_or_default();
-        let inner = run(Command::new("pgrep").args(["-P", outer]), "")?.ok()?;
-        let inner = inner.lines().next().context("the node's first process")?;
+        let inner = self.inner(node)?;
         run(
             Command::new("nsenter")
-                .args(["--target", inner, "--mount", "--net", "--pid", "--"])
+                .args(["--target", &inner, "--mount", "--net", "--pid", "--"])
                 .arg(program)
                 .args(arguments),
             "",
@@ -92,6 +117,95 @@ impl Target for Cluster {
 
     fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Outcome> {
         run(Command::new(program).args(arguments), "")
+    }
+
+    fn on_first_node(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        // Its network alone: programs and files are the machine's.
+        let inner = self.inner(FIRST).unwrap_or_default();
+        command
+            .args(["--target", &inner, "--net", "--"])
+            .arg(program)
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    fn first_node(&self) -> &str {
+        FIRST
+    }
+
+    fn import(&self, kind: &str, archive: &Path, image: &str) -> anyhow::Result<()> {
+        // The runtime takes the name from what `docker save` writes.
+        let files = tempfile::tempdir()?;
+        let named = files.path().join("named.tar");
+        run(
+            Command::new("skopeo")
+                .args(["--insecure-policy", "copy", "--quiet"])
+                .arg(format!("{kind}:{}", archive.display()))
+                .arg(format!("docker-archive:{}:{image}", named.display())),
+            "",
+        )?
+        .ok()?;
+        let named = named.to_string_lossy();
+        let socket = "/run/containerd/containerd.sock";
+        let import = [
+            "--address",
+            socket,
+            "--namespace",
+            "k8s.io",
+            "images",
+            "import",
+            &named,
+        ];
+        for node in self.nodes()? {
+            self.on_node(&node, "ctr", &import)?.ok()?;
+        }
+        Ok(())
+    }
+
+    fn kill_in_pod(&self, vmi: &str, program: &str) -> anyhow::Result<()> {
+        let pod = self.launcher(vmi)?;
+        let text = |path: &str| pod.pointer(path).and_then(serde_json::Value::as_str);
+        let (uid, node) = (
+            text("/metadata/uid").context("its uid")?,
+            text("/spec/nodeName").context("its node")?,
+        );
+        let script = format!(
+            "for group in $(grep -ls 'pod{uid}' /proc/[0-9]*/cgroup); do \
+               process=${{group%/cgroup}}; \
+               grep -qs '^{program}' $process/comm && kill -9 ${{process#/proc/}} && echo killed; \
+             done; true"
+        );
+        let said = self.on_node(node, "sh", &["-c", &script])?.ok()?;
+        ensure!(
+            said.trim() == "killed",
+            "not one {program} in the pod of {vmi}: {said:?}"
+        );
+        Ok(())
+    }
+
+    fn residue(&self) -> anyhow::Result<BTreeMap<String, usize>> {
+        wait_for("no pod is left", Duration::from_secs(60), || {
+            let pods = self.kubectl(&["get", "pods", "-o", "name"])?.ok()?;
+            ensure!(pods.trim().is_empty(), "{pods}");
+            Ok(())
+        })?;
+        // Other stories' pods come and go; what is the node agent's alone can be counted.
+        let mut all = BTreeMap::new();
+        for node in self.nodes()? {
+            let script = "agent=$(pgrep -f '^/usr/bin/berth node-agent' | head -n 1); \
+                echo descriptors $(ls /proc/$agent/fd | wc -l); \
+                echo mounts $(wc -l < /proc/$agent/mountinfo); \
+                echo threads $(ls /proc/$agent/task | wc -l)";
+            for line in self.on_node(&node, "sh", &["-c", script])?.ok()?.lines() {
+                let (kind, count) = line.split_once(' ').context("a count")?;
+                all.insert(
+                    format!("{kind} of the agent on {node}"),
+                    count.trim().parse()?,
+                );
+            }
+        }
+        Ok(all)
     }
 
     fn wait_prompt(&self, name: &str, limit: Duration) -> anyhow::Result<()> {

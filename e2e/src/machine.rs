@@ -1,6 +1,6 @@
 //! A machine that runs `berth up`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -226,6 +226,48 @@ impl Target for Machine {
 
     fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Outcome> {
         run(self.inside(Path::new(program)).args(arguments), "")
+    }
+
+    fn on_first_node(&self, program: &Path) -> Command {
+        self.inside(program)
+    }
+
+    fn first_node(&self) -> &str {
+        "machine"
+    }
+
+    fn import(&self, _kind: &str, archive: &Path, image: &str) -> anyhow::Result<()> {
+        let root = self.state.join("images");
+        let (root, archive) = (root.to_string_lossy(), archive.to_string_lossy());
+        self.berth(&["image", "import", "--root", &root, "-t", image, &archive])?
+            .ok()
+            .map(drop)
+    }
+
+    fn kill_in_pod(&self, vmi: &str, program: &str) -> anyhow::Result<()> {
+        let census = self.census()?;
+        let found: Vec<_> = census
+            .processes
+            .iter()
+            .filter(|line| line.contains(program))
+            .collect();
+        ensure!(
+            found.len() == 1,
+            "{vmi}: not one {program} on the machine: {found:?}"
+        );
+        let pid = found[0].split(' ').next().unwrap_or_default();
+        run(Command::new("kill").args(["-9", pid]), "")?
+            .ok()
+            .map(drop)
+    }
+
+    fn residue(&self) -> anyhow::Result<BTreeMap<String, usize>> {
+        let census = self.wait_nothing_left(Duration::from_secs(30))?;
+        Ok(BTreeMap::from([
+            ("links".to_owned(), census.links.len()),
+            ("mounts".to_owned(), census.mounts.len()),
+            ("descriptors".to_owned(), census.descriptors),
+        ]))
     }
 
     fn wait_prompt(&self, name: &str, limit: Duration) -> anyhow::Result<()> {

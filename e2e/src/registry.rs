@@ -1,4 +1,4 @@
-//! A real container registry (Debian's `docker-registry`) on a machine's loopback.
+//! A real container registry (Debian's `docker-registry`) on a node's loopback.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{Machine, Target as _, run, wait_for};
+use crate::{Target, run, wait_for};
 
 /// Where it listens, as image references name it.
 pub const REGISTRY: &str = "127.0.0.1:5000";
@@ -40,7 +40,7 @@ impl Registry {
     }
 
     /// Starts it; with `credentials` (user, password) it refuses everyone else.
-    pub fn on(machine: &Machine, credentials: Option<(&str, &str)>) -> anyhow::Result<Self> {
+    pub fn on(target: &dyn Target, credentials: Option<(&str, &str)>) -> anyhow::Result<Self> {
         let files = tempfile::Builder::new().prefix("be2e-registry").tempdir()?;
         let path = |name: &str| files.path().join(name);
         let mut config = format!(
@@ -57,8 +57,8 @@ impl Registry {
             );
         }
         fs::write(path("config.yml"), config)?;
-        let child = machine
-            .inside(Path::new("docker-registry"))
+        let child = target
+            .on_first_node(Path::new("docker-registry"))
             .arg("serve")
             .arg(path("config.yml"))
             .stdin(Stdio::null())
@@ -68,9 +68,10 @@ impl Registry {
             .context("docker-registry")?;
         let registry = Self { child, files };
         wait_for("the registry answers", Duration::from_secs(20), || {
-            let answer = machine.exec(
-                "curl",
-                &["-s", "-o", "/dev/null", "http://127.0.0.1:5000/v2/"],
+            let mut curl = target.on_first_node(Path::new("curl"));
+            let answer = run(
+                curl.args(["-s", "-o", "/dev/null", "http://127.0.0.1:5000/v2/"]),
+                "",
             )?;
             ensure!(answer.code == 0, "{answer}");
             Ok(())

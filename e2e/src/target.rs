@@ -1,5 +1,7 @@
 //! Where a story can happen: a machine with `berth up`, or a cluster. What a user does is the same on both.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,6 +16,22 @@ pub trait Target {
 
     /// Runs a program where the pod network can be reached.
     fn exec(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Outcome>;
+
+    /// A command on the (first) node, in the network in which that node pulls images.
+    fn on_first_node(&self, program: &Path) -> Command;
+
+    /// The name of that node.
+    fn first_node(&self) -> &str;
+
+    /// Puts an image (`docker save`'s archive or an OCI one, told apart by `kind` as skopeo names them) where the nodes find
+    /// it under this name.
+    fn import(&self, kind: &str, archive: &Path, image: &str) -> anyhow::Result<()>;
+
+    /// `kill -9` of a program in the pod of a VMI.
+    fn kill_in_pod(&self, vmi: &str, program: &str) -> anyhow::Result<()>;
+
+    /// What there is of things that pods come with, when none is left: a count for each kind. Fails while one is.
+    fn residue(&self) -> anyhow::Result<BTreeMap<String, usize>>;
 
     /// Waits until the guest of a VMI asks for a login.
     fn wait_prompt(&self, name: &str, limit: Duration) -> anyhow::Result<()>;

@@ -2,12 +2,14 @@
 # A node: the first process of its namespaces. Makes its network and its mounts, runs containerd, kubelet and kube-proxy and
 # starts them again when they end. Everything that they make ends with it.
 #
-# usage: scripts/cluster/node.sh NUMBER NAME   (by scripts/cluster.sh, in new namespaces)
+# usage: scripts/cluster/node.sh NUMBER NAME [IMAGE_VOLUMES]   (by scripts/cluster.sh, in new namespaces)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/cluster/lib.sh
 
 number=$1 name=$2
+# Debian's containerd beside the newer one: with both, both ways of container disks can be seen.
+if [ -n "${3:-}" ] && [ "$number" != 0 ]; then PATH=$programs:$PATH; fi
 umask 022
 address=$(node_address "$number")
 files=$cluster/nodes/$name
@@ -98,6 +100,7 @@ enforceNodeAllocatable: [pods]
 cpuManagerPolicy: static
 kubeReserved: {cpu: 100m}
 failCgroupV1: false
+featureGates: {ImageVolume: true}
 failSwapOn: false
 clusterDomain: cluster.local
 clusterDNS: [$gateway]

@@ -9,6 +9,8 @@ pub const LAUNCHER: &str = "virt-launcher";
 pub const CREATED_BY: &str = "kubevirt.io/created-by";
 /// Label of a launcher pod: name of its VirtualMachineInstance.
 pub const VM_NAME: &str = "vm.kubevirt.io/name";
+/// Label of a launcher pod: the name of its VirtualMachineInstance, or what stands for one that is too long for a label.
+pub const VMI_ID: &str = "vmi.kubevirt.io/id";
 /// Label of a VirtualMachineInstance and its pod: name of the node that it runs on.
 pub const NODE_NAME: &str = "kubevirt.io/nodeName";
 /// Label of a node: whether machines may be scheduled on it, `true` or `false`.

@@ -11,7 +11,7 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use berth_e2e::{Cluster, Target as _, manifest, run, wait_for};
+use berth_e2e::{Cluster, Registry, Target as _, manifest, run, wait_for};
 use stories::{BOOT, MEMORY, SOON};
 
 fn cluster(test: &str) -> anyhow::Result<Option<Cluster>> {
@@ -73,6 +73,36 @@ story!(
     a_viewer_looks_and_an_editor_enters,
     stories::users::a_viewer_looks_and_an_editor_enters
 );
+story!(
+    a_killed_qemu_is_a_failed_machine,
+    stories::crashes::a_killed_qemu_is_told
+);
+story!(
+    a_killed_libvirt_is_started_again,
+    stories::crashes::a_killed_libvirt_is_started_again
+);
+story!(
+    rounds_of_create_and_delete_leave_the_same_counts,
+    |cluster: &Cluster| stories::crashes::rounds_leave_the_same_counts(cluster, 5)
+);
+story!(what_docker_save_wrote_boots, |cluster: &Cluster| {
+    stories::images::what_docker_save_wrote_boots(cluster, "docker-archive")
+});
+story!(
+    images_with_no_disk_or_several_are_told_apart,
+    stories::images::no_disk_or_several
+);
+story!(
+    ipxe_takes_its_address_from_our_dhcp_server,
+    stories::images::ipxe_takes_its_address
+);
+story!(
+    a_registry_by_tag_and_by_digest_with_credentials,
+    |cluster: &Cluster| {
+        let _registry = Registry::on(cluster, Some(("anna", "sesame")))?;
+        stories::images::from_a_registry(cluster)
+    }
+);
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
 story!(the_launcher_reaches_nobody, no_network);
@@ -112,6 +142,15 @@ fn settings_hold_from_now_on() -> anyhow::Result<()> {
     let _alone = UNDISTURBED.write().unwrap_or_else(PoisonError::into_inner);
     match cluster("settings_hold_from_now_on")? {
         Some(cluster) => settings::from_now_on(&cluster),
+        None => Ok(()),
+    }
+}
+
+#[test]
+fn container_disks_are_image_volumes_where_they_can() -> anyhow::Result<()> {
+    let _alone = UNDISTURBED.write().unwrap_or_else(PoisonError::into_inner);
+    match cluster("container_disks_are_image_volumes_where_they_can")? {
+        Some(cluster) => settings::image_volumes(&cluster),
         None => Ok(()),
     }
 }

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use berth_e2e::{Cluster, Target as _, run, wait_for};
 
 use crate::hasty;
-use crate::stories::SOON;
+use crate::stories::{BOOT, MEMORY, SOON, images};
 
 /// The object, with what is below `spec.configuration.developerConfiguration`.
 fn settings(name: &str, developer: &str) -> String {
@@ -97,6 +97,61 @@ pub(crate) fn from_now_on(cluster: &Cluster) -> anyhow::Result<()> {
         );
         // A guest that is none powers off when it is asked to.
         cluster.delete("claimed", SOON)
+    };
+    let told = story();
+    cluster.apply(&std::fs::read_to_string(
+        berth_e2e::repository().join("examples/settings.yaml"),
+    )?)?;
+    told
+}
+
+/// Container disks as image volumes, on a node whose runtime knows them: no container beside the launcher.
+pub(crate) fn image_volumes(cluster: &Cluster) -> anyhow::Result<()> {
+    let files = tempfile::tempdir()?;
+    let guest = berth_e2e::small_guest();
+    let disks = [
+        ("disk/guest.qcow2", &*guest),
+        ("disk/other.img", std::path::Path::new("/etc/hostname")),
+    ];
+    let tar = images::archive(files.path(), "oci-archive", &disks)?;
+    cluster.import("oci-archive", &tar, "localhost/two:1")?;
+    let on_new_node = |name: &str, image: &str| {
+        berth_e2e::manifest(name, image, MEMORY).replacen(
+            "spec:\n",
+            "spec:\n  nodeSelector: {kubernetes.io/hostname: node1}\n",
+            1,
+        )
+    };
+    let story = || {
+        let developer = "{useEmulation: true, featureGates: [ImageVolume]}";
+        cluster.apply(&settings("berth", developer))?;
+        wait_for("the settings are taken up", SOON, || {
+            let path = "jsonpath={.metadata.generation} {.status.observedGeneration}";
+            let told = cluster
+                .kubectl(&["get", "berth", "berth", "-o", path])?
+                .ok()?;
+            let told: Vec<&str> = told.split_whitespace().collect();
+            ensure!(told.len() == 2 && told[0] == told[1], "{told:?}");
+            Ok(())
+        })?;
+        cluster.apply(&on_new_node("plain", cluster.image()))?;
+        cluster.apply(&on_new_node("named", "localhost/two:1").replace(
+            "      image: localhost/two:1\n",
+            "      image: localhost/two:1\n      path: /disk/guest.qcow2\n",
+        ))?;
+        for name in ["plain", "named"] {
+            cluster.wait_phase(name, "Running", SOON)?;
+            let pod = cluster.launcher(name)?;
+            let containers = pod["spec"]["containers"].as_array().map(Vec::len);
+            ensure!(
+                containers == Some(1) && pod["spec"]["initContainers"].is_null(),
+                "{}",
+                pod["spec"]
+            );
+            cluster.wait_prompt(name, BOOT)?;
+            cluster.delete(name, SOON * 2)?;
+        }
+        Ok(())
     };
     let told = story();
     cluster.apply(&std::fs::read_to_string(

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, ensure};
 use berth_e2e::{Machine, Target as _, manifest, run, wait_for};
 
+use crate::stories::crashes;
 use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
 
 /// The process id of the only QEMU that belongs to the machine.
@@ -94,24 +95,17 @@ fn a_killed_qemu_is_a_failed_vmi_with_the_reason() -> anyhow::Result<()> {
     let Some(machine) = machine_with_guest("QEMU killed")? else {
         return Ok(());
     };
-    machine.apply(&manifest("victim", IMAGE, MEMORY))?;
-    machine.wait_phase("victim", "Running", SOON)?;
-    let process = qemu(&machine)?;
-    run(
-        std::process::Command::new("kill").args(["-9", &process]),
-        "",
-    )?
-    .ok()?;
-    machine.wait_phase("victim", "Failed", SOON)?;
-    let reason = machine.vmi("victim", ".status.reason")?;
-    let events = machine
-        .kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"])?
-        .ok()?;
-    ensure!(
-        format!("{reason} {events}").contains("QEMU"),
-        "nothing tells of QEMU: {reason:?}; {events}"
-    );
-    machine.delete("victim", SOON)?;
+    crashes::a_killed_qemu_is_told(&machine)?;
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
+}
+
+#[test]
+fn a_killed_libvirt_is_started_again() -> anyhow::Result<()> {
+    let Some(machine) = machine_with_guest("libvirt killed")? else {
+        return Ok(());
+    };
+    crashes::a_killed_libvirt_is_started_again(&machine)?;
     machine.wait_nothing_left(SOON)?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Stories that happen standalone and on a cluster alike. Each test binary has its own part of them.
 
+pub(crate) mod crashes;
 pub(crate) mod hostile;
+pub(crate) mod images;
 pub(crate) mod lifecycle;
 pub(crate) mod users;
 

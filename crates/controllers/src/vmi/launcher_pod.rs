@@ -434,11 +434,21 @@ fn pod_labels(vmi: &VirtualMachineInstance) -> BTreeMap<String, String> {
     all.remove(labels::NODE_NAME);
     all.insert(labels::APP.to_owned(), labels::LAUNCHER.to_owned());
     all.insert(labels::CREATED_BY.to_owned(), vmi.uid().unwrap_or_default());
+    all.insert(labels::VMI_ID.to_owned(), id_of(&vmi.name_any()));
     all.insert(
         labels::VM_NAME.to_owned(),
         cut(&vmi.name_any(), 63).to_owned(),
     );
     all
+}
+
+/// A name, or if it is too long for a label its beginning and a digest of the whole.
+fn id_of(name: &str) -> String {
+    if name.len() <= 63 {
+        return name.to_owned();
+    }
+    let digest = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_DNS, name.as_bytes()).simple();
+    format!("{}-{:.8}", cut(name, 54), digest.to_string())
 }
 
 fn pod_annotations(vmi: &VirtualMachineInstance) -> BTreeMap<String, String> {
@@ -798,5 +808,8 @@ mod tests {
     fn names_stay_within_their_bounds() {
         let long = "a".repeat(253);
         assert_eq!(pod_name(&long, "abcde").len(), 253);
+        assert_eq!(id_of("web"), "web");
+        assert_eq!(id_of(&long).len(), 63);
+        assert_ne!(id_of(&long), id_of(&"a".repeat(252)));
     }
 }

@@ -219,7 +219,7 @@ fn container_id<'a>(pod: &'a Pod, container: &str) -> Option<&'a str> {
 /// Whether a process is the first of the container with this id.
 fn is_of(pid: u32, id: &str) -> bool {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    if !read("cgroup").contains(id) {
+    if !is_in_group_of(&read("cgroup"), id) {
         return false;
     }
     // Number 1 in the innermost pid namespace: the container's own, whatever else runs in it.
@@ -228,6 +228,17 @@ fn is_of(pid: u32, id: &str) -> bool {
         .find_map(|line| line.strip_prefix("NSpid:"))
         .and_then(|numbers| numbers.split_whitespace().last())
         == Some("1")
+}
+
+/// Whether `/proc/<pid>/cgroup` names the control group of a container, in either hierarchy and whoever made it: the last
+/// part of a path is the id, alone (cgroupfs) or as a unit (`cri-containerd-<id>.scope`, `crio-<id>.scope`).
+fn is_in_group_of(cgroup: &str, id: &str) -> bool {
+    let paths = cgroup.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let mut last = paths.filter_map(|path| path.rsplit('/').next());
+    last.any(|name| {
+        let name = name.strip_suffix(".scope").unwrap_or(name);
+        name == id || name.rsplit_once('-').is_some_and(|(_, end)| end == id)
+    })
 }
 
 fn first_process(id: &str) -> Option<u32> {
@@ -411,6 +422,27 @@ mod tests {
                 ("raw".into(), disk("/dev/berth/raw", true, None)),
             ])
         );
+    }
+
+    #[test]
+    fn control_groups_of_either_hierarchy() {
+        let in_group = |path: &str| is_in_group_of(&path.replace("ID", ID), ID);
+        for path in [
+            "12:memory:/kubepods/burstable/pod1-2/ID\n0::/",
+            "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-ID.scope",
+            // Seen from a container with a control group namespace of its own.
+            "0::/../../kubepods-pod1_2.slice/crio-ID.scope",
+        ] {
+            assert!(in_group(path), "{path}");
+        }
+        for path in [
+            "0::/kubepods/pod1/otherID",
+            "0::/IDID",
+            "0::/kubepods/ID/inner",
+            "",
+        ] {
+            assert!(!in_group(path), "{path}");
+        }
     }
 
     /// A process of this machine is no container's.

@@ -15,6 +15,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 /// Where a container disk's file is in its image.
 const IMAGE_DIR: &str = "disk";
+/// Most files that a refusal names.
+const NAMED: usize = 5;
 
 /// Runs in the mount namespace of a process, on a thread of its own.
 pub(super) fn within_mounts<T: Send>(
@@ -130,10 +132,17 @@ fn only_file(
             files.push(name);
         }
     }
+    files.sort();
     let [name] = files.as_slice() else {
+        let count = files.len();
+        files.truncate(NAMED);
+        let named = if count == 0 {
+            String::new()
+        } else {
+            format!(": {}", files.join(", "))
+        };
         return Err(io::Error::other(format!(
-            "the image must hold exactly one file in /{IMAGE_DIR}, and has {}",
-            files.len()
+            "the image must hold exactly one file in /{IMAGE_DIR}, and has {count}{named}"
         )));
     };
     Ok(Path::new(IMAGE_DIR).join(name))
