@@ -246,10 +246,13 @@ impl Target for Machine {
 
     fn kill_in_pod(&self, vmi: &str, program: &str) -> anyhow::Result<()> {
         let census = self.census()?;
+        let name = format!("{}_{vmi}", self.namespace());
         let found: Vec<_> = census
             .processes
             .iter()
+            // QEMU names its domain; of what does not there must be one.
             .filter(|line| line.contains(program))
+            .filter(|line| !line.contains("guest=") || line.contains(&name))
             .collect();
         ensure!(
             found.len() == 1,

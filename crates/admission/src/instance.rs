@@ -18,21 +18,25 @@ pub(crate) fn admit_create(
 ) -> Result<Admitted, Refusal> {
     let mut object = object.clone();
     let mut causes = Vec::new();
-    if !name.is_empty() && name.len() > syntax::LABEL_MAX {
-        // The name becomes a label value of the launcher pod.
+    check_name(name, &mut causes);
+    fields::check_top(KIND, &object, None, &mut causes);
+    let warnings = normalize(namespace, name, &mut object, causes)?;
+    add_finalizer(&mut object, VMI_FINALIZER);
+    Ok(Admitted {
+        object: Some(object),
+        warnings,
+    })
+}
+
+/// The name becomes a label value of the launcher pod.
+pub(crate) fn check_name(name: &str, causes: &mut Vec<Cause>) {
+    if name.len() > syntax::LABEL_MAX {
         causes.push(Cause::invalid(
             "metadata.name",
             name,
             format!("must be no more than {} characters", syntax::LABEL_MAX),
         ));
     }
-    fields::check_top(KIND, &object, None, &mut causes);
-    let warnings = normalize(namespace, name, &mut object, causes)?;
-    add_finalizer(&mut object);
-    Ok(Admitted {
-        object: Some(object),
-        warnings,
-    })
 }
 
 /// A machine that exists: its spec must mean what it meant.
@@ -98,20 +102,24 @@ fn normalize(
     fields::check(KIND, "spec", spec, &mut causes);
     // The typed steps need a spec of the right shape, and would only repeat what is known to be wrong.
     Refusal::from_causes(causes)?;
+    *spec = complete(namespace, name, spec)?;
+    Ok(warnings)
+}
 
+/// A spec of the right shape with its defaults, or what is wrong with it.
+pub(crate) fn complete(namespace: &str, name: &str, spec: &Value) -> Result<Value, Refusal> {
     let mut typed: VirtualMachineInstanceSpec =
         serde_json::from_value(spec.clone()).map_err(|error| Refusal {
             causes: vec![Cause::invalid("spec", KIND, error)],
         })?;
     defaults::set(namespace, name, &mut typed);
     Refusal::from_causes(validate::instance_spec(&typed))?;
-    *spec = serde_json::to_value(&typed).map_err(|error| Refusal {
+    serde_json::to_value(&typed).map_err(|error| Refusal {
         causes: vec![Cause::invalid("spec", KIND, error)],
-    })?;
-    Ok(warnings)
+    })
 }
 
-fn add_finalizer(object: &mut Value) {
+pub(crate) fn add_finalizer(object: &mut Value, finalizer: &str) {
     let Some(metadata) = object
         .as_object_mut()
         .map(|o| {
@@ -127,9 +135,9 @@ fn add_finalizer(object: &mut Value) {
         *finalizers = json!([]);
     }
     if let Some(list) = finalizers.as_array_mut()
-        && !list.iter().any(|f| f == VMI_FINALIZER)
+        && !list.iter().any(|f| f == finalizer)
     {
-        list.push(json!(VMI_FINALIZER));
+        list.push(json!(finalizer));
     }
 }
 

@@ -9,6 +9,9 @@
 //! 3. `defaults`: what the manifest leaves open is filled in. Filling in is idempotent;
 //! 4. `validate`: the rules that a schema cannot say.
 //!
+//! A VirtualMachine may change at any time. Its template is checked as the instance that would be made of it, and stored as
+//! it was given: defaults are the instance's, so that a manifest that is applied again is never a change.
+//!
 //! A VirtualMachineInstance cannot change once it exists: an update may touch its metadata and status only. The
 //! same manifest applied again is no change, because the new spec goes through the same steps before the two are
 //! compared.
@@ -18,6 +21,7 @@ mod defaults;
 mod fields;
 mod instance;
 mod legacy;
+mod machine;
 mod syntax;
 mod validate;
 
@@ -77,6 +81,12 @@ pub fn admit(request: &Request<'_>) -> Result<Admitted, Refusal> {
         warnings: Vec::new(),
     };
     match (request.kind, request.subresource, request.object) {
+        ("VirtualMachine", None, Some(object)) => match request.operation {
+            Operation::Delete => Ok(unchanged()),
+            Operation::Create | Operation::Update => {
+                machine::admit(request.namespace, request.name, object, request.old_object)
+            }
+        },
         ("VirtualMachineInstance", None, Some(object)) => {
             match (request.operation, request.old_object) {
                 (Operation::Create, _) => {

@@ -6,7 +6,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::kubevirt::{VERSIONS, v1::VirtualMachineInstance};
+use crate::kubevirt::VERSIONS;
+use crate::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
 use crate::settings::v1::Berth;
 
 /// Every CustomResourceDefinition of berth.
@@ -17,6 +18,7 @@ use crate::settings::v1::Berth;
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
         publish(VirtualMachineInstance::crd(), &instance_columns()),
+        publish(VirtualMachine::crd(), &machine_columns()),
         settings(),
     ]
 }
@@ -61,6 +63,20 @@ fn instance_columns() -> [CustomResourceColumnDefinition; 7] {
             "string",
             ".status.conditions[?(@.type=='Paused')].status",
             1,
+        ),
+    ]
+}
+
+/// The columns of `kubectl get vm`.
+fn machine_columns() -> [CustomResourceColumnDefinition; 3] {
+    [
+        column("Age", "date", ".metadata.creationTimestamp", 0),
+        column("Status", "string", ".status.printableStatus", 0),
+        column(
+            "Ready",
+            "string",
+            ".status.conditions[?(@.type=='Ready')].status",
+            0,
         ),
     ]
 }

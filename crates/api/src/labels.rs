@@ -56,6 +56,14 @@ pub const LAUNCHER_PREFIX: &str = "virt-launcher-";
 /// pod of the machine is left.
 pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 
+/// Finalizer of a VirtualMachine. Admission sets it on create; the VM controller takes it off when its
+/// VirtualMachineInstance is gone.
+pub const VM_FINALIZER: &str = "kubevirt.io/virtualMachineControllerFinalize";
+/// Annotation of a VirtualMachineInstance: the generation of the VirtualMachine that it was made of.
+pub const VM_GENERATION: &str = "kubevirt.io/vm-generation";
+/// Annotation of a VirtualMachineInstance: a digest of the template that it was made of.
+pub const TEMPLATE_DIGEST: &str = "berth.kubevirt.io/template-digest";
+
 /// Field manager of the controllers.
 pub const CONTROLLER_MANAGER: &str = "berth-controller";
 /// Field manager of the node agent.
@@ -67,6 +75,10 @@ pub const CONDITION_READY: &str = "Ready";
 pub const CONDITION_LIVE_MIGRATABLE: &str = "LiveMigratable";
 /// Condition: the guest is paused.
 pub const CONDITION_PAUSED: &str = "Paused";
+/// Condition of a VirtualMachine: its VirtualMachineInstance could not be made.
+pub const CONDITION_FAILURE: &str = "Failure";
+/// Condition of a VirtualMachine: its template has changed since it was started.
+pub const CONDITION_RESTART_REQUIRED: &str = "RestartRequired";
 /// Condition: the last attempt to bring the machine to its spec failed or worked.
 pub const CONDITION_SYNCHRONIZED: &str = "Synchronized";
 /// Condition: the node has no usable KVM, or the cluster asks for emulation: the guest is emulated in software.

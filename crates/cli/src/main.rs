@@ -13,6 +13,7 @@ mod console;
 mod crds;
 mod image;
 mod kubeconfig;
+mod lifecycle;
 mod log;
 mod output;
 mod up;
@@ -55,6 +56,16 @@ enum Command {
     Restore(backup::RestoreArgs),
     /// Open the serial console of a virtual machine.
     Console(console::ConsoleArgs),
+    /// Start a virtual machine.
+    Start(lifecycle::MachineArgs),
+    /// Stop a virtual machine: its guest is asked to shut down first.
+    Stop(lifecycle::MachineArgs),
+    /// Stop a virtual machine and start it again.
+    Restart(lifecycle::MachineArgs),
+    /// Stop a guest between two instructions.
+    Pause(lifecycle::PauseArgs),
+    /// Let a paused guest go on.
+    Unpause(lifecycle::PauseArgs),
     /// Build, move and list container disks.
     Image(image::ImageArgs),
     /// Make a kubeconfig for another user than the admin.
@@ -114,6 +125,11 @@ fn main() -> ExitCode {
         Command::Backup(args) => block_on(1, backup::backup(args)),
         Command::Restore(args) => backup::restore(&args),
         Command::Console(args) => block_on(1, console::run(args)),
+        Command::Start(args) => block_on(1, lifecycle::machine(args, "start")),
+        Command::Stop(args) => block_on(1, lifecycle::machine(args, "stop")),
+        Command::Restart(args) => block_on(1, lifecycle::machine(args, "restart")),
+        Command::Pause(args) => block_on(1, lifecycle::pause(args, "pause")),
+        Command::Unpause(args) => block_on(1, lifecycle::pause(args, "unpause")),
         Command::Image(args) => block_on(2, image::run(args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Manifests(args) => cluster::manifests(&args),

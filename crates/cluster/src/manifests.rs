@@ -112,12 +112,22 @@ fn access(settings: &Settings) -> Vec<Value> {
     );
     let events = rule(EVENTS.0, EVENTS.1, EVENTS.2);
     let controller = vec![
-        machines(&["get", "list", "watch", "patch", "update"]),
+        machines(&["create", "delete", "get", "list", "watch", "patch", "update"]),
+        rule(
+            &["kubevirt.io"],
+            &["virtualmachines"],
+            &["get", "list", "watch", "patch"],
+        ),
+        rule(
+            &["kubevirt.io"],
+            &["virtualmachines/status"],
+            &["get", "patch"],
+        ),
         status.clone(),
         // Owner references that block the owner's deletion need it.
         rule(
             &["kubevirt.io"],
-            &["virtualmachineinstances/finalizers"],
+            &["virtualmachineinstances/finalizers", "virtualmachines/finalizers"],
             &["update"],
         ),
         rule(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use berth_subresources::{Device, Guests, Launcher, remote};
+use berth_subresources::{Device, Guests, Launcher, Order, remote};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::StatusCode;
@@ -21,6 +21,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::manifests::{NODE, NODE_PORT};
 use crate::serve::{Authorities, Peer};
@@ -73,7 +74,8 @@ impl RemoteGuests {
             .ok_or_else(|| format!("no node agent runs on node {node}"))
     }
 
-    async fn open(&self, of: Launcher<'_>) -> Result<Box<dyn Device>, String> {
+    /// A connection to the agent of a launcher's node.
+    async fn connect(&self, of: Launcher<'_>) -> Result<TlsStream<TcpStream>, String> {
         let config = self.link.config().ok_or("there is no certificate yet")?;
         let address = self.agent(of.node).await?;
         let unreached = |why: String| format!("the agent of node {} at {address}: {why}", of.node);
@@ -83,17 +85,20 @@ impl RemoteGuests {
             let name = ServerName::try_from(NODE).map_err(std::io::Error::other)?;
             TlsConnector::from(config).connect(name, stream).await
         };
-        let stream = tokio::time::timeout(PATIENCE, connecting)
+        tokio::time::timeout(PATIENCE, connecting)
             .await
             .map_err(|_| unreached("no answer".into()))?
-            .map_err(|e| unreached(e.to_string()))?;
-        remote::console_over(stream, of.pod).await
+            .map_err(|e| unreached(e.to_string()))
     }
 }
 
 impl Guests for RemoteGuests {
     fn console<'a>(&'a self, of: Launcher<'a>) -> BoxFuture<'a, Result<Box<dyn Device>, String>> {
-        self.open(of).boxed()
+        async move { remote::console_over(self.connect(of).await?, of.pod).await }.boxed()
+    }
+
+    fn order<'a>(&'a self, of: Launcher<'a>, order: Order) -> BoxFuture<'a, Result<(), String>> {
+        async move { remote::order_over(self.connect(of).await?, of.pod, order).await }.boxed()
     }
 }
 

@@ -4,12 +4,14 @@
 //! tables), act (API requests that name the version they were planned on). They see a [`kube::Client`] and
 //! nothing else, so the same code runs in `berth up` on the embedded API server and in a cluster.
 //!
+//! - [`vm`]: a VirtualMachine → its VirtualMachineInstance;
 //! - [`vmi`]: a VirtualMachineInstance → its launcher pod, and its status until the node agent has it;
 //! - [`scheduler`]: pods → nodes, standalone only;
 //! - `settings`: what became of the settings of the installation.
 
 pub mod scheduler;
 mod settings;
+pub mod vm;
 pub mod vmi;
 
 use berth_api::events::Recorder;
@@ -57,6 +59,8 @@ pub async fn run(
     let recorder = Recorder::new(client.clone(), labels::CONTROLLER_MANAGER, None);
     let schedule = settings.runner == Runner::Berth;
     let taken_up = settings::run(client.clone(), shutdown.clone());
+    let of_machines = Recorder::new(client.clone(), labels::CONTROLLER_MANAGER, None);
+    let vm = vm::run(client.clone(), of_machines, shutdown.clone());
     let vmi = vmi::run(settings, known, client.clone(), recorder, shutdown.clone());
     let scheduler = async {
         if schedule {
@@ -64,7 +68,7 @@ pub async fn run(
             scheduler::run(client, recorder, shutdown).await;
         }
     };
-    tokio::join!(vmi, scheduler, taken_up);
+    tokio::join!(vm, vmi, scheduler, taken_up);
 }
 
 /// An error with its causes, on one line. A cause that its error repeats already is said once.

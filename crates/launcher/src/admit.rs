@@ -28,6 +28,10 @@ pub(crate) enum Asked {
     Shutdown,
     /// Kill, or shutdown without grace.
     Kill,
+    /// Pause.
+    Pause,
+    /// Resume.
+    Resume,
     /// Status.
     Status,
 }
@@ -40,6 +44,8 @@ impl Asked {
             Call::Sync(_) => Self::SyncOther,
             Call::Shutdown { grace_seconds: 0 } | Call::Kill => Self::Kill,
             Call::Shutdown { .. } => Self::Shutdown,
+            Call::Pause => Self::Pause,
+            Call::Resume => Self::Resume,
             Call::Status => Self::Status,
         }
     }
@@ -62,6 +68,10 @@ pub(crate) enum Verdict {
     Destroy,
     /// Once the creation is done, cut the power.
     DestroyAfterCreation,
+    /// Stop the guest between two instructions.
+    Suspend,
+    /// Let it go on.
+    Resume,
     /// There is nothing to stop: the launcher ends.
     End,
     /// Say no, with this reason.
@@ -81,6 +91,14 @@ pub(crate) fn admit(phase: Phase, asked: Asked) -> Verdict {
         (Asked::Sync, Phase::ShuttingDown | Phase::Destroying) => {
             Verdict::Refuse("the virtual machine is being shut down")
         }
+        (Asked::Pause, Phase::Alive) => Verdict::Suspend,
+        (Asked::Resume, Phase::Alive) => Verdict::Resume,
+        (Asked::Pause | Asked::Resume, Phase::Idle | Phase::Creating) => {
+            Verdict::Refuse("the guest does not run yet")
+        }
+        (Asked::Pause | Asked::Resume, Phase::ShuttingDown | Phase::Destroying) => {
+            Verdict::Refuse("the virtual machine is being shut down")
+        }
         (Asked::Shutdown | Asked::Kill, Phase::Idle) => Verdict::End,
         (Asked::Shutdown, Phase::Creating) => Verdict::PowerOffAfterCreation,
         (Asked::Shutdown, Phase::Alive | Phase::ShuttingDown) => Verdict::PowerOff,
@@ -98,8 +116,9 @@ mod tests {
     fn the_whole_table() {
         use Verdict::{
             Answer, Create, Destroy, DestroyAfterCreation, End, Join, PowerOff,
-            PowerOffAfterCreation,
+            PowerOffAfterCreation, Resume, Suspend,
         };
+        let refuse_early = Verdict::Refuse("the guest does not run yet");
         let refuse_other = Verdict::Refuse("this launcher was started for another virtual machine");
         let refuse_late = Verdict::Refuse("the virtual machine is being shut down");
         let phases = [
@@ -122,6 +141,14 @@ mod tests {
             (
                 Asked::Kill,
                 [End, DestroyAfterCreation, Destroy, Destroy, Answer],
+            ),
+            (
+                Asked::Pause,
+                [refuse_early, refuse_early, Suspend, refuse_late, refuse_late],
+            ),
+            (
+                Asked::Resume,
+                [refuse_early, refuse_early, Resume, refuse_late, refuse_late],
             ),
             (Asked::Status, [Answer; 5]),
         ] {

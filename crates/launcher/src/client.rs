@@ -154,6 +154,16 @@ impl Client {
         self.call(Call::Kill, Vec::new()).await
     }
 
+    /// Stops the guest between two instructions.
+    pub async fn pause(&self) -> Result<LauncherState, ClientError> {
+        self.call(Call::Pause, Vec::new()).await
+    }
+
+    /// Lets a paused guest go on.
+    pub async fn resume(&self) -> Result<LauncherState, ClientError> {
+        self.call(Call::Resume, Vec::new()).await
+    }
+
     /// Asks for the state. [`Client::state`] has it without asking.
     pub async fn status(&self) -> Result<LauncherState, ClientError> {
         self.call(Call::Status, Vec::new()).await

@@ -238,7 +238,7 @@ impl<D: Daemon> Running<D> {
         }
         let grace = match &call {
             Call::Shutdown { grace_seconds } => *grace_seconds,
-            Call::Sync(_) | Call::Kill | Call::Status => 0,
+            Call::Sync(_) | Call::Kill | Call::Pause | Call::Resume | Call::Status => 0,
         };
         match (verdict, call) {
             (Verdict::Create, Call::Sync(request)) => {
@@ -253,6 +253,12 @@ impl<D: Daemon> Running<D> {
             (Verdict::Refuse(words), _) => {
                 answer(reply, Err(words.to_owned()));
                 return;
+            }
+            (Verdict::Suspend | Verdict::Resume, _) => {
+                if let Err(words) = self.let_run(verdict == Verdict::Resume).await {
+                    answer(reply, Err(words));
+                    return;
+                }
             }
             (Verdict::PowerOff, _) => self.power_off(grace).await,
             (Verdict::Destroy, _) => self.destroy().await,
@@ -282,8 +288,30 @@ impl<D: Daemon> Running<D> {
                 self.stop_after_creation(grace);
             }
             Verdict::End => self.ending = Some(Ending::Done),
-            Verdict::Answer | Verdict::Create | Verdict::Join | Verdict::Refuse(_) => {}
+            Verdict::Answer
+            | Verdict::Create
+            | Verdict::Join
+            | Verdict::Suspend
+            | Verdict::Resume
+            | Verdict::Refuse(_) => {}
         }
+    }
+
+    /// Pauses the guest or lets it go on. The state follows from libvirt's word, which is asked for at once.
+    async fn let_run(&mut self, run: bool) -> Result<(), String> {
+        let (Some((hypervisor, _)), Some((_, uuid))) = (&self.connection, &self.domain) else {
+            return Err("libvirt is not there at the moment".to_owned());
+        };
+        let done = if run {
+            hypervisor.resume(uuid).await
+        } else {
+            hypervisor.suspend(uuid).await
+        };
+        done.map_err(|error| error.to_string())?;
+        let state = hypervisor.state(uuid).await;
+        let state = state.map_err(|error| error.to_string())?;
+        self.on_state(state).await;
+        Ok(())
     }
 
     fn create(&mut self, request: SyncRequest, fds: Vec<std::os::fd::OwnedFd>) {

@@ -56,6 +56,10 @@ pub enum Call {
     },
     /// Cut the power at once.
     Kill,
+    /// Stop the guest between two instructions. Answered once it stands.
+    Pause,
+    /// Let a paused guest go on.
+    Resume,
     /// Tell the state.
     Status,
 }

@@ -17,11 +17,11 @@ use axum::response::{IntoResponse as _, Response};
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VmiPhase};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use kube::Api;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, info};
 
-use crate::{Launcher, Refused, Shared};
+use crate::lifecycle::found;
+use crate::{INSTANCES, Launcher, Refused, Shared};
 
 /// The sub-protocol of KubeVirt's stream subresources: the bytes and nothing else.
 const PROTOCOL: &str = "plain.kubevirt.io";
@@ -53,17 +53,12 @@ async fn connect(
     namespace: &str,
     name: &str,
 ) -> Result<Box<dyn crate::Device>, Refused> {
-    let api: Api<VirtualMachineInstance> = Api::namespaced(shared.client.clone(), namespace);
-    let found = api.get_opt(name).await;
-    let found = found.map_err(|source| Refused::Api {
-        name: name.to_owned(),
-        source: Box::new(source),
-    })?;
-    let vmi = found.ok_or_else(|| Refused::NotFound(name.to_owned()))?;
+    let vmi: VirtualMachineInstance = found(shared, INSTANCES, namespace, name).await?;
     if vmi.spec.domain.devices.autoattach_serial_console == Some(false) {
         return Err(Refused::NoConsole);
     }
     let conflict = |why: String| Refused::Conflict {
+        resource: INSTANCES,
         name: name.to_owned(),
         why,
     };
@@ -153,6 +148,14 @@ mod tests {
     struct OneGuest(PathBuf);
 
     impl Guests for OneGuest {
+        fn order<'a>(
+            &'a self,
+            _of: Launcher<'a>,
+            _order: crate::Order,
+        ) -> BoxFuture<'a, Result<(), String>> {
+            async { Err("not asked for here".to_owned()) }.boxed()
+        }
+
         fn console<'a>(
             &'a self,
             of: Launcher<'a>,
@@ -174,7 +177,10 @@ mod tests {
             let phase = match name.as_str() {
                 "up" => "Running",
                 "down" => "Scheduling",
-                _ => return Refused::NotFound(name).into_response(),
+                _ => {
+                    let resource = INSTANCES;
+                    return Refused::NotFound { resource, name }.into_response();
+                }
             };
             Json(json!({
                 "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",

@@ -5,9 +5,11 @@
 //!
 //! - [`Guests`]: how a guest's devices are reached: on this machine, or by way of the node agent of another;
 //! - `console`: the serial console over a websocket;
+//! - `lifecycle`: start, stop, restart, pause, unpause;
 //! - [`remote`]: a guest's devices over a connection to a node agent.
 
 mod console;
+mod lifecycle;
 pub mod remote;
 
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::Router;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, put};
 use futures::future::BoxFuture;
 use http::StatusCode;
 use kube::Client;
@@ -41,8 +43,31 @@ pub struct Launcher<'a> {
     pub node: &'a str,
 }
 
+/// What a guest's launcher can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Stop the guest between two instructions.
+    Pause,
+    /// Let it go on.
+    Unpause,
+}
+
+impl Order {
+    /// The word in paths.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Unpause => "unpause",
+        }
+    }
+}
+
 /// Reaches guests.
 pub trait Guests: Send + Sync + 'static {
+    /// Has an order carried out. An error is a sentence for the user.
+    fn order<'a>(&'a self, of: Launcher<'a>, order: Order) -> BoxFuture<'a, Result<(), String>>;
+
     /// A connection to the serial console. An error is a sentence for the user.
     fn console<'a>(&'a self, of: Launcher<'a>) -> BoxFuture<'a, Result<Box<dyn Device>, String>>;
 }
@@ -54,19 +79,37 @@ struct Shared {
     guests: Arc<dyn Guests>,
 }
 
+/// What is served: resource, kind, subresource, verbs.
+const SERVED: [(&str, &str, &str, &[&str]); 6] = [
+    (MACHINES, "VirtualMachine", "restart", &["update"]),
+    (MACHINES, "VirtualMachine", "start", &["update"]),
+    (MACHINES, "VirtualMachine", "stop", &["update"]),
+    (INSTANCES, "VirtualMachineInstance", "console", &["get"]),
+    (INSTANCES, "VirtualMachineInstance", "pause", &["update"]),
+    (INSTANCES, "VirtualMachineInstance", "unpause", &["update"]),
+];
+const MACHINES: &str = "virtualmachines";
+const INSTANCES: &str = "virtualmachineinstances";
+
 /// The routes of the group with its discovery documents.
 pub fn router(client: Client, guests: Arc<dyn Guests>) -> Router {
     let mut router = Router::new().route(&format!("/apis/{GROUP}"), get(async || Json(group())));
     for version in VERSIONS {
         let prefix = format!("/apis/{GROUP}/{version}");
-        let console =
-            format!("{prefix}/namespaces/{{namespace}}/virtualmachineinstances/{{name}}/console");
+        let path = |resource: &str, sub: &str| {
+            format!("{prefix}/namespaces/{{namespace}}/{resource}/{{name}}/{sub}")
+        };
         router = router
             .route(
                 &prefix,
                 get(move || async move { Json(resources(version)) }),
             )
-            .route(&console, any(console::open));
+            .route(&path(INSTANCES, "console"), any(console::open))
+            .route(&path(INSTANCES, "pause"), put(lifecycle::pause))
+            .route(&path(INSTANCES, "unpause"), put(lifecycle::unpause))
+            .route(&path(MACHINES, "start"), put(lifecycle::start))
+            .route(&path(MACHINES, "stop"), put(lifecycle::stop))
+            .route(&path(MACHINES, "restart"), put(lifecycle::restart));
     }
     router.with_state(Shared { client, guests })
 }
@@ -82,48 +125,65 @@ pub fn group() -> Value {
 #[must_use]
 pub fn group_discovery() -> Value {
     let versions = VERSIONS.map(|version| {
-        let kind = json!({"group": GROUP, "version": version, "kind": "VirtualMachineInstance"});
-        json!({"version": version, "freshness": "Current", "resources": [{
-            "resource": "virtualmachineinstances",
-            // Of these only what is below is served here.
-            "responseKind": {"group": "", "version": "", "kind": ""},
-            "scope": "Namespaced", "singularResource": "", "verbs": [],
-            "subresources": [{"subresource": "console", "responseKind": kind, "verbs": ["get"]}],
-        }]})
+        let resources = [MACHINES, INSTANCES].map(|resource| {
+            let of_it = SERVED.iter().filter(|(of, ..)| *of == resource);
+            let subresources: Vec<Value> = of_it
+                .map(|(_, kind, sub, verbs)| {
+                    let kind = json!({"group": GROUP, "version": version, "kind": kind});
+                    json!({"subresource": sub, "responseKind": kind, "verbs": verbs})
+                })
+                .collect();
+            json!({
+                "resource": resource,
+                // Of these only what is below is served here.
+                "responseKind": {"group": "", "version": "", "kind": ""},
+                "scope": "Namespaced", "singularResource": "", "verbs": [],
+                "subresources": subresources,
+            })
+        });
+        json!({"version": version, "freshness": "Current", "resources": resources})
     });
     json!({"metadata": {"name": GROUP}, "versions": versions})
 }
 
 fn resources(version: &str) -> Value {
+    let all = SERVED.map(|(resource, kind, sub, verbs)| {
+        json!({
+            "name": format!("{resource}/{sub}"), "singularName": "", "namespaced": true,
+            "kind": kind, "verbs": verbs,
+        })
+    });
     json!({
         "kind": "APIResourceList",
         "apiVersion": "v1",
         "groupVersion": format!("{GROUP}/{version}"),
-        "resources": [{
-            "name": "virtualmachineinstances/console",
-            "singularName": "",
-            "namespaced": true,
-            "kind": "VirtualMachineInstance",
-            "verbs": ["get"],
-        }],
+        "resources": all,
     })
 }
 
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("virtualmachineinstances.kubevirt.io \"{0}\" not found")]
-    NotFound(String),
-    #[error(
-        "Operation cannot be fulfilled on virtualmachineinstance.kubevirt.io \"{name}\": {why}"
-    )]
-    Conflict { name: String, why: String },
+    #[error("{resource}.kubevirt.io \"{name}\" not found")]
+    NotFound {
+        resource: &'static str,
+        name: String,
+    },
+    #[error("Operation cannot be fulfilled on {}.kubevirt.io \"{name}\": {why}", resource.trim_end_matches('s'))]
+    Conflict {
+        resource: &'static str,
+        name: String,
+        why: String,
+    },
+    #[error("{0}")]
+    Body(String),
     #[error("No serial consoles are present.")]
     NoConsole,
     #[error("{0}")]
     NoUpgrade(String),
-    #[error("virtual machine instance {name}: {source}")]
+    #[error("{resource} {name}: {source}")]
     Api {
+        resource: &'static str,
         name: String,
         source: Box<kube::Error>,
     },
@@ -131,14 +191,20 @@ enum Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let (code, reason, name) = match &self {
-            Self::NotFound(name) => (StatusCode::NOT_FOUND, "NotFound", name.as_str()),
-            Self::Conflict { name, .. } => (StatusCode::CONFLICT, "Conflict", name.as_str()),
-            Self::NoConsole | Self::NoUpgrade(_) => (StatusCode::BAD_REQUEST, "BadRequest", ""),
-            Self::Api { name, .. } => (
+        let (code, reason, of) = match &self {
+            Self::NotFound { resource, name } => {
+                (StatusCode::NOT_FOUND, "NotFound", Some((resource, name)))
+            }
+            Self::Conflict { resource, name, .. } => {
+                (StatusCode::CONFLICT, "Conflict", Some((resource, name)))
+            }
+            Self::NoConsole | Self::NoUpgrade(_) | Self::Body(_) => {
+                (StatusCode::BAD_REQUEST, "BadRequest", None)
+            }
+            Self::Api { resource, name, .. } => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "InternalError",
-                name.as_str(),
+                Some((resource, name)),
             ),
         };
         let mut body = json!({
@@ -150,9 +216,8 @@ impl IntoResponse for Refused {
             "reason": reason,
             "code": code.as_u16(),
         });
-        if !name.is_empty() {
-            body["details"] =
-                json!({"name": name, "group": "kubevirt.io", "kind": "virtualmachineinstances"});
+        if let Some((resource, name)) = of {
+            body["details"] = json!({"name": name, "group": "kubevirt.io", "kind": resource});
         }
         (code, Json(body)).into_response()
     }

@@ -1,5 +1,7 @@
 //! A guest's devices over a connection to the agent of its node.
 //!
+//! `PUT /v1/pods/{uid}/pause` and `/unpause` are answered when they are done, with `204`.
+//!
 //! One request a connection: `GET /v1/pods/{uid}/console` with `Upgrade: berth-bytes`. After `101` the connection carries
 //! the device's bytes and nothing else. A refusal is `409` with a sentence. Who may ask is the business of the connection.
 
@@ -8,7 +10,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, Collected, Empty, Limited};
 use hyper::upgrade::Upgraded;
@@ -16,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
-use crate::{Device, Guests, Launcher};
+use crate::{Device, Guests, Launcher, Order};
 
 const PROTOCOL: &str = "berth-bytes";
 /// Longest sentence of a refusal that is read.
@@ -26,6 +28,8 @@ const MAX_REFUSAL: usize = 4096;
 pub fn router(guests: Arc<dyn Guests>) -> Router {
     Router::new()
         .route("/v1/pods/{uid}/console", get(console))
+        .route("/v1/pods/{uid}/pause", put(pause))
+        .route("/v1/pods/{uid}/unpause", put(unpause))
         .with_state(guests)
 }
 
@@ -65,6 +69,67 @@ async fn console(
     response
 }
 
+async fn pause(guests: State<Arc<dyn Guests>>, uid: Path<String>) -> Response {
+    order(guests, uid, Order::Pause).await
+}
+
+async fn unpause(guests: State<Arc<dyn Guests>>, uid: Path<String>) -> Response {
+    order(guests, uid, Order::Unpause).await
+}
+
+async fn order(
+    State(guests): State<Arc<dyn Guests>>,
+    Path(uid): Path<String>,
+    order: Order,
+) -> Response {
+    let here = Launcher {
+        pod: &uid,
+        node: "",
+    };
+    match guests.order(here, order).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(why) => (StatusCode::CONFLICT, why).into_response(),
+    }
+}
+
+/// Gives an order on a new connection to a node agent.
+///
+/// # Errors
+/// A sentence: what the node agent says, or why it cannot be understood.
+pub async fn order_over<C>(connection: C, pod: &str, order: Order) -> Result<(), String>
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
+        .await
+        .map_err(|e| e.to_string())?;
+    tokio::spawn(driver);
+    let request = http::Request::put(format!("/v1/pods/{pod}/{}", order.as_str()))
+        .header(header::HOST, "node")
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| e.to_string())?;
+    if response.status() == StatusCode::NO_CONTENT {
+        return Ok(());
+    }
+    Err(refusal(response).await)
+}
+
+/// What a node agent says when it does not do what it was asked.
+async fn refusal(response: http::Response<hyper::body::Incoming>) -> String {
+    let code = response.status();
+    let body = Limited::new(response.into_body(), MAX_REFUSAL);
+    let body = body.collect().await.map(Collected::to_bytes);
+    let why = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
+    match code {
+        StatusCode::CONFLICT => why,
+        code => format!("its node answers {code}: {why}"),
+    }
+}
+
 /// Asks for the serial console on a new connection to a node agent.
 ///
 /// # Errors
@@ -87,15 +152,8 @@ where
         .send_request(request)
         .await
         .map_err(|e| e.to_string())?;
-    let code = response.status();
-    if code != StatusCode::SWITCHING_PROTOCOLS {
-        let body = Limited::new(response.into_body(), MAX_REFUSAL);
-        let body = body.collect().await.map(Collected::to_bytes);
-        let why = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
-        return Err(match code {
-            StatusCode::CONFLICT => why,
-            code => format!("its node answers {code}: {why}"),
-        });
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refusal(response).await);
     }
     let upgraded: Upgraded = hyper::upgrade::on(response)
         .await
@@ -118,6 +176,20 @@ mod tests {
     struct Parrot;
 
     impl Guests for Parrot {
+        fn order<'a>(
+            &'a self,
+            of: Launcher<'a>,
+            order: Order,
+        ) -> BoxFuture<'a, Result<(), String>> {
+            async move {
+                match order {
+                    Order::Pause => Ok(()),
+                    Order::Unpause => Err(format!("pod {} is not paused", of.pod)),
+                }
+            }
+            .boxed()
+        }
+
         fn console<'a>(
             &'a self,
             of: Launcher<'a>,
@@ -162,5 +234,12 @@ mod tests {
     async fn a_refusal_is_told() {
         let refused = console_over(agent(), "p2").await.err();
         assert_eq!(refused.as_deref(), Some("pod p2 is not here"));
+    }
+
+    #[tokio::test]
+    async fn orders_are_carried_out_or_refused() {
+        assert_eq!(order_over(agent(), "p1", Order::Pause).await, Ok(()));
+        let refused = order_over(agent(), "p1", Order::Unpause).await;
+        assert_eq!(refused, Err("pod p1 is not paused".to_owned()));
     }
 }

@@ -103,6 +103,19 @@ story!(
         stories::images::from_a_registry(cluster)
     }
 );
+story!(
+    a_machine_is_started_restarted_and_stopped,
+    stories::machines::started_restarted_stopped
+);
+story!(a_machine_is_paused_and_goes_on, stories::machines::paused);
+story!(
+    a_machine_runs_as_its_strategy_says,
+    stories::machines::strategies
+);
+story!(
+    what_is_wrong_with_a_machine_is_told,
+    stories::machines::what_is_wrong_is_told
+);
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
 story!(the_launcher_reaches_nobody, no_network);

@@ -9,6 +9,7 @@ mod deletion;
 mod first_light;
 mod foreign_guest;
 mod leaks;
+mod machines;
 mod old_manifests;
 #[path = "../stories/mod.rs"]
 mod stories;

@@ -4,6 +4,7 @@ pub(crate) mod crashes;
 pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod lifecycle;
+pub(crate) mod machines;
 pub(crate) mod users;
 
 use std::time::Duration;

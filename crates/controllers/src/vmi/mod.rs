@@ -551,14 +551,14 @@ fn is_owned(pod: &Pod, uid: &str) -> bool {
         .any(|o| o.controller == Some(true) && o.uid == uid)
 }
 
-fn manager_patch() -> PatchParams {
+pub(crate) fn manager_patch() -> PatchParams {
     PatchParams {
         field_manager: Some(labels::CONTROLLER_MANAGER.to_owned()),
         ..PatchParams::default()
     }
 }
 
-fn manager_post() -> PostParams {
+pub(crate) fn manager_post() -> PostParams {
     PostParams {
         field_manager: Some(labels::CONTROLLER_MANAGER.to_owned()),
         ..PostParams::default()

@@ -1,14 +1,16 @@
-//! `kubevirt.io/v1`: the VirtualMachineInstance, what it asks for ([`spec`](VirtualMachineInstanceSpec)) and
-//! what became of it ([`status`](VirtualMachineInstanceStatus)).
+//! `kubevirt.io/v1`: the VirtualMachine, which is started and stopped, and the VirtualMachineInstance, one run of it: what it
+//! asks for ([`spec`](VirtualMachineInstanceSpec)) and what became of it ([`status`](VirtualMachineInstanceStatus)).
 
 mod devices;
 mod domain;
 mod instance;
+mod machine;
 mod status;
 mod storage;
 
 pub use devices::*;
 pub use domain::*;
 pub use instance::*;
+pub use machine::*;
 pub use status::*;
 pub use storage::*;

@@ -1,0 +1,38 @@
+//! Virtual machines that are started and stopped.
+
+use berth_e2e::Target;
+
+use crate::stories::machines;
+use crate::{SOON, machine_with_guest};
+
+fn story(
+    name: &str,
+    story: impl FnOnce(&dyn Target) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Some(machine) = machine_with_guest(name)? else {
+        return Ok(());
+    };
+    story(&machine)?;
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
+}
+
+#[test]
+fn a_machine_is_started_restarted_and_stopped() -> anyhow::Result<()> {
+    story("start, restart, stop", machines::started_restarted_stopped)
+}
+
+#[test]
+fn a_machine_is_paused_and_goes_on() -> anyhow::Result<()> {
+    story("pause", machines::paused)
+}
+
+#[test]
+fn a_machine_runs_as_its_strategy_says() -> anyhow::Result<()> {
+    story("run strategies", machines::strategies)
+}
+
+#[test]
+fn what_is_wrong_with_a_machine_is_told() -> anyhow::Result<()> {
+    story("mistaken machines", machines::what_is_wrong_is_told)
+}

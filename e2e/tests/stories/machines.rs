@@ -1,0 +1,275 @@
+//! Virtual machines that are started and stopped.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use berth_e2e::{Outcome, Target, manifest, run, wait_for};
+use serde_json::Value;
+
+use super::{BOOT, MEMORY, SOON};
+
+/// Longest way from one run to the next: a shutdown and a start.
+const RESTART: Duration = Duration::from_secs(60);
+
+/// A VirtualMachine with the small guest.
+fn machine(target: &dyn Target, name: &str, when: &str) -> String {
+    let instance = manifest(name, target.image(), MEMORY);
+    let (_, spec) = instance.split_once("spec:\n").unwrap_or_default();
+    let spec: String = spec.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: kubevirt.io/v1
+kind: VirtualMachine
+metadata:
+  name: {name}
+spec:
+  {when}
+  template:
+    metadata:
+      labels: {{app: {name}}}
+    spec:
+{spec}"
+    )
+}
+
+/// One field of a VM by JSONPath.
+fn vm(target: &dyn Target, name: &str, path: &str) -> anyhow::Result<String> {
+    target
+        .kubectl(&["get", "vm", name, "-o", &format!("jsonpath={{{path}}}")])?
+        .ok()
+}
+
+/// Waits for the word in the status.
+fn wait_status(
+    target: &dyn Target,
+    name: &str,
+    status: &str,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    wait_for(&format!("vm {name} is {status}"), limit, || {
+        let now = vm(target, name, ".status.printableStatus")?;
+        ensure!(now == status, "it is {now:?}");
+        Ok(())
+    })
+    .with_context(|| {
+        let all = target.kubectl(&["get", "vm,vmi,pods,events", "-o", "yaml"]);
+        let all = all.map(|all| all.stdout).unwrap_or_default();
+        format!("{all}\n{}", target.log_tail())
+    })
+}
+
+/// berth's own command.
+fn berth(target: &dyn Target, arguments: &[&str]) -> anyhow::Result<Outcome> {
+    run(
+        target
+            .berth_command()
+            .args(arguments)
+            .args(["--namespace", target.namespace()]),
+        "",
+    )
+}
+
+fn uid(target: &dyn Target, name: &str) -> anyhow::Result<String> {
+    target.vmi(name, ".metadata.uid")
+}
+
+fn delete(target: &dyn Target, name: &str) -> anyhow::Result<()> {
+    target
+        .kubectl(&["delete", "vm", name, "--timeout=60s"])?
+        .ok()
+        .with_context(|| target.log_tail())?;
+    let left = target.kubectl(&["get", "vm,vmi", "-o", "name"])?.ok()?;
+    ensure!(left.trim().is_empty(), "left: {left}");
+    Ok(())
+}
+
+/// Start, restart, stop, as users do it.
+pub(crate) fn started_restarted_stopped(target: &dyn Target) -> anyhow::Result<()> {
+    target.apply(&machine(target, "web", "runStrategy: Halted"))?;
+    wait_status(target, "web", "Stopped", SOON)?;
+    let none = target.kubectl(&["get", "vmi", "-o", "name"])?.ok()?;
+    ensure!(none.trim().is_empty(), "it is halted, and there is {none}");
+    let refused = berth(target, &["stop", "web"])?.err()?;
+    ensure!(refused.contains("VM is not running"), "{refused}");
+    let refused = berth(target, &["restart", "web"])?.err()?;
+    ensure!(
+        refused.contains("Halted does not support manual restart requests"),
+        "{refused}"
+    );
+    let refused = berth(target, &["start", "nobody"])?.err()?;
+    ensure!(
+        refused.contains("virtualmachines.kubevirt.io \"nobody\" not found"),
+        "{refused}"
+    );
+
+    let said = berth(target, &["start", "web"])?.ok()?;
+    ensure!(said.trim() == "VM web was scheduled to start", "{said}");
+    wait_status(target, "web", "Running", SOON)?;
+    ensure!(vm(target, "web", ".spec.runStrategy")? == "Always");
+    ensure!(vm(target, "web", ".status.ready")? == "true");
+    ensure!(target.vmi("web", ".metadata.labels.app")? == "web");
+    target.console("web")?.log_in(BOOT)?;
+    let table = target.kubectl(&["get", "vm"])?.ok()?;
+    ensure!(
+        table.contains("STATUS") && table.contains("Running"),
+        "{table}"
+    );
+    let refused = berth(target, &["start", "web"])?.err()?;
+    ensure!(refused.contains("VM is already running"), "{refused}");
+
+    // What the template says next holds from the next start on, and until then the machine says so.
+    let patch = r#"{"spec":{"template":{"spec":{"hostname":"renamed"}}}}"#;
+    target
+        .kubectl(&["patch", "vm", "web", "--type=merge", "-p", patch])?
+        .ok()?;
+    let required = ".status.conditions[?(@.type=='RestartRequired')].status";
+    wait_for("a restart is required", SOON, || {
+        let now = vm(target, "web", required)?;
+        ensure!(now == "True", "{now:?}");
+        Ok(())
+    })?;
+    let first = uid(target, "web")?;
+    berth(target, &["restart", "web"])?.ok()?;
+    wait_for("another instance runs", RESTART, || {
+        let (now, phase) = (uid(target, "web")?, target.vmi("web", ".status.phase")?);
+        ensure!(now != first && phase == "Running", "{now} {phase}");
+        Ok(())
+    })?;
+    let mut console = target.console("web")?;
+    console.log_in(BOOT)?;
+    let name = console.shell("hostname", SOON)?;
+    ensure!(name.contains("renamed"), "{name}");
+    wait_for("nothing is required any more", SOON, || {
+        let now = vm(target, "web", required)?;
+        ensure!(now.is_empty(), "{now:?}");
+        let requests = vm(target, "web", ".status.stateChangeRequests")?;
+        ensure!(requests.is_empty() || requests == "[]", "{requests}");
+        Ok(())
+    })?;
+
+    berth(target, &["stop", "web"])?.ok()?;
+    console.expect("power button: shutting down", SOON)?;
+    wait_status(target, "web", "Stopped", RESTART)?;
+    ensure!(vm(target, "web", ".spec.runStrategy")? == "Halted");
+    delete(target, "web")
+}
+
+/// A guest that stands still, and goes on.
+pub(crate) fn paused(target: &dyn Target) -> anyhow::Result<()> {
+    target.apply(&machine(target, "held", "running: true"))?;
+    wait_status(target, "held", "Running", SOON)?;
+    target.console("held")?.log_in(BOOT)?;
+    let address = target.address("held")?;
+    target.ping(&address, SOON)?;
+    let said = berth(target, &["pause", "vm", "held"])?.ok()?;
+    ensure!(said.trim() == "VM held was scheduled to pause", "{said}");
+    wait_status(target, "held", "Paused", SOON)?;
+    let silent = target.exec("ping", &["-c", "1", "-W", "2", &address])?;
+    ensure!(silent.code != 0, "a paused guest answers: {silent}");
+    let refused = berth(target, &["pause", "vmi", "held"])?.err()?;
+    ensure!(refused.contains("VMI is already paused"), "{refused}");
+    berth(target, &["unpause", "vmi", "held"])?.ok()?;
+    wait_status(target, "held", "Running", SOON)?;
+    target.ping(&address, SOON)?;
+    let refused = berth(target, &["unpause", "vm", "held"])?.err()?;
+    ensure!(refused.contains("VMI is not paused"), "{refused}");
+    delete(target, "held")
+}
+
+/// What each run strategy makes of a guest that ends.
+pub(crate) fn strategies(target: &dyn Target) -> anyhow::Result<()> {
+    target.apply(&machine(target, "always", "runStrategy: Always"))?;
+    target.apply(&machine(target, "rerun", "runStrategy: RerunOnFailure"))?;
+    target.apply(&machine(target, "manual", "runStrategy: Manual"))?;
+    wait_status(target, "always", "Running", SOON)?;
+    wait_status(target, "rerun", "Running", SOON)?;
+    wait_status(target, "manual", "Stopped", SOON)?;
+    let another = |name: &str, before: &str| {
+        wait_for(&format!("{name} runs again"), RESTART, || {
+            let vmi = target.kubectl(&["get", "vmi", name, "-o", "json"])?.ok()?;
+            let vmi: Value = serde_json::from_str(&vmi)?;
+            let now = (&vmi["metadata"]["uid"], &vmi["status"]["phase"]);
+            ensure!(now.0 != before && now.1 == "Running", "{now:?}");
+            Ok(())
+        })
+        .with_context(|| target.log_tail())
+    };
+    // Powered off by itself: one starts again, one has done what it was for.
+    let first = uid(target, "always")?;
+    let mut console = target.console("always")?;
+    console.log_in(BOOT)?;
+    console.send_line("poweroff -f")?;
+    another("always", &first)?;
+    // A killed QEMU is a failure.
+    let first = uid(target, "rerun")?;
+    target.kubectl(&["delete", "vm", "always", "--timeout=60s"])?.ok()?;
+    target.kill_in_pod("rerun", "qemu-system")?;
+    another("rerun", &first)?;
+    let mut console = target.console("rerun")?;
+    console.log_in(BOOT)?;
+    console.send_line("poweroff -f")?;
+    target.wait_phase("rerun", "Succeeded", SOON)?;
+    wait_status(target, "rerun", "Stopped", SOON)?;
+    // By hand.
+    berth(target, &["start", "manual"])?.ok()?;
+    wait_status(target, "manual", "Running", SOON)?;
+    ensure!(vm(target, "manual", ".spec.runStrategy")? == "Manual");
+    berth(target, &["stop", "manual"])?.ok()?;
+    wait_status(target, "manual", "Stopped", RESTART)?;
+    target.kubectl(&["delete", "vm", "rerun", "--timeout=60s"])?.ok()?;
+    delete(target, "manual")
+}
+
+/// An image that is not there, an instance that is somebody else's, a mistake in the template.
+pub(crate) fn what_is_wrong_is_told(target: &dyn Target) -> anyhow::Result<()> {
+    let good = machine(target, "bad", "runStrategy: Always");
+    let cases = [
+        ("  runStrategy: Always\n", "", "spec.runStrategy"),
+        (
+            "  runStrategy: Always\n",
+            "  runStrategy: Always\n  running: true\n",
+            "spec.running",
+        ),
+        ("runStrategy: Always", "runStrategy: Sometimes", "Sometimes"),
+        (
+            "bus: virtio",
+            "bus: floppy",
+            "spec.template.spec.domain.devices.disks[0].disk.bus",
+        ),
+        (
+            "rng: {}",
+            "rng: {}\n          gpus: []\n          sound: {name: s}",
+            "spec.template.spec.domain.devices.sound",
+        ),
+    ];
+    for (from, to, told) in cases {
+        ensure!(good.contains(from), "the case {to:?} replaces nothing");
+        let refused = target
+            .kubectl_with(&["apply", "-f", "-"], &good.replacen(from, to, 1))?
+            .err()?;
+        ensure!(refused.contains(told), "no {told:?} in {refused}");
+    }
+    target.apply(&machine(target, "lost", "runStrategy: Always").replace(target.image(), "localhost/none:1"))?;
+    wait_for("the missing image is told", SOON, || {
+        let now = vm(target, "lost", ".status.printableStatus")?;
+        ensure!(now == "ErrImagePull" || now == "ImagePullBackOff", "{now}");
+        Ok(())
+    })?;
+    target.kubectl(&["delete", "vm", "lost", "--timeout=60s"])?.ok()?;
+    // Somebody's own instance of this name.
+    target.apply(&manifest("taken", "localhost/none:1", MEMORY))?;
+    target.apply(&machine(target, "taken", "runStrategy: Always"))?;
+    let failure = ".status.conditions[?(@.type=='Failure')].message";
+    wait_for("the other instance is told", SOON, || {
+        let now = vm(target, "taken", failure)?;
+        ensure!(now.contains("is not this virtual machine's"), "{now:?}");
+        Ok(())
+    })?;
+    target.delete("taken", SOON)?;
+    wait_status(target, "taken", "Running", RESTART)?;
+    // Whoever deletes the machine and wants the guest keeps it.
+    target
+        .kubectl(&["delete", "vm", "taken", "--cascade=orphan", "--timeout=60s"])?
+        .ok()?;
+    ensure!(target.vmi("taken", ".status.phase")? == "Running");
+    target.delete("taken", RESTART)
+}
