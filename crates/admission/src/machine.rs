@@ -102,7 +102,11 @@ fn rooted(text: &str) -> String {
             .chars()
             .next_back()
             .is_some_and(|c| c.is_ascii_alphanumeric() || c == '.');
-        out += if joined { "spec." } else { "spec.template.spec." };
+        out += if joined {
+            "spec."
+        } else {
+            "spec.template.spec."
+        };
         rest = &found["spec.".len()..];
     }
     out + rest

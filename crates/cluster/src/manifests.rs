@@ -112,7 +112,9 @@ fn access(settings: &Settings) -> Vec<Value> {
     );
     let events = rule(EVENTS.0, EVENTS.1, EVENTS.2);
     let controller = vec![
-        machines(&["create", "delete", "get", "list", "watch", "patch", "update"]),
+        machines(&[
+            "create", "delete", "get", "list", "watch", "patch", "update",
+        ]),
         rule(
             &["kubevirt.io"],
             &["virtualmachines"],
@@ -127,7 +129,10 @@ fn access(settings: &Settings) -> Vec<Value> {
         // Owner references that block the owner's deletion need it.
         rule(
             &["kubevirt.io"],
-            &["virtualmachineinstances/finalizers", "virtualmachines/finalizers"],
+            &[
+                "virtualmachineinstances/finalizers",
+                "virtualmachines/finalizers",
+            ],
             &["update"],
         ),
         rule(

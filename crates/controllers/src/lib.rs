@@ -13,6 +13,7 @@ pub mod scheduler;
 mod settings;
 pub mod vm;
 pub mod vmi;
+mod written;
 
 use berth_api::events::Recorder;
 use berth_api::labels;

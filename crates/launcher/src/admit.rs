@@ -144,7 +144,13 @@ mod tests {
             ),
             (
                 Asked::Pause,
-                [refuse_early, refuse_early, Suspend, refuse_late, refuse_late],
+                [
+                    refuse_early,
+                    refuse_early,
+                    Suspend,
+                    refuse_late,
+                    refuse_late,
+                ],
             ),
             (
                 Asked::Resume,

@@ -111,7 +111,7 @@ impl Server {
         };
         let wanted = match &request.call {
             Call::Sync(sync) => sync.nics.iter().filter(|nic| nic.lease.is_some()).count(),
-            Call::Shutdown { .. } | Call::Kill | Call::Status => 0,
+            Call::Shutdown { .. } | Call::Kill | Call::Pause | Call::Resume | Call::Status => 0,
         };
         let Some(fds) = reader.take_fds(wanted) else {
             return Err((

@@ -204,7 +204,12 @@ fn plan(
         action: StateChange::Stop,
         uid: vmi.uid(),
     };
-    let no = |what: &str| Err(format!("{} does not support manual {what} requests", strategy.as_str()));
+    let no = |what: &str| {
+        Err(format!(
+            "{} does not support manual {what} requests",
+            strategy.as_str()
+        ))
+    };
     match (verb, strategy, alive) {
         (Verb::Start, RunStrategy::Halted, None) => Ok(to_be(RunStrategy::Always)),
         (Verb::Start, RunStrategy::Always, None) => no("start"),
@@ -246,10 +251,7 @@ async fn held(
     if status.phase != Some(VmiPhase::Running) {
         return Err(conflict("VMI is not running"));
     }
-    match (
-        order,
-        is_true(&status.conditions, labels::CONDITION_PAUSED),
-    ) {
+    match (order, is_true(&status.conditions, labels::CONDITION_PAUSED)) {
         (Order::Pause, true) => return Err(conflict("VMI is already paused")),
         (Order::Unpause, false) => return Err(conflict("VMI is not paused")),
         _ => {}
@@ -285,38 +287,75 @@ mod tests {
             "metadata": {"name": "vm", "uid": "i1"}, "spec": {"domain": {"devices": {}}},
         }))
         .unwrap();
-        let told = |spec: Value, alive: bool, verb| {
-            match plan(&vm(&spec), alive.then_some(&vmi), verb) {
+        let told =
+            |spec: Value, alive: bool, verb| match plan(&vm(&spec), alive.then_some(&vmi), verb) {
                 Ok(Change::Spec(spec)) => spec.to_string(),
                 Ok(Change::Requests(requests)) => serde_json::to_string(&requests).unwrap(),
                 Err(why) => why,
-            }
-        };
-        let (start, stop) = (r#"[{"action":"Start"}]"#, r#"[{"action":"Stop","uid":"i1"}]"#);
+            };
+        let (start, stop) = (
+            r#"[{"action":"Start"}]"#,
+            r#"[{"action":"Stop","uid":"i1"}]"#,
+        );
         let both = r#"[{"action":"Stop","uid":"i1"},{"action":"Start"}]"#;
         let (always, halted) = (r#"{"runStrategy":"Always"}"#, r#"{"runStrategy":"Halted"}"#);
         let (down, up) = ("VM is not running", "VM is already running");
         // Start without and with an instance, stop with one, restart with one.
         for (strategy, expected) in [
-            ("Always", ["Always does not support manual start requests", up, halted, both]),
-            ("Halted", [always, always, down, "Halted does not support manual restart requests"]),
+            (
+                "Always",
+                [
+                    "Always does not support manual start requests",
+                    up,
+                    halted,
+                    both,
+                ],
+            ),
+            (
+                "Halted",
+                [
+                    always,
+                    always,
+                    down,
+                    "Halted does not support manual restart requests",
+                ],
+            ),
             ("Manual", [start, up, stop, both]),
             ("RerunOnFailure", [start, up, halted, both]),
             ("Once", [start, up, halted, both]),
         ] {
             let spec = json!({"runStrategy": strategy});
-            let answers = [(false, Verb::Start), (true, Verb::Start), (true, Verb::Stop), (true, Verb::Restart)]
-                .map(|(alive, verb)| told(spec.clone(), alive, verb));
+            let answers = [
+                (false, Verb::Start),
+                (true, Verb::Start),
+                (true, Verb::Stop),
+                (true, Verb::Restart),
+            ]
+            .map(|(alive, verb)| told(spec.clone(), alive, verb));
             assert_eq!(answers, expected, "{strategy}");
         }
-        assert_eq!(told(json!({"runStrategy": "Manual"}), false, Verb::Stop), down);
-        assert_eq!(told(json!({"running": false}), false, Verb::Start), r#"{"running":true}"#);
-        assert_eq!(told(json!({"running": true}), true, Verb::Stop), r#"{"running":false}"#);
+        assert_eq!(
+            told(json!({"runStrategy": "Manual"}), false, Verb::Stop),
+            down
+        );
+        assert_eq!(
+            told(json!({"running": false}), false, Verb::Start),
+            r#"{"running":true}"#
+        );
+        assert_eq!(
+            told(json!({"running": true}), true, Verb::Stop),
+            r#"{"running":false}"#
+        );
     }
 
     #[test]
     fn options_are_honoured_or_refused() {
-        for body in ["", " \n", "{}", r#"{"paused": false, "dryRun": null, "kind": "StartOptions"}"#] {
+        for body in [
+            "",
+            " \n",
+            "{}",
+            r#"{"paused": false, "dryRun": null, "kind": "StartOptions"}"#,
+        ] {
             assert!(options(body.as_bytes()).is_ok(), "{body}");
         }
         for (body, told) in [

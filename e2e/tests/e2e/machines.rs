@@ -5,10 +5,7 @@ use berth_e2e::Target;
 use crate::stories::machines;
 use crate::{SOON, machine_with_guest};
 
-fn story(
-    name: &str,
-    story: impl FnOnce(&dyn Target) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn story(name: &str, story: impl FnOnce(&dyn Target) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let Some(machine) = machine_with_guest(name)? else {
         return Ok(());
     };

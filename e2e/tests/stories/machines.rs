@@ -201,7 +201,9 @@ pub(crate) fn strategies(target: &dyn Target) -> anyhow::Result<()> {
     another("always", &first)?;
     // A killed QEMU is a failure.
     let first = uid(target, "rerun")?;
-    target.kubectl(&["delete", "vm", "always", "--timeout=60s"])?.ok()?;
+    target
+        .kubectl(&["delete", "vm", "always", "--timeout=60s"])?
+        .ok()?;
     target.kill_in_pod("rerun", "qemu-system")?;
     another("rerun", &first)?;
     let mut console = target.console("rerun")?;
@@ -215,7 +217,9 @@ pub(crate) fn strategies(target: &dyn Target) -> anyhow::Result<()> {
     ensure!(vm(target, "manual", ".spec.runStrategy")? == "Manual");
     berth(target, &["stop", "manual"])?.ok()?;
     wait_status(target, "manual", "Stopped", RESTART)?;
-    target.kubectl(&["delete", "vm", "rerun", "--timeout=60s"])?.ok()?;
+    target
+        .kubectl(&["delete", "vm", "rerun", "--timeout=60s"])?
+        .ok()?;
     delete(target, "manual")
 }
 
@@ -248,13 +252,17 @@ pub(crate) fn what_is_wrong_is_told(target: &dyn Target) -> anyhow::Result<()> {
             .err()?;
         ensure!(refused.contains(told), "no {told:?} in {refused}");
     }
-    target.apply(&machine(target, "lost", "runStrategy: Always").replace(target.image(), "localhost/none:1"))?;
+    target.apply(
+        &machine(target, "lost", "runStrategy: Always").replace(target.image(), "localhost/none:1"),
+    )?;
     wait_for("the missing image is told", SOON, || {
         let now = vm(target, "lost", ".status.printableStatus")?;
         ensure!(now == "ErrImagePull" || now == "ImagePullBackOff", "{now}");
         Ok(())
     })?;
-    target.kubectl(&["delete", "vm", "lost", "--timeout=60s"])?.ok()?;
+    target
+        .kubectl(&["delete", "vm", "lost", "--timeout=60s"])?
+        .ok()?;
     // Somebody's own instance of this name.
     target.apply(&manifest("taken", "localhost/none:1", MEMORY))?;
     target.apply(&machine(target, "taken", "runStrategy: Always"))?;

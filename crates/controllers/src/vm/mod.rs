@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::vmi::{manager_patch, manager_post, now};
+use crate::written::Written;
 use plan::{Action, Observed, plan};
 
 /// How often a conflicting write is planned anew within one reconcile.
@@ -93,6 +94,7 @@ pub async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken
         instances,
         made: Mutex::default(),
         failures: Mutex::default(),
+        written: Written::default(),
     });
     let outcomes = applier(
         |vm, controller: Arc<Controller>| async move { controller.reconcile(vm).await }.boxed(),
@@ -124,6 +126,7 @@ struct Controller {
     made: Mutex<HashMap<String, Arc<VirtualMachineInstance>>>,
     /// Failed reconciles in a row, and why the last instance was refused, by machine UID.
     failures: Mutex<HashMap<String, (u32, Option<String>)>>,
+    written: Written,
 }
 
 /// Locks a map. Nothing here panics while it holds one, so a poisoned map is still whole.
@@ -164,6 +167,9 @@ enum Step {
 impl Controller {
     async fn reconcile(&self, vm: Arc<VirtualMachine>) -> Result<Requeue, Error> {
         let uid = vm.uid().unwrap_or_default();
+        if self.written.is_ahead_of(&*vm) {
+            return Ok(Requeue::await_change());
+        }
         // The cache must be filled before it can be asked; this waits only at the start of the process.
         let _ = self.instances.wait_until_ready().await;
         let mut vm = vm;
@@ -214,6 +220,7 @@ impl Controller {
     fn forget(&self, uid: &str) {
         locked(&self.made).remove(uid);
         locked(&self.failures).remove(uid);
+        self.written.forget(uid);
     }
 
     fn machines(&self, vm: &VirtualMachine) -> Api<VirtualMachine> {
@@ -233,9 +240,8 @@ impl Controller {
     /// The machine's instance: from the cache, or what was made here while the cache lacks it.
     fn instance_of(&self, vm: &VirtualMachine) -> Option<Arc<VirtualMachineInstance>> {
         let uid = vm.uid().unwrap_or_default();
-        let wanted =
-            reflector::ObjectRef::<VirtualMachineInstance>::new(&vm.name_any())
-                .within(vm.namespace().as_deref().unwrap_or("default"));
+        let wanted = reflector::ObjectRef::<VirtualMachineInstance>::new(&vm.name_any())
+            .within(vm.namespace().as_deref().unwrap_or("default"));
         let cached = self
             .instances
             .get(&wanted)
@@ -265,9 +271,7 @@ impl Controller {
                 Action::Create => self.create(vm, digest).await?,
                 Action::Delete(uid) => self.delete(vm, &uid).await?,
                 Action::RemoveFinalizer => self.remove_finalizer(vm, &version).await?,
-                Action::WriteStatus(status) => {
-                    self.write_status(vm, &status, &mut version).await?
-                }
+                Action::WriteStatus(status) => self.write_status(vm, &status, &mut version).await?,
                 Action::Event(type_, reason, message) => {
                     self.recorder.record(vm, type_, &reason, &message).await;
                     Step::Done
@@ -289,14 +293,19 @@ impl Controller {
                 info!(vm = %full_name(vm), "started");
                 locked(&self.made).insert(uid.clone(), Arc::new(vmi));
                 locked(&self.failures).remove(&uid);
-                let message = format!("Started the virtual machine by creating the new virtual machine instance {name}");
+                let message = format!(
+                    "Started the virtual machine by creating the new virtual machine instance {name}"
+                );
                 self.recorder
                     .normal(vm, labels::REASON_SUCCESSFUL_CREATE, &message)
                     .await;
                 return Ok(Step::Done);
             }
             Err(error) if code(&error) == 409 => {
-                let there = api.get_opt(&name).await.map_err(failed("read instance", vm))?;
+                let there = api
+                    .get_opt(&name)
+                    .await
+                    .map_err(failed("read instance", vm))?;
                 match there {
                     // The cache is behind.
                     Some(vmi) if is_owned(&vmi, &uid) => {
@@ -380,7 +389,7 @@ impl Controller {
             .patch(&vm.name_any(), &manager_patch(), &Patch::Merge(&patch))
             .await;
         let mut version = version.clone();
-        let step = stale_or(patched, "remove finalizer", vm, &mut version)?;
+        let step = stale_or(patched, "remove finalizer", vm, &mut version, &self.written)?;
         if matches!(step, Step::Done) {
             self.forget(&vm.uid().unwrap_or_default());
         }
@@ -402,7 +411,7 @@ impl Controller {
             .machines(vm)
             .patch_status(&vm.name_any(), &manager_patch(), &Patch::Merge(&patch))
             .await;
-        stale_or(patched, "status", vm, version)
+        stale_or(patched, "status", vm, version, &self.written)
     }
 }
 
@@ -413,10 +422,12 @@ fn stale_or(
     operation: &'static str,
     vm: &VirtualMachine,
     version: &mut Option<String>,
+    written: &Written,
 ) -> Result<Step, Error> {
     match patched {
-        Ok(written) => {
-            *version = written.resource_version();
+        Ok(answer) => {
+            written.note(&answer);
+            *version = answer.resource_version();
             Ok(Step::Done)
         }
         Err(error) if matches!(code(&error), 404 | 409) => Ok(Step::Stale),

@@ -216,10 +216,7 @@ fn plan_run(seen: &Observed<'_>, status: &Status, plan: &mut Plan) {
             return;
         }
         if let Some(failure) = &status.start_failure {
-            let left = failure
-                .retry_after_timestamp
-                .0
-                .duration_since(seen.now.0);
+            let left = failure.retry_after_timestamp.0.duration_since(seen.now.0);
             if let Ok(left) = Duration::try_from(left)
                 && !left.is_zero()
             {
@@ -267,7 +264,10 @@ fn show(seen: &Observed<'_>, status: &mut Status, plan: &Plan) {
         let now = seen.now.clone();
         set_condition(&mut status.conditions, type_, value, reason, message, now);
     };
-    match (seen.vmi, find_condition(conditions, labels::CONDITION_READY)) {
+    match (
+        seen.vmi,
+        find_condition(conditions, labels::CONDITION_READY),
+    ) {
         (Some(_), Some(ready)) => set(
             labels::CONDITION_READY,
             ready.status == "True",

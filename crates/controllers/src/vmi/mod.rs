@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::Settings;
+use crate::written::Written;
 use launcher_pod::{Claim, Claims};
 use plan::{Action, Observed, plan};
 
@@ -107,6 +108,7 @@ pub async fn run(
         created: Mutex::default(),
         down_since: Mutex::default(),
         failures: Mutex::default(),
+        written: Written::default(),
     });
     let outcomes = applier(
         |vmi, controller: Arc<Controller>| async move { controller.reconcile(vmi).await }.boxed(),
@@ -142,6 +144,7 @@ struct Controller {
     down_since: Mutex<HashMap<String, Instant>>,
     /// Failed reconciles in a row, by machine UID.
     failures: Mutex<HashMap<String, u32>>,
+    written: Written,
 }
 
 /// Locks a map. Nothing here panics while it holds one, so a poisoned map is still whole.
@@ -184,6 +187,9 @@ enum Step {
 impl Controller {
     async fn reconcile(&self, vmi: Arc<VirtualMachineInstance>) -> Result<Requeue, Error> {
         let uid = vmi.uid().unwrap_or_default();
+        if self.written.is_ahead_of(&*vmi) {
+            return Ok(Requeue::await_change());
+        }
         // The pod cache must be filled before it can be asked; this waits only at the start of the process.
         let _ = self.pods.wait_until_ready().await;
         let mut vmi = vmi;
@@ -232,6 +238,7 @@ impl Controller {
         locked(&self.created).remove(uid);
         locked(&self.down_since).remove(uid);
         locked(&self.failures).remove(uid);
+        self.written.forget(uid);
     }
 
     fn machines(&self, vmi: &VirtualMachineInstance) -> Api<VirtualMachineInstance> {
@@ -472,7 +479,7 @@ impl Controller {
             .machines(vmi)
             .patch(&vmi.name_any(), &manager_patch(), &Patch::Merge(&patch))
             .await;
-        stale_or(patched, "label", vmi, version)
+        stale_or(patched, "label", vmi, version, &self.written)
     }
 
     async fn write_status(
@@ -494,7 +501,7 @@ impl Controller {
             let phase = status.phase.map_or("", |p| p.as_str());
             info!(vmi = %full_name(vmi), phase, reason = status.reason.as_deref(), "phase");
         }
-        stale_or(patched, "status", vmi, version)
+        stale_or(patched, "status", vmi, version, &self.written)
     }
 
     async fn remove_finalizer(
@@ -517,7 +524,13 @@ impl Controller {
             .patch(&vmi.name_any(), &manager_patch(), &Patch::Merge(&patch))
             .await;
         let mut version = version.clone();
-        let step = stale_or(patched, "remove finalizer", vmi, &mut version)?;
+        let step = stale_or(
+            patched,
+            "remove finalizer",
+            vmi,
+            &mut version,
+            &self.written,
+        )?;
         if matches!(step, Step::Done) {
             info!(vmi = %full_name(vmi), "released");
             self.forget(&vmi.uid().unwrap_or_default());
@@ -533,10 +546,12 @@ fn stale_or(
     operation: &'static str,
     vmi: &VirtualMachineInstance,
     version: &mut Option<String>,
+    written: &Written,
 ) -> Result<Step, Error> {
     match patched {
-        Ok(written) => {
-            *version = written.resource_version();
+        Ok(answer) => {
+            written.note(&answer);
+            *version = answer.resource_version();
             Ok(Step::Done)
         }
         Err(error) if matches!(code(&error), 404 | 409) => Ok(Step::Stale),
