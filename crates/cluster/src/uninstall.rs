@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use berth_api::kubevirt::v1::VirtualMachineInstance;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams};
-use kube::{Api, Client, ResourceExt as _};
+use berth_api::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, PartialObjectMeta,
+};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::manifests;
@@ -19,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(200);
 pub enum Error {
     /// Nothing was deleted.
     #[error(
-        "virtual machines exist: {named}{more}; delete them first (kubectl get vmi --all-namespaces)"
+        "virtual machines exist: {named}{more}; delete them first (kubectl get vm,vmi --all-namespaces)"
     )]
     Machines {
         /// The first of them.
@@ -102,29 +105,43 @@ fn failed(operation: &'static str, object: String) -> impl FnOnce(kube::Error) -
 }
 
 async fn refuse_machines(client: &Client) -> Result<(), Error> {
-    let machines: Api<VirtualMachineInstance> = Api::all(client.clone());
-    let found = match machines.list(&ListParams::default()).await {
-        Ok(found) => found.items,
-        // The definition is gone already: an earlier call did not come to its end.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-        Err(source) => return Err(failed("list", "virtual machines".into())(source)),
-    };
+    // A machine that does not run has no instance, and is still somebody's.
+    let mut found = names_of::<VirtualMachine>(client).await?;
+    found.extend(names_of::<VirtualMachineInstance>(client).await?);
+    found.sort();
+    // The instance of a machine has its name.
+    found.dedup();
     if found.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = found
-        .iter()
-        .take(NAMED)
-        .map(|vmi| format!("{}/{}", vmi.namespace().unwrap_or_default(), vmi.name_any()))
-        .collect();
-    let more = match found.len() - names.len() {
+    let more = match found.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
+    found.truncate(NAMED);
     Err(Error::Machines {
-        named: names.join(", "),
+        named: found.join(", "),
         more,
     })
+}
+
+/// `namespace/name` of every object of a kind.
+async fn names_of<K>(client: &Client) -> Result<Vec<String>, Error>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let found = match api.list_metadata(&ListParams::default()).await {
+        Ok(found) => found.items,
+        // The definition is gone already: an earlier call did not come to its end.
+        Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+        Err(source) => return Err(failed("list", K::plural(&()).into_owned())(source)),
+    };
+    let full = |object: &PartialObjectMeta<K>| {
+        let namespace = object.namespace().unwrap_or_default();
+        format!("{namespace}/{}", object.name_any())
+    };
+    Ok(found.iter().map(full).collect())
 }
 
 fn name(object: &Value) -> &str {

@@ -12,7 +12,7 @@ use super::{BOOT, MEMORY, SOON};
 const RESTART: Duration = Duration::from_secs(60);
 
 /// A VirtualMachine with the small guest.
-fn machine(target: &dyn Target, name: &str, when: &str) -> String {
+pub(crate) fn machine(target: &dyn Target, name: &str, when: &str) -> String {
     let instance = manifest(name, target.image(), MEMORY);
     let (_, spec) = instance.split_once("spec:\n").unwrap_or_default();
     let spec: String = spec.lines().map(|line| format!("    {line}\n")).collect();
