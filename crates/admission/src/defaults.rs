@@ -2,7 +2,7 @@
 //! nothing: the same manifest applied again gives the same spec.
 
 use berth_api::kubevirt::v1::{
-    BIOS, CPU, Disk, DiskTarget, Firmware, Interface, InterfaceBridge, Machine, Memory, Network,
+    BIOS, CPU, Disk, DiskTarget, Firmware, Input, Interface, InterfaceBridge, Machine, Memory, Network,
     PodNetwork, VirtualMachineInstanceSpec, default_firmware_uuid,
 };
 
@@ -108,6 +108,13 @@ fn set_network(spec: &mut VirtualMachineInstanceSpec) {
     }
     for interface in &mut devices.interfaces {
         interface.model.get_or_insert_with(|| "virtio".to_owned());
+    }
+    if devices.inputs.is_empty() && devices.autoattach_input_device == Some(true) {
+        devices.inputs.push(Input {
+            name: "default-0".to_owned(),
+            type_: "tablet".to_owned(),
+            bus: None,
+        });
     }
     for input in &mut devices.inputs {
         input.bus.get_or_insert_with(|| "usb".to_owned());

@@ -287,6 +287,56 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.domain.resources.requests.cpu: Invalid value: \"1500m\": must be the number of virtual processors, 2, with spec.domain.cpu.dedicatedCpuPlacement",
         ),
         (
+            "/domain/features",
+            json!({"hyperv": {"synic": {}, "spinlocks": {"spinlocks": 1}, "vendorid": {"vendorid": "far too long a name"}}}),
+            "spec.domain.features.hyperv.vpindex: Required value: spec.domain.features.hyperv.synic needs it; spec.domain.features.hyperv.spinlocks.spinlocks: Invalid value: 1: must be at least 4096; spec.domain.features.hyperv.vendorid.vendorid: Invalid value: \"far too long a name\": must be 1 to 12 letters, digits and spaces",
+        ),
+        (
+            "/domain/features",
+            json!({"hyperv": {"tlbflush": {"direct": {}}}}),
+            "spec.domain.features.hyperv.tlbflush.direct: Unsupported value: this field is not supported by berth",
+        ),
+        (
+            "/domain/chassis",
+            json!({"sku": "<x>"}),
+            "spec.domain.chassis.sku: Invalid value: \"<x>\": must be 1 to 256 letters, digits, spaces and ._-+",
+        ),
+        (
+            "/domain/cpu",
+            json!({"features": [{"name": "aes"}, {"name": "aes", "policy": "maybe"}]}),
+            "spec.domain.cpu.features[1].policy: Unsupported value: \"maybe\": supported values: \"force\", \"require\", \"optional\", \"disable\", \"forbid\"; spec.domain.cpu.features[1].name: Duplicate value: \"aes\"",
+        ),
+        (
+            "/domain/devices/watchdog",
+            json!({"name": "dog", "diag288": {}}),
+            "spec.domain.devices.watchdog.diag288: Unsupported value: this field is not supported by berth",
+        ),
+        (
+            "/domain/devices/watchdog",
+            json!({"name": "dog", "i6300esb": {"action": "bark"}}),
+            "spec.domain.devices.watchdog.i6300esb.action: Unsupported value: \"bark\": supported values: \"poweroff\", \"reset\", \"shutdown\"",
+        ),
+        (
+            "/domain/devices/disks/0/shareable",
+            json!(true),
+            "spec.domain.devices.disks[0].shareable: Invalid value: true: needs a volume on a persistentVolumeClaim that is not read-only",
+        ),
+        (
+            "/domain/devices/disks/0/blockSize",
+            json!({"custom": {"logical": 4096, "physical": 1000}}),
+            "spec.domain.devices.disks[0].blockSize.custom.physical: Invalid value: 1000: must be a power of two from 512 to 2097152; spec.domain.devices.disks[0].blockSize.custom.logical: Invalid value: 4096: must be no more than spec.domain.devices.disks[0].blockSize.custom.physical, 1000",
+        ),
+        (
+            "/domain/devices/interfaces/0/pciAddress",
+            json!("0000:81:20.0"),
+            "spec.domain.devices.interfaces[0].pciAddress: Invalid value: \"0000:81:20.0\": must be a place on the PCI bus, for example 0000:81:01.0",
+        ),
+        (
+            "/domain/devices/interfaces/0/acpiIndex",
+            json!(16384),
+            "spec.domain.devices.interfaces[0].acpiIndex: Invalid value: 16384: must be from 1 to 16383",
+        ),
+        (
             "/domain/machine",
             json!({"type": "virt"}),
             "spec.domain.machine.type: Unsupported value: \"virt\": supported values: \"q35\", \"pc\", \"pc-q35-<version>\", \"pc-i440fx-<version>\"",

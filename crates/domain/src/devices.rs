@@ -1,6 +1,6 @@
 //! The devices of the machine.
 
-use berth_api::kubevirt::v1::{Devices, Disk, Input, Interface};
+use berth_api::kubevirt::v1::{CPU, Devices, Disk, DomainSpec, Input, Interface};
 
 use crate::xml::Element;
 use crate::{DEFAULT_EMULATOR, DiskInput, DomainError, DomainInput, NicInput};
@@ -16,7 +16,7 @@ pub(crate) fn devices(input: &DomainInput<'_>) -> Result<Element, DomainError> {
     Ok(Element::new("devices")
         .child(Element::new("emulator").text(input.emulator.as_deref().unwrap_or(DEFAULT_EMULATOR)))
         .children(controllers(spec))
-        .children(disks(spec, &input.disks, &boot)?)
+        .children(disks(&input.vmi.spec.domain, &input.disks, &boot)?)
         .children(nics(spec, &input.nics)?)
         .children(
             (spec.autoattach_serial_console != Some(false))
@@ -31,16 +31,102 @@ pub(crate) fn devices(input: &DomainInput<'_>) -> Result<Element, DomainError> {
                 .map(input_device)
                 .collect::<Result<Vec<_>, _>>()?,
         )
-        .children(graphics(display))
-        .children(spec.rng.as_ref().map(|_| rng()))
+        .children(graphics(display, spec))
+        .children(sound(spec))
+        .children(watchdog(spec))
+        .children(spec.rng.as_ref().map(|_| rng(spec)))
         .child(Element::new("memballoon").attribute(
             "model",
             if spec.autoattach_mem_balloon == Some(false) {
                 "none"
             } else {
-                "virtio"
+                virtio(spec)
             },
-        )))
+        ))
+        .children(spec.panic_devices.iter().filter_map(|device| {
+            let model = device.model.as_deref().unwrap_or("isa");
+            // It is one of Hyper-V's own, which only a hypervisor can show.
+            (model == "isa" || !input.emulation)
+                .then(|| Element::new("panic").attribute("model", model))
+        })))
+}
+
+/// The model of a virtio device.
+fn virtio(spec: &Devices) -> &'static str {
+    if spec.use_virtio_transitional == Some(true) {
+        "virtio-transitional"
+    } else {
+        "virtio"
+    }
+}
+
+fn sound(spec: &Devices) -> Option<Element> {
+    let sound = spec.sound.as_ref()?;
+    let model = sound.model.as_deref().unwrap_or("ich9");
+    Some(Element::new("sound").attribute("model", model))
+}
+
+fn watchdog(spec: &Devices) -> Option<Element> {
+    let watchdog = spec.watchdog.as_ref()?;
+    let card = watchdog.i6300esb.as_ref()?;
+    Some(
+        Element::new("watchdog")
+            .attribute("model", "i6300esb")
+            .attribute("action", card.action.as_deref().unwrap_or("reset"))
+            .child(alias(&watchdog.name)),
+    )
+}
+
+/// Which thread of QEMU serves each disk, counted from 1; none for those that have none.
+fn threads(domain: &DomainSpec) -> Vec<Option<usize>> {
+    let on_virtio = |disk: &Disk| bus(disk) == "virtio";
+    let own = |disk: &Disk| on_virtio(disk) && disk.dedicated_io_thread == Some(true);
+    let vcpus = domain.cpu.as_ref().map_or(1, CPU::vcpus).max(1) as usize;
+    let disks = &domain.devices.disks;
+    let others = disks.iter().filter(|disk| on_virtio(disk) && !own(disk)).count();
+    // How many the disks that ask for none share.
+    let shared = match domain.io_threads_policy.as_deref() {
+        Some("shared") => others.min(1),
+        Some("auto") => others.min(vcpus.saturating_mul(2)),
+        _ => 0,
+    };
+    let (mut turn, mut next_own) = (0, shared);
+    disks
+        .iter()
+        .map(|disk| {
+            if own(disk) {
+                next_own += 1;
+                return Some(next_own);
+            }
+            if shared == 0 || !on_virtio(disk) {
+                return None;
+            }
+            turn += 1;
+            Some((turn - 1) % shared + 1)
+        })
+        .collect()
+}
+
+/// How many threads serve disks.
+pub(crate) fn io_threads(domain: &DomainSpec) -> Option<Element> {
+    let count = threads(domain).into_iter().flatten().max()?;
+    Some(Element::new("iothreads").text(count))
+}
+
+/// `0000:81:01.0`, which admission has looked at.
+fn pci_address(text: &str) -> Option<Element> {
+    let (place, function) = text.rsplit_once('.')?;
+    let mut parts = place.split(':');
+    let (domain, bus, slot) = (parts.next()?, parts.next()?, parts.next()?);
+    let hex = |part: &str| format!("0x{part}");
+    Some(
+        Element::new("address")
+            .attribute("type", "pci")
+            .attribute("domain", hex(domain))
+            .attribute("bus", hex(bus))
+            .attribute("slot", hex(slot))
+            .attribute("function", hex(function)),
+    )
 }
 
 /// Who is tried first. As soon as one device of the spec has a place, only those that have one are booted from;
@@ -86,7 +172,9 @@ fn controllers(spec: &Devices) -> Vec<Element> {
     };
     let mut list = vec![controller("usb", if usb { "qemu-xhci" } else { "none" })];
     if uses("scsi") {
-        list.push(controller("scsi", "virtio-scsi"));
+        let transitional = spec.use_virtio_transitional == Some(true);
+        let model = if transitional { "virtio-transitional" } else { "virtio-scsi" };
+        list.push(controller("scsi", model));
     }
     list
 }
@@ -103,18 +191,24 @@ fn bus(disk: &Disk) -> &str {
 }
 
 fn disks(
-    spec: &Devices,
+    domain: &DomainSpec,
     files: &[DiskInput],
     order: &BootOrder,
 ) -> Result<Vec<Element>, DomainError> {
-    let (mut virtio, mut other) = (0, 0);
-    spec.disks
+    let (mut fast, mut other) = (0, 0);
+    let threads = threads(domain);
+    let vcpus = domain.cpu.as_ref().map_or(1, CPU::vcpus).max(1);
+    let queues = (domain.devices.block_multi_queue == Some(true)).then_some(vcpus);
+    let model = virtio(&domain.devices);
+    domain
+        .devices
+        .disks
         .iter()
         .enumerate()
         .map(|(i, disk)| {
             let bus = bus(disk);
             let target = match bus {
-                "virtio" => device_name("vd", &mut virtio),
+                "virtio" => device_name("vd", &mut fast),
                 // One row of names: libvirt wants them unique, and derives the place on the bus from them.
                 "sata" | "scsi" | "usb" => device_name("sd", &mut other),
                 _ => {
@@ -129,18 +223,31 @@ fn disks(
                 .iter()
                 .find(|f| f.volume == disk.name)
                 .ok_or_else(|| DomainError::NoDisk(disk.name.clone()))?;
-            disk_device(disk, bus, &target, file, order.of_disk(disk, i))
+            let on_virtio = bus == "virtio";
+            let place = Place {
+                bus,
+                target: &target,
+                model: (on_virtio && model != "virtio").then_some(model),
+                queues: queues.filter(|_| on_virtio),
+                thread: threads.get(i).copied().flatten(),
+                order: order.of_disk(disk, i),
+            };
+            disk_device(disk, &place, file)
         })
         .collect()
 }
 
-fn disk_device(
-    disk: &Disk,
-    bus: &str,
-    target: &str,
-    file: &DiskInput,
+/// What a disk is to the machine, apart from what its own spec says.
+struct Place<'a> {
+    bus: &'a str,
+    target: &'a str,
+    model: Option<&'a str>,
+    queues: Option<u32>,
+    thread: Option<usize>,
     order: Option<usize>,
-) -> Result<Element, DomainError> {
+}
+
+fn disk_device(disk: &Disk, place: &Place<'_>, file: &DiskInput) -> Result<Element, DomainError> {
     if !matches!(file.format.as_str(), "qcow2" | "raw") {
         let field = format!("format of volume {}", file.volume);
         return Err(DomainError::Value {
@@ -160,9 +267,17 @@ fn disk_device(
         .attribute("name", "qemu")
         .attribute("type", &file.format)
         .maybe("cache", disk.cache.as_deref())
-        .maybe("error_policy", (!read_only).then_some("stop"))
+        .maybe(
+            "error_policy",
+            (!read_only).then(|| disk.error_policy.as_deref().unwrap_or("stop")),
+        )
         .maybe("io", disk.io.as_deref())
+        .maybe("iothread", place.thread)
+        .maybe("queues", place.queues)
         .maybe("discard", (!read_only).then_some("unmap"));
+    let sizes = disk.block_size.as_ref().and_then(|size| size.custom.as_ref());
+    let tray = disk.cdrom.as_ref().and_then(|cdrom| cdrom.tray.as_deref());
+    let pci = disk.disk.as_ref().and_then(|disk| disk.pci_address.as_deref());
     Ok(Element::new("disk")
         .attribute("type", if file.block { "block" } else { "file" })
         .attribute(
@@ -173,22 +288,31 @@ fn disk_device(
                 "disk"
             },
         )
+        .maybe("model", place.model)
         .child(driver)
         .child(
             Element::new("source").attribute(if file.block { "dev" } else { "file" }, &file.path),
         )
+        .children(sizes.map(|sizes| {
+            Element::new("blockio")
+                .attribute("logical_block_size", sizes.logical)
+                .attribute("physical_block_size", sizes.physical)
+        }))
         .child(
             Element::new("target")
-                .attribute("dev", target)
-                .attribute("bus", bus),
+                .attribute("dev", place.target)
+                .attribute("bus", place.bus)
+                .maybe("tray", tray),
         )
         .children(read_only.then(|| Element::new("readonly")))
+        .children((disk.shareable == Some(true)).then(|| Element::new("shareable")))
         .children(
             disk.serial
                 .as_ref()
                 .map(|serial| Element::new("serial").text(serial)),
         )
-        .children(boot(order))
+        .children(boot(place.order))
+        .children(pci.and_then(pci_address))
         .child(alias(&disk.name)))
 }
 
@@ -222,12 +346,17 @@ fn nics(spec: &Devices, taps: &[NicInput]) -> Result<Vec<Element>, DomainError> 
                 .iter()
                 .find(|t| t.network == interface.name)
                 .ok_or_else(|| DomainError::NoNic(interface.name.clone()))?;
-            nic_device(i, interface, tap)
+            nic_device(i, interface, tap, virtio(spec))
         })
         .collect()
 }
 
-fn nic_device(index: usize, interface: &Interface, nic: &NicInput) -> Result<Element, DomainError> {
+fn nic_device(
+    index: usize,
+    interface: &Interface,
+    nic: &NicInput,
+    virtio: &'static str,
+) -> Result<Element, DomainError> {
     let model = interface.model.as_deref().unwrap_or("virtio");
     if !matches!(model, "virtio" | "e1000" | "e1000e" | "rtl8139") {
         let field = format!("spec.domain.devices.interfaces[{index}].model");
@@ -248,10 +377,20 @@ fn nic_device(index: usize, interface: &Interface, nic: &NicInput) -> Result<Ele
                 .attribute("dev", &nic.tap)
                 .attribute("managed", "no"),
         )
-        .child(Element::new("model").attribute("type", model))
+        .child(Element::new("model").attribute("type", if model == "virtio" { virtio } else { model }))
         .child(Element::new("mtu").attribute("size", nic.mtu))
         .children(boot(interface.boot_order))
         .children(rom_off)
+        .children(
+            (interface.state.as_deref() == Some("down"))
+                .then(|| Element::new("link").attribute("state", "down")),
+        )
+        .children(
+            interface
+                .acpi_index
+                .map(|index| Element::new("acpi").attribute("index", index)),
+        )
+        .children(interface.pci_address.as_deref().and_then(pci_address))
         // An interface and a disk may have the same name, two aliases may not.
         .child(Element::new("alias").attribute("name", format!("ua-nic-{}", interface.name))))
 }
@@ -314,7 +453,7 @@ fn input_device(input: &Input) -> Result<Element, DomainError> {
 
 /// A display on a unix socket, or none: without the `none` libvirt adds a video card to a display only, but a
 /// later version may think otherwise.
-fn graphics(socket: Option<&str>) -> Vec<Element> {
+fn graphics(socket: Option<&str>, spec: &Devices) -> Vec<Element> {
     let video = |model: Element| Element::new("video").child(model);
     let model = Element::new("model");
     match socket {
@@ -325,18 +464,20 @@ fn graphics(socket: Option<&str>) -> Vec<Element> {
                     .attribute("type", "socket")
                     .attribute("socket", path),
             ),
-            video(
+            video({
+                let video = spec.video.as_ref().and_then(|video| video.type_.as_deref());
+                let type_ = video.unwrap_or("vga");
                 model
-                    .attribute("type", "vga")
-                    .attribute("vram", 16384)
-                    .attribute("heads", 1),
-            ),
+                    .attribute("type", type_)
+                    .maybe("vram", matches!(type_, "vga" | "bochs").then_some(16384))
+                    .attribute("heads", 1)
+            }),
         ],
     }
 }
 
-fn rng() -> Element {
-    Element::new("rng").attribute("model", "virtio").child(
+fn rng(spec: &Devices) -> Element {
+    Element::new("rng").attribute("model", virtio(spec)).child(
         Element::new("backend")
             .attribute("model", "random")
             .text("/dev/urandom"),

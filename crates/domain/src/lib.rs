@@ -152,12 +152,19 @@ pub fn domain_xml(input: &DomainInput<'_>) -> Result<String, DomainError> {
         .children(platform::identity(namespace, name, domain))
         .child(platform::memory(domain)?)
         .children(platform::processor(domain, input.emulation))
+        .children(devices::io_threads(domain))
         .children(platform::pinning(domain, &input.cpus)?)
         .child(platform::os(domain)?)
-        .child(platform::features(domain))
-        .child(platform::clock(domain))
+        .child(platform::features(domain, input.emulation))
+        .child(platform::clock(domain, input.emulation))
         .child(Element::new("on_poweroff").text("destroy"))
-        .child(Element::new("on_reboot").text("restart"))
+        .child(Element::new("on_reboot").text(
+            if domain.reboot_policy.as_deref() == Some("Terminate") {
+                "destroy"
+            } else {
+                "restart"
+            },
+        ))
         .child(Element::new("on_crash").text("destroy"))
         .child(devices::devices(input)?)
         .child(Element::new("seclabel").attribute("type", "none"))

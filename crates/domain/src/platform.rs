@@ -1,10 +1,13 @@
 //! The machine without its devices.
 
-use berth_api::kubevirt::v1::{CPU, DomainSpec, default_firmware_uuid};
+use berth_api::kubevirt::v1::{CPU, DomainSpec, Features, default_firmware_uuid};
 use berth_api::quantity::parse_bytes;
 
 use crate::DomainError;
 use crate::xml::Element;
+
+/// What Windows tries before it gives a spinlock up, where the manifest says nothing.
+const SPINLOCK_RETRIES: u32 = 4096;
 
 /// `uuid` and, if there is something to tell the guest, `sysinfo`.
 pub(crate) fn identity(namespace: &str, name: &str, domain: &DomainSpec) -> Vec<Element> {
@@ -13,16 +16,27 @@ pub(crate) fn identity(namespace: &str, name: &str, domain: &DomainSpec) -> Vec<
         .and_then(|f| f.uuid.clone())
         .unwrap_or_else(|| default_firmware_uuid(namespace, name));
     let mut elements = vec![Element::new("uuid").text(uuid)];
-    if let Some(serial) = firmware.and_then(|f| f.serial.as_ref()) {
-        elements.push(
-            Element::new("sysinfo").attribute("type", "smbios").child(
-                Element::new("system").child(
-                    Element::new("entry")
-                        .attribute("name", "serial")
-                        .text(serial),
-                ),
-            ),
-        );
+    let entry =
+        |name: &'static str, text: &String| Element::new("entry").attribute("name", name).text(text);
+    let system = firmware
+        .and_then(|f| f.serial.as_ref())
+        .map(|serial| Element::new("system").child(entry("serial", serial)));
+    let chassis = domain.chassis.as_ref().map(|chassis| {
+        let entries = [
+            ("manufacturer", &chassis.manufacturer),
+            ("version", &chassis.version),
+            ("serial", &chassis.serial),
+            ("asset", &chassis.asset),
+            ("sku", &chassis.sku),
+        ];
+        let given = entries
+            .into_iter()
+            .filter_map(|(name, text)| Some(entry(name, text.as_ref()?)));
+        Element::new("chassis").children(given)
+    });
+    if system.is_some() || chassis.is_some() {
+        let sysinfo = Element::new("sysinfo").attribute("type", "smbios");
+        elements.push(sysinfo.children(system).children(chassis));
     }
     elements
 }
@@ -72,7 +86,13 @@ pub(crate) fn processor(domain: &DomainSpec, emulation: bool) -> [Element; 2] {
         Element::new("vcpu")
             .attribute("placement", "static")
             .text(cpu.vcpus()),
-        element.child(topology),
+        element
+            .child(topology)
+            .children(cpu.features.iter().map(|feature| {
+                Element::new("feature")
+                    .attribute("policy", feature.policy.as_deref().unwrap_or("require"))
+                    .attribute("name", &feature.name)
+            })),
     ]
 }
 
@@ -114,7 +134,7 @@ pub(crate) fn os(domain: &DomainSpec) -> Result<Element, DomainError> {
     if use_serial && domain.devices.autoattach_serial_console == Some(false) {
         return Err(DomainError::NoSerialForBios);
     }
-    let smbios = firmware.and_then(|f| f.serial.as_ref());
+    let smbios = firmware.is_some_and(|f| f.serial.is_some()) || domain.chassis.is_some();
     Ok(Element::new("os")
         .child(
             Element::new("type")
@@ -122,12 +142,13 @@ pub(crate) fn os(domain: &DomainSpec) -> Result<Element, DomainError> {
                 .attribute("machine", machine)
                 .text("hvm"),
         )
-        .children(smbios.map(|_| Element::new("smbios").attribute("mode", "sysinfo")))
+        .children(smbios.then(|| Element::new("smbios").attribute("mode", "sysinfo")))
         .children(use_serial.then(|| Element::new("bios").attribute("useserial", "yes"))))
 }
 
-/// ACPI and APIC, on unless switched off.
-pub(crate) fn features(domain: &DomainSpec) -> Element {
+/// ACPI and APIC, on unless switched off; the others as they are given. What only a hypervisor can do is left out under
+/// emulation.
+pub(crate) fn features(domain: &DomainSpec, emulation: bool) -> Element {
     let features = domain.features.as_ref();
     let acpi = features
         .and_then(|f| f.acpi.as_ref())
@@ -139,10 +160,83 @@ pub(crate) fn features(domain: &DomainSpec) -> Element {
     Element::new("features")
         .children(acpi.then(|| Element::new("acpi")))
         .children(apic.then(|| Element::new("apic").maybe("eoi", eoi.map(on_off))))
+        .children(
+            features
+                .filter(|_| !emulation)
+                .into_iter()
+                .flat_map(of_hypervisor),
+        )
+        .children(
+            features
+                .and_then(|f| f.smm.as_ref())
+                .map(|smm| Element::new("smm").attribute("state", on_off(smm.enabled != Some(false)))),
+        )
+}
+
+/// What a hypervisor tells its guests.
+fn of_hypervisor(features: &Features) -> Vec<Element> {
+    let state = |name, enabled: Option<bool>| {
+        Element::new(name).attribute("state", on_off(enabled != Some(false)))
+    };
+    let mut list = Vec::new();
+    let all = features.hyperv_passthrough.as_ref();
+    if all.is_some_and(|all| all.enabled != Some(false)) {
+        list.push(Element::new("hyperv").attribute("mode", "passthrough"));
+    } else if let Some(hyperv) = &features.hyperv {
+        let simple = [
+            ("relaxed", &hyperv.relaxed),
+            ("vapic", &hyperv.vapic),
+            ("vpindex", &hyperv.vpindex),
+            ("runtime", &hyperv.runtime),
+            ("synic", &hyperv.synic),
+            ("reset", &hyperv.reset),
+            ("frequencies", &hyperv.frequencies),
+            ("reenlightenment", &hyperv.reenlightenment),
+            ("tlbflush", &hyperv.tlbflush),
+            ("ipi", &hyperv.ipi),
+            ("evmcs", &hyperv.evmcs),
+        ];
+        let simple = simple
+            .into_iter()
+            .filter_map(|(name, feature)| Some(state(name, feature.as_ref()?.enabled)));
+        let spinlocks = hyperv.spinlocks.as_ref().map(|spinlocks| {
+            let element = state("spinlocks", spinlocks.enabled);
+            let retries = spinlocks.spinlocks.unwrap_or(SPINLOCK_RETRIES);
+            element.maybe("retries", (spinlocks.enabled != Some(false)).then_some(retries))
+        });
+        let timer = hyperv.synictimer.as_ref().map(|timer| {
+            let direct = timer.direct.as_ref();
+            state("stimer", timer.enabled)
+                .children(direct.map(|direct| state("direct", direct.enabled)))
+        });
+        let vendor = hyperv
+            .vendorid
+            .as_ref()
+            .map(|vendor| state("vendor_id", vendor.enabled).maybe("value", vendor.vendorid.as_ref()));
+        list.push(
+            Element::new("hyperv")
+                .attribute("mode", "custom")
+                .children(simple)
+                .children(spinlocks)
+                .children(timer)
+                .children(vendor),
+        );
+    }
+    if let Some(hidden) = features.kvm.as_ref().and_then(|kvm| kvm.hidden) {
+        let hidden = Element::new("hidden").attribute("state", on_off(hidden));
+        list.push(Element::new("kvm").child(hidden));
+    }
+    list.extend(
+        features
+            .pvspinlock
+            .as_ref()
+            .map(|lock| state("pvspinlock", lock.enabled)),
+    );
+    list
 }
 
 /// The clock shows UTC, UTC and an offset, or the local time of a zone.
-pub(crate) fn clock(domain: &DomainSpec) -> Element {
+pub(crate) fn clock(domain: &DomainSpec, emulation: bool) -> Element {
     let spec = domain.clock.as_ref();
     let offset = spec
         .and_then(|c| c.utc.as_ref())
@@ -181,6 +275,11 @@ pub(crate) fn clock(domain: &DomainSpec) -> Element {
                 .map(|t| new("pit", t.present).maybe("tickpolicy", t.tick_policy.as_deref())),
         )
         .children(timer.hpet.as_ref().map(|t| new("hpet", t.present)))
+        .children(
+            (timer.hyperv.as_ref().filter(|_| !emulation))
+                .map(|t| new("hypervclock", t.present)),
+        )
+        .children((timer.kvm.as_ref().filter(|_| !emulation)).map(|t| new("kvmclock", t.present)))
 }
 
 fn on_off(on: bool) -> &'static str {

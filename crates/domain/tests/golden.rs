@@ -188,6 +188,73 @@ fn every_knob() {
     assert_golden("every-knob", &input);
 }
 
+/// What Windows guests are given, and old and unusual ones.
+fn everything_else() -> serde_json::Value {
+    json!({
+        "domain": {
+            "chassis": {"manufacturer": "Maker", "version": "1.0", "serial": "C-1", "asset": "A 1", "sku": "S-1"},
+            "cpu": {"cores": 2, "features": [{"name": "aes"}, {"name": "vmx", "policy": "disable"}]},
+            "memory": {"guest": "1Gi"},
+            "rebootPolicy": "Terminate",
+            "ioThreadsPolicy": "auto",
+            "features": {
+                "hyperv": {
+                    "relaxed": {}, "vapic": {"enabled": true}, "vpindex": {}, "runtime": {}, "synic": {},
+                    "reset": {"enabled": false}, "frequencies": {}, "reenlightenment": {}, "tlbflush": {}, "ipi": {},
+                    "evmcs": {}, "spinlocks": {"spinlocks": 8191}, "synictimer": {"direct": {}},
+                    "vendorid": {"vendorid": "berth"}
+                },
+                "kvm": {"hidden": true}, "pvspinlock": {"enabled": false}, "smm": {}
+            },
+            "clock": {"timer": {"hyperv": {}, "kvm": {"present": false}}},
+            "devices": {
+                "useVirtioTransitional": true, "blockMultiQueue": true, "rng": {},
+                "watchdog": {"name": "dog", "i6300esb": {"action": "poweroff"}},
+                "sound": {"name": "ears"}, "video": {"type": "virtio"},
+                "panicDevices": [{}, {"model": "hyperv"}],
+                "disks": [
+                    {"name": "a", "disk": {"pciAddress": "0000:00:1a.0"}, "dedicatedIOThread": true, "errorPolicy": "enospace"},
+                    {"name": "b", "disk": {}, "blockSize": {"custom": {"logical": 512, "physical": 4096}}},
+                    {"name": "c", "disk": {}, "cache": "none", "shareable": true},
+                    {"name": "d", "disk": {}}, {"name": "e", "disk": {}}, {"name": "f", "disk": {}},
+                    {"name": "g", "disk": {"bus": "scsi"}},
+                    {"name": "cd", "cdrom": {"tray": "open"}}
+                ],
+                "interfaces": [
+                    {"name": "default", "bridge": {}, "acpiIndex": 7, "state": "down", "pciAddress": "0000:00:1b.0"}
+                ]
+            }
+        }
+    })
+}
+
+#[test]
+fn everything_else_with_and_without_a_hypervisor() {
+    let vmi = vmi(everything_else());
+    assert_golden(
+        "everything-else-kvm",
+        &DomainInput {
+            emulation: false,
+            ..input(&vmi)
+        },
+    );
+    assert_golden("everything-else-emulated", &input(&vmi));
+    let passthrough = self::vmi(json!({
+        "domain": {
+            "memory": {"guest": "64Mi"}, "ioThreadsPolicy": "shared",
+            "features": {"hypervPassthrough": {}},
+            "devices": {"disks": [{"name": "a"}, {"name": "b"}]}
+        }
+    }));
+    assert_golden(
+        "hyperv-passthrough",
+        &DomainInput {
+            emulation: false,
+            ..input(&passthrough)
+        },
+    );
+}
+
 #[test]
 fn features_off_and_a_zone() {
     let vmi = vmi(json!({

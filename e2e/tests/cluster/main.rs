@@ -116,6 +116,10 @@ story!(
     what_is_wrong_with_a_machine_is_told,
     stories::machines::what_is_wrong_is_told
 );
+story!(
+    a_guest_finds_the_hardware_that_was_asked_for,
+    stories::hardware::the_guest_finds_its_hardware
+);
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
 story!(the_launcher_reaches_nobody, no_network);

@@ -8,6 +8,7 @@ mod crashes;
 mod deletion;
 mod first_light;
 mod foreign_guest;
+mod hardware;
 mod leaks;
 mod machines;
 mod old_manifests;

@@ -241,8 +241,8 @@ pub(crate) fn what_is_wrong_is_told(target: &dyn Target) -> anyhow::Result<()> {
         ),
         (
             "rng: {}",
-            "rng: {}\n          gpus: []\n          sound: {name: s}",
-            "spec.template.spec.domain.devices.sound",
+            "rng: {}\n          gpus: []\n          tpm: {}",
+            "spec.template.spec.domain.devices.tpm",
         ),
     ];
     for (from, to, told) in cases {

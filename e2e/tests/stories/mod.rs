@@ -1,6 +1,7 @@
 //! Stories that happen standalone and on a cluster alike. Each test binary has its own part of them.
 
 pub(crate) mod crashes;
+pub(crate) mod hardware;
 pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod lifecycle;
@@ -148,8 +149,8 @@ pub(crate) fn mistakes_are_refused_by_field(target: &dyn Target) -> anyhow::Resu
         ),
         (
             "      rng: {}\n",
-            "      rng: {}\n      sound:\n        name: s\n",
-            &["spec.domain.devices.sound"],
+            "      rng: {}\n      tpm: {}\n",
+            &["spec.domain.devices.tpm"],
         ),
         (
             "bridge: {}",

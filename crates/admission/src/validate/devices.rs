@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use berth_api::kubevirt::v1::{
-    ContainerDiskSource, Disk, Interface, VirtualMachineInstanceSpec, Volume,
+    ContainerDiskSource, Devices, Disk, Interface, VirtualMachineInstanceSpec, Volume,
 };
 
 use super::one_of;
@@ -55,6 +55,8 @@ pub(super) fn check(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) 
         devices.inputs.iter().map(|i| &*i.name),
         causes,
     );
+    check_others(devices, causes);
+    check_shareable(spec, causes);
     for (i, input) in devices.inputs.iter().enumerate() {
         let path = format!("spec.domain.devices.inputs[{i}]");
         one_of(
@@ -69,6 +71,110 @@ pub(super) fn check(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) 
             &["usb", "virtio"],
             causes,
         );
+    }
+}
+
+/// Devices without a counterpart elsewhere in the spec.
+fn check_others(devices: &Devices, causes: &mut Vec<Cause>) {
+    const DEVICES: &str = "spec.domain.devices";
+    if let Some(watchdog) = &devices.watchdog {
+        Names::check(
+            "spec.domain.devices.watchdog",
+            std::iter::once(&*watchdog.name),
+            causes,
+        );
+        match &watchdog.i6300esb {
+            None => causes.push(Cause::required(
+                format!("{DEVICES}.watchdog.i6300esb"),
+                "the watchdog that berth has",
+            )),
+            Some(card) => one_of(
+                &format!("{DEVICES}.watchdog.i6300esb.action"),
+                card.action.as_deref(),
+                &["poweroff", "reset", "shutdown"],
+                causes,
+            ),
+        }
+    }
+    let sound = devices.sound.as_ref().and_then(|s| s.model.as_deref());
+    one_of(
+        &format!("{DEVICES}.sound.model"),
+        sound,
+        &["ich9", "ac97"],
+        causes,
+    );
+    let video = devices.video.as_ref().and_then(|v| v.type_.as_deref());
+    one_of(
+        &format!("{DEVICES}.video.type"),
+        video,
+        &["vga", "virtio", "bochs", "ramfb"],
+        causes,
+    );
+    if video.is_some() && devices.autoattach_graphics_device == Some(false) {
+        causes.push(Cause::forbidden(
+            format!("{DEVICES}.video"),
+            format!("cannot be given while {DEVICES}.autoattachGraphicsDevice is false"),
+        ));
+    }
+    for (i, device) in devices.panic_devices.iter().enumerate() {
+        one_of(
+            &format!("{DEVICES}.panicDevices[{i}].model"),
+            device.model.as_deref(),
+            &["isa", "hyperv"],
+            causes,
+        );
+    }
+}
+
+/// A disk of several machines must be one file for all of them: no overlay, nothing cached.
+fn check_shareable(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
+    for (i, disk) in spec.domain.devices.disks.iter().enumerate() {
+        if disk.shareable != Some(true) {
+            continue;
+        }
+        let path = format!("spec.domain.devices.disks[{i}]");
+        let volume = spec.volumes.iter().find(|v| v.name == disk.name);
+        let claim = volume.and_then(|v| v.persistent_volume_claim.as_ref());
+        if !claim.is_some_and(|claim| claim.read_only != Some(true)) {
+            causes.push(Cause::invalid(
+                format!("{path}.shareable"),
+                true,
+                "needs a volume on a persistentVolumeClaim that is not read-only",
+            ));
+        } else if disk.cache.as_deref() != Some("none") {
+            causes.push(Cause::invalid(
+                format!("{path}.shareable"),
+                true,
+                format!("needs {path}.cache to be none"),
+            ));
+        }
+    }
+}
+
+/// `DOMAIN:BUS:SLOT.FUNCTION` in hex.
+fn is_pci_address(text: &str) -> bool {
+    let hex = |part: &str, length: usize, most: u32| {
+        part.len() == length
+            && part.bytes().all(|b| b.is_ascii_hexdigit())
+            && u32::from_str_radix(part, 16).is_ok_and(|number| number <= most)
+    };
+    let Some((place, function)) = text.rsplit_once('.') else {
+        return false;
+    };
+    let parts: Vec<&str> = place.split(':').collect();
+    matches!(parts[..], [domain, bus, slot] if hex(domain, 4, 0xffff) && hex(bus, 2, 0xff) && hex(slot, 2, 0x1f))
+        && hex(function, 1, 7)
+}
+
+fn check_pci_address(field: &str, text: Option<&str>, causes: &mut Vec<Cause>) {
+    if let Some(text) = text
+        && !is_pci_address(text)
+    {
+        causes.push(Cause::invalid(
+            field,
+            text,
+            "must be a place on the PCI bus, for example 0000:81:01.0",
+        ));
     }
 }
 
@@ -186,6 +292,55 @@ fn check_disk(path: &str, disk: &Disk, causes: &mut Vec<Cause>) {
         &["threads", "native"],
         causes,
     );
+    one_of(
+        &format!("{path}.errorPolicy"),
+        disk.error_policy.as_deref(),
+        &["stop", "ignore", "report", "enospace"],
+        causes,
+    );
+    if let Some(target) = &disk.disk {
+        let field = format!("{path}.disk.pciAddress");
+        check_pci_address(&field, target.pci_address.as_deref(), causes);
+        if let Some(address) = &target.pci_address
+            && target.bus.as_deref() != Some("virtio")
+        {
+            causes.push(Cause::invalid(field, address, "needs the bus virtio"));
+        }
+    }
+    if let Some(target) = &disk.cdrom {
+        one_of(
+            &format!("{path}.cdrom.tray"),
+            target.tray.as_deref(),
+            &["closed", "open"],
+            causes,
+        );
+    }
+    if disk.dedicated_io_thread == Some(true) && bus != Some("virtio") {
+        causes.push(Cause::invalid(
+            format!("{path}.dedicatedIOThread"),
+            true,
+            "needs the bus virtio",
+        ));
+    }
+    if let Some(sizes) = disk.block_size.as_ref().and_then(|s| s.custom.as_ref()) {
+        let path = format!("{path}.blockSize.custom");
+        for (name, size) in [("logical", sizes.logical), ("physical", sizes.physical)] {
+            if !(size.is_power_of_two() && (512..=2 << 20).contains(&size)) {
+                causes.push(Cause::invalid(
+                    format!("{path}.{name}"),
+                    size,
+                    "must be a power of two from 512 to 2097152",
+                ));
+            }
+        }
+        if sizes.logical > sizes.physical {
+            causes.push(Cause::invalid(
+                format!("{path}.logical"),
+                sizes.logical,
+                format!("must be no more than {path}.physical, {}", sizes.physical),
+            ));
+        }
+    }
     if disk.io.as_deref() == Some("native") && disk.cache.as_deref() != Some("none") {
         causes.push(Cause::invalid(
             format!("{path}.io"),
@@ -288,6 +443,25 @@ fn check_interfaces(interfaces: &[Interface], causes: &mut Vec<Cause>) {
             &["virtio", "e1000", "e1000e", "rtl8139"],
             causes,
         );
+        one_of(
+            &format!("{path}.state"),
+            interface.state.as_deref(),
+            &["up", "down"],
+            causes,
+        );
+        check_pci_address(
+            &format!("{path}.pciAddress"),
+            interface.pci_address.as_deref(),
+            causes,
+        );
+        if let Some(index) = interface.acpi_index {
+            let field = format!("{path}.acpiIndex");
+            if !(1..16_384).contains(&index) {
+                causes.push(Cause::invalid(field, index, "must be from 1 to 16383"));
+            } else if interfaces[..i].iter().any(|other| other.acpi_index == Some(index)) {
+                causes.push(Cause::duplicate(field, index));
+            }
+        }
         let Some(text) = &interface.mac_address else {
             continue;
         };

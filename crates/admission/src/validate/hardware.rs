@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::kubevirt::v1::{CPU, Clock, DomainSpec, Firmware, ResourceRequirements};
+use berth_api::kubevirt::v1::{
+    CPU, Clock, DomainSpec, FeatureState, Features, Firmware, ResourceRequirements,
+};
 use berth_api::quantity::{parse_bytes, parse_millis};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -45,6 +47,104 @@ pub(super) fn check(domain: &DomainSpec, causes: &mut Vec<Cause>) {
     if let Some(clock) = &domain.clock {
         check_clock(clock, causes);
     }
+    if let Some(features) = &domain.features {
+        check_features(features, causes);
+    }
+    if let Some(chassis) = &domain.chassis {
+        for (name, text) in [
+            ("manufacturer", &chassis.manufacturer),
+            ("version", &chassis.version),
+            ("serial", &chassis.serial),
+            ("asset", &chassis.asset),
+            ("sku", &chassis.sku),
+        ] {
+            if let Some(text) = text {
+                check_smbios(&format!("spec.domain.chassis.{name}"), text, causes);
+            }
+        }
+    }
+    one_of(
+        "spec.domain.ioThreadsPolicy",
+        domain.io_threads_policy.as_deref(),
+        &["shared", "auto"],
+        causes,
+    );
+    one_of(
+        "spec.domain.rebootPolicy",
+        domain.reboot_policy.as_deref(),
+        &["Reboot", "Terminate"],
+        causes,
+    );
+}
+
+/// A text that the guest reads in SMBIOS.
+fn check_smbios(field: &str, text: &str, causes: &mut Vec<Cause>) {
+    if !(text.len() <= 256 && syntax::is_word(text, "._-+ ")) {
+        causes.push(Cause::invalid(
+            field,
+            text,
+            "must be 1 to 256 letters, digits, spaces and ._-+",
+        ));
+    }
+}
+
+/// Enlightenments with what each of them stands on.
+fn check_features(features: &Features, causes: &mut Vec<Cause>) {
+    const HYPERV: &str = "spec.domain.features.hyperv";
+    let Some(hyperv) = &features.hyperv else {
+        return;
+    };
+    if features.hyperv_passthrough.is_some() {
+        causes.push(Cause::forbidden(
+            "spec.domain.features.hypervPassthrough",
+            format!("cannot be given together with {HYPERV}"),
+        ));
+    }
+    let is_on = |feature: &Option<FeatureState>| {
+        feature
+            .as_ref()
+            .is_some_and(|feature| feature.enabled != Some(false))
+    };
+    let timer = hyperv
+        .synictimer
+        .as_ref()
+        .is_some_and(|timer| timer.enabled != Some(false));
+    for (name, on, needs, there) in [
+        ("synic", is_on(&hyperv.synic), "vpindex", &hyperv.vpindex),
+        ("reset", is_on(&hyperv.reset), "synic", &hyperv.synic),
+        ("tlbflush", is_on(&hyperv.tlbflush), "vpindex", &hyperv.vpindex),
+        ("ipi", is_on(&hyperv.ipi), "vpindex", &hyperv.vpindex),
+        ("evmcs", is_on(&hyperv.evmcs), "vapic", &hyperv.vapic),
+        ("synictimer", timer, "synic", &hyperv.synic),
+    ] {
+        if on && !is_on(there) {
+            causes.push(Cause::required(
+                format!("{HYPERV}.{needs}"),
+                format!("{HYPERV}.{name} needs it"),
+            ));
+        }
+    }
+    if let Some(retries) = hyperv.spinlocks.as_ref().and_then(|s| s.spinlocks)
+        && retries < 4096
+    {
+        causes.push(Cause::invalid(
+            format!("{HYPERV}.spinlocks.spinlocks"),
+            retries,
+            "must be at least 4096",
+        ));
+    }
+    if let Some(vendor) = &hyperv.vendorid
+        && vendor.enabled != Some(false)
+    {
+        let name = vendor.vendorid.as_deref().unwrap_or_default();
+        if !(name.len() <= 12 && syntax::is_word(name, " ")) {
+            causes.push(Cause::invalid(
+                format!("{HYPERV}.vendorid.vendorid"),
+                name,
+                "must be 1 to 12 letters, digits and spaces",
+            ));
+        }
+    }
 }
 
 fn check_cpu(cpu: &CPU, causes: &mut Vec<Cause>) {
@@ -78,6 +178,25 @@ fn check_cpu(cpu: &CPU, causes: &mut Vec<Cause>) {
             model,
             "must be host-passthrough, host-model or the name of a model: at most 64 letters, digits and _.-",
         ));
+    }
+    for (i, feature) in cpu.features.iter().enumerate() {
+        let path = format!("spec.domain.cpu.features[{i}]");
+        if !(feature.name.len() <= 64 && syntax::is_word(&feature.name, "_.-")) {
+            causes.push(Cause::invalid(
+                format!("{path}.name"),
+                &feature.name,
+                "must be the name of a feature: 1 to 64 letters, digits and _.-",
+            ));
+        }
+        one_of(
+            &format!("{path}.policy"),
+            feature.policy.as_deref(),
+            &["force", "require", "optional", "disable", "forbid"],
+            causes,
+        );
+        if cpu.features[..i].iter().any(|f| f.name == feature.name) {
+            causes.push(Cause::duplicate(format!("{path}.name"), &feature.name));
+        }
     }
 }
 
@@ -224,14 +343,8 @@ fn check_firmware(firmware: &Firmware, causes: &mut Vec<Cause>) {
             "must be a UUID that is not nil: hex digits in groups of 8, 4, 4, 4 and 12, joined by dashes",
         ));
     }
-    if let Some(serial) = &firmware.serial
-        && !(serial.len() <= 256 && syntax::is_word(serial, "._-+ "))
-    {
-        causes.push(Cause::invalid(
-            "spec.domain.firmware.serial",
-            serial,
-            "must be 1 to 256 letters, digits, spaces and ._-+",
-        ));
+    if let Some(serial) = &firmware.serial {
+        check_smbios("spec.domain.firmware.serial", serial, causes);
     }
 }
 

@@ -517,12 +517,18 @@ fn resources(
         0
     };
     let beside = times(beside, configuration.overhead_ratio()).saturating_add(translated);
+    // It then counts in the limit only.
+    let reserved = if given.overcommit_guest_overhead == Some(true) && !dedicated {
+        0
+    } else {
+        beside
+    };
     let share = u64::from(developer.cpu_allocation_ratio.unwrap_or(10).max(1));
 
     let mut requests = given.requests.clone();
     requests.insert(
         "memory".to_owned(),
-        quantity::from_bytes(memory.unwrap_or(0).saturating_add(beside)),
+        quantity::from_bytes(memory.unwrap_or(0).saturating_add(reserved)),
     );
     requests.entry("cpu".to_owned()).or_insert_with(|| {
         given

@@ -39,6 +39,78 @@ pub struct Devices {
     /// launcher's directory, bounded in size. Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_serial_console: Option<bool>,
+    /// Whether a machine that names no input has a tablet, so that a display has a pointer. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoattach_input_device: Option<bool>,
+    /// Show virtio devices to guests that know only the first version of it. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_virtio_transitional: Option<bool>,
+    /// As many queues for each virtio disk as there are virtual processors. Default false: one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_multi_queue: Option<bool>,
+    /// A watchdog that acts when the guest does not feed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Watchdog>,
+    /// A sound card, whose sound nobody hears.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sound: Option<SoundDevice>,
+    /// What kind the video card is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub video: Option<VideoDevice>,
+    /// Devices by which a guest tells that it has crashed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub panic_devices: Vec<PanicDevice>,
+}
+
+/// A watchdog that acts when the guest does not feed it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Watchdog {
+    /// Name of the device.
+    pub name: String,
+    /// The card i6300esb.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "i6300esb")]
+    pub i6300esb: Option<I6300ESBWatchdog>,
+}
+
+/// The card i6300esb.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct I6300ESBWatchdog {
+    /// What happens: `reset` (the default), `poweroff` or `shutdown`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+}
+
+/// A sound card.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SoundDevice {
+    /// Name of the device.
+    pub name: String,
+    /// `ich9` (the default) or `ac97`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+/// A video card.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VideoDevice {
+    /// `vga` (the default), `virtio`, `bochs` or `ramfb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "type")]
+    pub type_: Option<String>,
+}
+
+/// A device by which a guest tells that it has crashed.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PanicDevice {
+    /// `isa` (the default), or `hyperv` for Windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// A disk or a CD-ROM drive. Exactly one of `disk` and `cdrom` must be set; admission sets `disk` when none is.
@@ -67,6 +139,40 @@ pub struct Disk {
     /// How the host does the reads and writes: `threads` (the default) or `native`, which needs `cache: none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io: Option<String>,
+    /// What happens on an error of the disk: `stop` (the default: the guest is paused), `report` to the guest, `ignore`, or
+    /// `enospace`: stop when it is full, else report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_policy: Option<String>,
+    /// Whether other machines may write it at the same time; for a disk on a claim with `cache: none`, and file systems that
+    /// expect it. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shareable: Option<bool>,
+    /// A thread of its own in QEMU, for a disk on the virtio bus. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "dedicatedIOThread")]
+    pub dedicated_io_thread: Option<bool>,
+    /// Sizes of blocks that the guest sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<BlockSize>,
+}
+
+/// Sizes of blocks that the guest sees.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockSize {
+    /// Sizes as given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomBlockSize>,
+}
+
+/// Sizes of blocks in bytes: powers of two from 512 to 2097152.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CustomBlockSize {
+    /// What the disk is addressed by; no more than `physical`.
+    pub logical: u32,
+    /// What the disk reads and writes best.
+    pub physical: u32,
 }
 
 /// A volume that is shown as a disk.
@@ -79,6 +185,10 @@ pub struct DiskTarget {
     /// Whether the guest is kept from writing. Default false. Not possible on the `sata` bus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readonly: Option<bool>,
+    /// Place on the PCI bus, `DOMAIN:BUS:SLOT.FUNCTION` in hex, for example `0000:81:01.0`. On the virtio bus
+    /// only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci_address: Option<String>,
 }
 
 /// A volume that is shown as a CD-ROM in its drive.
@@ -91,6 +201,9 @@ pub struct CDRomTarget {
     /// A CD-ROM cannot be written: only `true`, the default, is accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readonly: Option<bool>,
+    /// The drive at the start: `closed` (the default) or `open`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tray: Option<String>,
 }
 
 /// A network interface. Exactly one way to connect it must be set.
@@ -112,6 +225,15 @@ pub struct Interface {
     /// Place in the boot order (network boot by the card's own ROM), 1 first; unique among all devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_order: Option<u32>,
+    /// A number from 1 to 16383 by which the guest can name the interface, unique among the interfaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acpi_index: Option<u32>,
+    /// Place on the PCI bus, `DOMAIN:BUS:SLOT.FUNCTION` in hex, for example `0000:81:01.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci_address: Option<String>,
+    /// The link at the start: `up` (the default) or `down`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
 }
 
 /// A layer 2 connection. It has no settings.

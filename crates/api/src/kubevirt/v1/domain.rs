@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Devices;
+use super::{Devices, FeatureHyperv, FeatureKVM, HyperVPassthrough};
 use crate::quantity;
 
 /// The virtual hardware.
@@ -34,8 +34,41 @@ pub struct DomainSpec {
     /// The real-time clock and the timers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Clock>,
+    /// The case of the machine, as SMBIOS tells of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chassis: Option<Chassis>,
+    /// Which disks have threads of their own in QEMU: `shared` (one for those that ask for none, one for each that asks) or
+    /// `auto` (as many as twice the virtual processors, in turn). Without it no disk has. Disks on the virtio bus only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "ioThreadsPolicy")]
+    pub io_threads_policy: Option<String>,
+    /// What happens when the guest restarts itself: `Reboot` (the default), or `Terminate`: the run ends, and a
+    /// VirtualMachine that is always to run starts it again with what its template says by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reboot_policy: Option<String>,
     /// Disks, network interfaces and other devices.
     pub devices: Devices,
+}
+
+/// The case of the machine, as SMBIOS tells of it: each at most 256 letters, digits, spaces and `._-+`.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Chassis {
+    /// Who made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manufacturer: Option<String>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its serial number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The number in an inventory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asset: Option<String>,
+    /// The number in a catalogue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sku: Option<String>,
 }
 
 /// The virtual processors: `sockets` × `cores` × `threads` of them.
@@ -59,6 +92,20 @@ pub struct CPU {
     /// on nodes whose kubelet hands out CPUs (`cpuManagerPolicy: static`). Default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedicated_cpu_placement: Option<bool>,
+    /// Features of the processor that it has or lacks besides its model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<CPUFeature>,
+}
+
+/// A feature of the processor.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CPUFeature {
+    /// Its name, as libvirt knows it, for example `aes`.
+    pub name: String,
+    /// `require` (the default), `optional`, `force`, `disable` or `forbid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
 }
 
 impl CPU {
@@ -111,6 +158,10 @@ pub struct ResourceRequirements {
     )]
     #[schemars(schema_with = "quantity::schema::map")]
     pub limits: BTreeMap<String, Quantity>,
+    /// Do not reserve what the machine's own processes need beside the guest. On a full node they may then be ended.
+    /// Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overcommit_guest_overhead: Option<bool>,
 }
 
 /// The emulated mainboard.
@@ -172,6 +223,21 @@ pub struct Features {
     /// The advanced programmable interrupt controller. Default: on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apic: Option<FeatureAPIC>,
+    /// Enlightenments of Hyper-V, one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperv: Option<FeatureHyperv>,
+    /// All of them that the host has; excludes `hyperv`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperv_passthrough: Option<HyperVPassthrough>,
+    /// What the guest sees of KVM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm: Option<FeatureKVM>,
+    /// Spinlocks that tell the hypervisor. Default: off unless it is mentioned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pvspinlock: Option<FeatureState>,
+    /// System management mode. Default: off unless it is mentioned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smm: Option<FeatureState>,
 }
 
 /// A feature that is on or off.
@@ -232,6 +298,30 @@ pub struct Timer {
     /// The timer of the real-time clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtc: Option<RTCTimer>,
+    /// The clock of Hyper-V, for Windows. Not under software emulation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperv: Option<HypervTimer>,
+    /// The clock of KVM. Not under software emulation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm: Option<KVMTimer>,
+}
+
+/// The clock of Hyper-V.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct HypervTimer {
+    /// Whether the guest sees this clock. Default true when it is mentioned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
+/// The clock of KVM.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct KVMTimer {
+    /// Whether the guest sees this clock. Default true when it is mentioned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
 }
 
 /// The high precision event timer.

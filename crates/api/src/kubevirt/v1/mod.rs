@@ -3,6 +3,7 @@
 
 mod devices;
 mod domain;
+mod features;
 mod instance;
 mod machine;
 mod status;
@@ -10,6 +11,7 @@ mod storage;
 
 pub use devices::*;
 pub use domain::*;
+pub use features::*;
 pub use instance::*;
 pub use machine::*;
 pub use status::*;
