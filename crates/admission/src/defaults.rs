@@ -2,8 +2,8 @@
 //! nothing: the same manifest applied again gives the same spec.
 
 use berth_api::kubevirt::v1::{
-    BIOS, CPU, Disk, DiskTarget, Firmware, Input, Interface, InterfaceBridge, Machine, Memory, Network,
-    PodNetwork, VirtualMachineInstanceSpec, default_firmware_uuid,
+    BIOS, CPU, Disk, DiskTarget, Firmware, Input, Interface, InterfaceBridge, Machine, Memory,
+    Network, PodNetwork, VirtualMachineInstanceSpec, default_firmware_uuid,
 };
 
 /// Seconds that a guest has to power off when the manifest does not say.

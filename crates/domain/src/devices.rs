@@ -83,7 +83,10 @@ fn threads(domain: &DomainSpec) -> Vec<Option<usize>> {
     let own = |disk: &Disk| on_virtio(disk) && disk.dedicated_io_thread == Some(true);
     let vcpus = domain.cpu.as_ref().map_or(1, CPU::vcpus).max(1) as usize;
     let disks = &domain.devices.disks;
-    let others = disks.iter().filter(|disk| on_virtio(disk) && !own(disk)).count();
+    let others = disks
+        .iter()
+        .filter(|disk| on_virtio(disk) && !own(disk))
+        .count();
     // How many the disks that ask for none share.
     let shared = match domain.io_threads_policy.as_deref() {
         Some("shared") => others.min(1),
@@ -173,7 +176,11 @@ fn controllers(spec: &Devices) -> Vec<Element> {
     let mut list = vec![controller("usb", if usb { "qemu-xhci" } else { "none" })];
     if uses("scsi") {
         let transitional = spec.use_virtio_transitional == Some(true);
-        let model = if transitional { "virtio-transitional" } else { "virtio-scsi" };
+        let model = if transitional {
+            "virtio-transitional"
+        } else {
+            "virtio-scsi"
+        };
         list.push(controller("scsi", model));
     }
     list
@@ -275,9 +282,15 @@ fn disk_device(disk: &Disk, place: &Place<'_>, file: &DiskInput) -> Result<Eleme
         .maybe("iothread", place.thread)
         .maybe("queues", place.queues)
         .maybe("discard", (!read_only).then_some("unmap"));
-    let sizes = disk.block_size.as_ref().and_then(|size| size.custom.as_ref());
+    let sizes = disk
+        .block_size
+        .as_ref()
+        .and_then(|size| size.custom.as_ref());
     let tray = disk.cdrom.as_ref().and_then(|cdrom| cdrom.tray.as_deref());
-    let pci = disk.disk.as_ref().and_then(|disk| disk.pci_address.as_deref());
+    let pci = disk
+        .disk
+        .as_ref()
+        .and_then(|disk| disk.pci_address.as_deref());
     Ok(Element::new("disk")
         .attribute("type", if file.block { "block" } else { "file" })
         .attribute(
@@ -377,7 +390,9 @@ fn nic_device(
                 .attribute("dev", &nic.tap)
                 .attribute("managed", "no"),
         )
-        .child(Element::new("model").attribute("type", if model == "virtio" { virtio } else { model }))
+        .child(
+            Element::new("model").attribute("type", if model == "virtio" { virtio } else { model }),
+        )
         .child(Element::new("mtu").attribute("size", nic.mtu))
         .children(boot(interface.boot_order))
         .children(rom_off)

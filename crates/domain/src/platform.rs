@@ -16,8 +16,9 @@ pub(crate) fn identity(namespace: &str, name: &str, domain: &DomainSpec) -> Vec<
         .and_then(|f| f.uuid.clone())
         .unwrap_or_else(|| default_firmware_uuid(namespace, name));
     let mut elements = vec![Element::new("uuid").text(uuid)];
-    let entry =
-        |name: &'static str, text: &String| Element::new("entry").attribute("name", name).text(text);
+    let entry = |name: &'static str, text: &String| {
+        Element::new("entry").attribute("name", name).text(text)
+    };
     let system = firmware
         .and_then(|f| f.serial.as_ref())
         .map(|serial| Element::new("system").child(entry("serial", serial)));
@@ -167,9 +168,9 @@ pub(crate) fn features(domain: &DomainSpec, emulation: bool) -> Element {
                 .flat_map(of_hypervisor),
         )
         .children(
-            features
-                .and_then(|f| f.smm.as_ref())
-                .map(|smm| Element::new("smm").attribute("state", on_off(smm.enabled != Some(false)))),
+            features.and_then(|f| f.smm.as_ref()).map(|smm| {
+                Element::new("smm").attribute("state", on_off(smm.enabled != Some(false)))
+            }),
         )
 }
 
@@ -202,17 +203,19 @@ fn of_hypervisor(features: &Features) -> Vec<Element> {
         let spinlocks = hyperv.spinlocks.as_ref().map(|spinlocks| {
             let element = state("spinlocks", spinlocks.enabled);
             let retries = spinlocks.spinlocks.unwrap_or(SPINLOCK_RETRIES);
-            element.maybe("retries", (spinlocks.enabled != Some(false)).then_some(retries))
+            element.maybe(
+                "retries",
+                (spinlocks.enabled != Some(false)).then_some(retries),
+            )
         });
         let timer = hyperv.synictimer.as_ref().map(|timer| {
             let direct = timer.direct.as_ref();
             state("stimer", timer.enabled)
                 .children(direct.map(|direct| state("direct", direct.enabled)))
         });
-        let vendor = hyperv
-            .vendorid
-            .as_ref()
-            .map(|vendor| state("vendor_id", vendor.enabled).maybe("value", vendor.vendorid.as_ref()));
+        let vendor = hyperv.vendorid.as_ref().map(|vendor| {
+            state("vendor_id", vendor.enabled).maybe("value", vendor.vendorid.as_ref())
+        });
         list.push(
             Element::new("hyperv")
                 .attribute("mode", "custom")
@@ -276,8 +279,7 @@ pub(crate) fn clock(domain: &DomainSpec, emulation: bool) -> Element {
         )
         .children(timer.hpet.as_ref().map(|t| new("hpet", t.present)))
         .children(
-            (timer.hyperv.as_ref().filter(|_| !emulation))
-                .map(|t| new("hypervclock", t.present)),
+            (timer.hyperv.as_ref().filter(|_| !emulation)).map(|t| new("hypervclock", t.present)),
         )
         .children((timer.kvm.as_ref().filter(|_| !emulation)).map(|t| new("kvmclock", t.present)))
 }

@@ -37,7 +37,10 @@ pub(crate) fn the_guest_finds_its_hardware(target: &dyn Target) -> anyhow::Resul
             "        disk:\n          bus: virtio\n        dedicatedIOThread: true\n        errorPolicy: report\n        blockSize: {custom: {logical: 512, physical: 4096}}\n",
         )
         .replace("        bridge: {}\n", "        bridge: {}\n        acpiIndex: 5\n");
-    ensure!(fitted.matches("blockSize").count() == 1 && fitted.contains("acpiIndex"), "{fitted}");
+    ensure!(
+        fitted.matches("blockSize").count() == 1 && fitted.contains("acpiIndex"),
+        "{fitted}"
+    );
     target.apply(&fitted)?;
     target.wait_phase("fitted", "Running", SOON)?;
     let mut console = target.console("fitted")?;
@@ -49,7 +52,7 @@ pub(crate) fn the_guest_finds_its_hardware(target: &dyn Target) -> anyhow::Resul
     )?;
     let lines: Vec<&str> = seen.lines().map(str::trim).collect();
     for wanted in [
-        "Maker", "4096", // the sizes of blocks
+        "Maker", "4096",   // the sizes of blocks
         "2",      // a queue for each of two processors
         "0x25ab", // i6300esb
         "0x293e", // ich9's sound

@@ -135,7 +135,7 @@ fn check_shareable(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
         let path = format!("spec.domain.devices.disks[{i}]");
         let volume = spec.volumes.iter().find(|v| v.name == disk.name);
         let claim = volume.and_then(|v| v.persistent_volume_claim.as_ref());
-        if !claim.is_some_and(|claim| claim.read_only != Some(true)) {
+        if claim.is_none_or(|claim| claim.read_only == Some(true)) {
             causes.push(Cause::invalid(
                 format!("{path}.shareable"),
                 true,
@@ -458,7 +458,10 @@ fn check_interfaces(interfaces: &[Interface], causes: &mut Vec<Cause>) {
             let field = format!("{path}.acpiIndex");
             if !(1..16_384).contains(&index) {
                 causes.push(Cause::invalid(field, index, "must be from 1 to 16383"));
-            } else if interfaces[..i].iter().any(|other| other.acpi_index == Some(index)) {
+            } else if interfaces[..i]
+                .iter()
+                .any(|other| other.acpi_index == Some(index))
+            {
                 causes.push(Cause::duplicate(field, index));
             }
         }

@@ -112,7 +112,12 @@ fn check_features(features: &Features, causes: &mut Vec<Cause>) {
     for (name, on, needs, there) in [
         ("synic", is_on(&hyperv.synic), "vpindex", &hyperv.vpindex),
         ("reset", is_on(&hyperv.reset), "synic", &hyperv.synic),
-        ("tlbflush", is_on(&hyperv.tlbflush), "vpindex", &hyperv.vpindex),
+        (
+            "tlbflush",
+            is_on(&hyperv.tlbflush),
+            "vpindex",
+            &hyperv.vpindex,
+        ),
         ("ipi", is_on(&hyperv.ipi), "vpindex", &hyperv.vpindex),
         ("evmcs", is_on(&hyperv.evmcs), "vapic", &hyperv.vapic),
         ("synictimer", timer, "synic", &hyperv.synic),
