@@ -100,6 +100,7 @@ story!(
     a_registry_by_tag_and_by_digest_with_credentials,
     |cluster: &Cluster| {
         let _registry = Registry::on(cluster, Some(("anna", "sesame")))?;
+        stories::bad_input::a_missing_image(cluster)?;
         stories::images::from_a_registry(cluster)
     }
 );
@@ -119,6 +120,18 @@ story!(
 story!(
     a_guest_finds_the_hardware_that_was_asked_for,
     stories::hardware::the_guest_finds_its_hardware
+);
+story!(
+    a_guest_has_what_the_status_says,
+    stories::first_light::a_guest_and_what_is_shown
+);
+story!(
+    an_image_that_cannot_boot_is_told,
+    stories::bad_input::an_image_that_cannot_boot
+);
+story!(
+    a_machine_that_is_too_large_waits,
+    stories::bad_input::too_large
 );
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);

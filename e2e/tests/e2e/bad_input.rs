@@ -1,6 +1,5 @@
 //! What is wrong is told: which object, which field, which value; and nothing half-done stays.
 
-use std::io::Write as _;
 use std::process::Command;
 
 use anyhow::ensure;
@@ -9,7 +8,8 @@ use berth_e2e::{
     small_guest,
 };
 
-use crate::{BOOT, IMAGE, MEMORY, SOON, machine_with_guest};
+use crate::stories::bad_input;
+use crate::{BOOT, MEMORY, SOON, machine_with_guest};
 
 #[test]
 fn manifests_with_mistakes_are_refused_by_field() -> anyhow::Result<()> {
@@ -27,53 +27,19 @@ fn a_missing_image_is_told_on_the_vmi_and_by_an_event() -> anyhow::Result<()> {
     }
     let machine = Machine::start_with(plain_http())?;
     let _registry = Registry::on(&machine, None)?;
-    let image = format!("{REGISTRY}/no/such:thing");
-    machine.apply(&manifest("lost", &image, "64Mi"))?;
-    machine.wait_condition("lost", "Synchronized", &image, SOON)?;
-    let reason = machine.vmi(
-        "lost",
-        ".status.conditions[?(@.type=='Synchronized')].reason",
-    )?;
-    ensure!(
-        reason == "ErrImagePull" || reason == "ImagePullBackOff",
-        "{reason}"
-    );
-    let events = machine
-        .kubectl(&[
-            "get",
-            "events",
-            "--field-selector",
-            "involvedObject.kind=VirtualMachineInstance,type=Warning",
-        ])?
-        .ok()?;
-    ensure!(events.contains(&image), "{events}");
-    machine.delete("lost", SOON)?;
+    bad_input::a_missing_image(&machine)?;
     machine.wait_nothing_left(SOON)?;
     Ok(())
 }
 
 #[test]
 fn an_image_that_cannot_boot_is_told() -> anyhow::Result<()> {
-    if missing("not bootable", &[Need::Root, Need::Qemu]) {
+    if missing("not bootable", &[Need::Root, Need::Qemu, Need::Skopeo]) {
         return Ok(());
     }
     let machine = Machine::start()?;
-    let mut disk = tempfile::NamedTempFile::new()?;
-    disk.write_all(&vec![0x55; 4 << 20])?;
-    machine.build_image("blank:latest", disk.path())?;
-    machine.apply(&manifest("blank", "blank:latest", "64Mi"))?;
-    machine.wait_phase("blank", "Running", SOON)?;
-    berth_e2e::wait_for("a warning about the disk", SOON, || {
-        let events = machine
-            .kubectl(&["get", "events", "--field-selector", "type=Warning"])?
-            .ok()?;
-        ensure!(
-            events.contains("NotBootable") && events.contains("root"),
-            "{events}"
-        );
-        Ok(())
-    })?;
-    machine.delete("blank", SOON * 2)?;
+    bad_input::an_image_that_cannot_boot(&machine)?;
+    machine.wait_nothing_left(SOON)?;
     Ok(())
 }
 
@@ -82,10 +48,7 @@ fn a_vm_too_large_for_the_machine_waits_and_says_why() -> anyhow::Result<()> {
     let Some(machine) = machine_with_guest("too large")? else {
         return Ok(());
     };
-    machine.apply(&manifest("giant", IMAGE, "4000Gi"))?;
-    machine.wait_condition("giant", "PodScheduled", "Insufficient memory", SOON)?;
-    ensure!(machine.vmi("giant", ".status.phase")? == "Scheduling");
-    machine.delete("giant", SOON)?;
+    bad_input::too_large(&machine)?;
     machine.wait_nothing_left(SOON)?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Stories that happen standalone and on a cluster alike. Each test binary has its own part of them.
 
+pub(crate) mod bad_input;
 pub(crate) mod crashes;
+pub(crate) mod first_light;
 pub(crate) mod hardware;
 pub(crate) mod hostile;
 pub(crate) mod images;

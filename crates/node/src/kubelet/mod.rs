@@ -445,6 +445,53 @@ mod tests {
         }
     }
 
+    /// The tree of the unified hierarchy, which may be beside the old ones.
+    fn unified() -> Option<std::path::PathBuf> {
+        ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .map(std::path::PathBuf::from)
+            .into_iter()
+            .find(|tree| tree.join("cgroup.controllers").exists())
+    }
+
+    /// A process in a control group of the new kind, called as systemd and containerd call it.
+    #[test]
+    fn a_container_is_found_in_the_unified_hierarchy() {
+        let test = "a_container_is_found_in_the_unified_hierarchy";
+        if berth_testing::not_root(test) {
+            return;
+        }
+        let Some(tree) = unified() else {
+            berth_testing::skip(test, "no unified hierarchy is mounted");
+            return;
+        };
+        let id = format!("{:064x}", std::process::id());
+        let slice = tree.join(format!("berth-test-{}.slice", std::process::id()));
+        let scope = slice.join(format!("cri-containerd-{id}.scope"));
+        fs::create_dir_all(&scope).unwrap();
+        // A shell that is the first of its pid namespace, as a container's first process is.
+        let mut container = std::process::Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "sh", "-c"])
+            .arg(format!(
+                "echo 0 > {}/cgroup.procs; exec sleep 60",
+                scope.display()
+            ))
+            .spawn()
+            .unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let mut found = None;
+        while found.is_none() && std::time::Instant::now() < deadline {
+            found = first_process(&id);
+        }
+        container.kill().unwrap();
+        container.wait().unwrap();
+        let pid = found.expect("the container's first process");
+        while Path::new(&format!("/proc/{pid}")).exists() {
+            std::thread::yield_now();
+        }
+        fs::remove_dir(&scope).unwrap();
+        fs::remove_dir(&slice).unwrap();
+    }
+
     /// A process of this machine is no container's.
     #[test]
     fn a_process_is_known_by_its_control_group_and_its_number() {
