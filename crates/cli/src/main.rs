@@ -11,6 +11,7 @@ mod cluster;
 mod completion;
 mod console;
 mod crds;
+mod forward;
 mod image;
 mod kubeconfig;
 mod lifecycle;
@@ -18,6 +19,7 @@ mod log;
 mod output;
 mod up;
 mod version;
+mod websocket;
 
 use std::process::ExitCode;
 
@@ -56,6 +58,10 @@ enum Command {
     Restore(backup::RestoreArgs),
     /// Open the serial console of a virtual machine.
     Console(console::ConsoleArgs),
+    /// Lead ports of this machine to ports of a guest.
+    PortForward(forward::ForwardArgs),
+    /// Lead a port of this machine to the display of a guest.
+    Vnc(forward::VncArgs),
     /// Start a virtual machine.
     Start(lifecycle::MachineArgs),
     /// Stop a virtual machine: its guest is asked to shut down first.
@@ -125,6 +131,8 @@ fn main() -> ExitCode {
         Command::Backup(args) => block_on(1, backup::backup(args)),
         Command::Restore(args) => backup::restore(&args),
         Command::Console(args) => block_on(1, console::run(args)),
+        Command::PortForward(args) => block_on(1, forward::port_forward(args)),
+        Command::Vnc(args) => block_on(1, forward::vnc(args)),
         Command::Start(args) => block_on(1, lifecycle::machine(args, "start")),
         Command::Stop(args) => block_on(1, lifecycle::machine(args, "stop")),
         Command::Restart(args) => block_on(1, lifecycle::machine(args, "restart")),

@@ -194,7 +194,7 @@ impl FrontProxy {
                 version: some(&info.version),
                 namespace: some(&info.namespace),
                 resource: some(&info.resource),
-                subresource: some(&info.subresource),
+                subresource: some(info.first_subresource()),
                 name: some(&info.name),
                 verb: some(&info.verb),
                 ..ResourceAttributes::default()

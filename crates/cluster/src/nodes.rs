@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use berth_subresources::{Device, Guests, Launcher, Order, remote};
+use berth_subresources::{Device, Guests, Launcher, Order, Port, remote};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::StatusCode;
@@ -93,8 +93,12 @@ impl RemoteGuests {
 }
 
 impl Guests for RemoteGuests {
-    fn console<'a>(&'a self, of: Launcher<'a>) -> BoxFuture<'a, Result<Box<dyn Device>, String>> {
-        async move { remote::console_over(self.connect(of).await?, of.pod).await }.boxed()
+    fn open<'a>(
+        &'a self,
+        of: Launcher<'a>,
+        port: Port,
+    ) -> BoxFuture<'a, Result<Box<dyn Device>, String>> {
+        async move { remote::open_over(self.connect(of).await?, of.pod, port).await }.boxed()
     }
 
     fn order<'a>(&'a self, of: Launcher<'a>, order: Order) -> BoxFuture<'a, Result<(), String>> {

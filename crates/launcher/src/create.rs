@@ -46,7 +46,7 @@ impl Layout {
     }
 
     fn vnc(&self) -> PathBuf {
-        self.run_dir.join("vnc.sock")
+        self.run_dir.join(crate::protocol::VNC_SOCKET)
     }
 }
 

@@ -29,6 +29,8 @@ pub use crate::client::{Client, ClientError};
 pub const CONTROL_SOCKET: &str = "launcher.sock";
 /// Name of the socket with the serial console in the run directory: what the guest wrote lately, then live, both ways.
 pub const CONSOLE_SOCKET: &str = "console.sock";
+/// Name of the socket with the display in the run directory, which QEMU binds.
+pub const VNC_SOCKET: &str = "vnc.sock";
 /// Name of the file in the run directory that holds the last [`LauncherState`] once the domain has ended.
 pub const FINAL_STATE: &str = "final-state.json";
 /// The longest line either side accepts, in bytes.

@@ -3,17 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_launcher::protocol::{CONTROL_SOCKET, Client};
-use berth_subresources::{Device, Guests, Launcher, Order};
+use berth_launcher::protocol::{CONSOLE_SOCKET, CONTROL_SOCKET, Client, VNC_SOCKET};
+use berth_subresources::{Device, Guests, Launcher, Order, Port};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::net::UnixStream;
 
 use crate::untrusted::Socket;
 use crate::{PodSandboxes, chain};
-
-/// Name of the console socket in the pod's run directory.
-const CONSOLE: &str = "console.sock";
 
 /// How long a launcher may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,14 +38,23 @@ impl Guests for LocalGuests {
         .boxed()
     }
 
-    fn console<'a>(&'a self, of: Launcher<'a>) -> BoxFuture<'a, Result<Box<dyn Device>, String>> {
+    fn open<'a>(
+        &'a self,
+        of: Launcher<'a>,
+        port: Port,
+    ) -> BoxFuture<'a, Result<Box<dyn Device>, String>> {
         async move {
             let pod = self
                 .0
                 .locate(of.pod)
                 .ok_or("its launcher pod is not on this node")?;
-            let silent = |error: std::io::Error| format!("its console does not answer: {error}");
-            let socket = Socket::open(&pod.run_dir.join(CONSOLE), pod.uid).map_err(silent)?;
+            let name = match port {
+                Port::Console => CONSOLE_SOCKET,
+                Port::Vnc => VNC_SOCKET,
+            };
+            let silent =
+                |error: std::io::Error| format!("its {} does not answer: {error}", port.as_str());
+            let socket = Socket::open(&pod.run_dir.join(name), pod.uid).map_err(silent)?;
             let stream = UnixStream::connect(socket.path()).await.map_err(silent)?;
             Ok(Box::new(stream) as Box<dyn Device>)
         }

@@ -4,13 +4,13 @@
 //! is decided before a request gets here.
 //!
 //! - [`Guests`]: how a guest's devices are reached: on this machine, or by way of the node agent of another;
-//! - `console`: the serial console over a websocket;
+//! - `stream`: serial console, display and ports of a guest over a websocket;
 //! - `lifecycle`: start, stop, restart, pause, unpause;
 //! - [`remote`]: a guest's devices over a connection to a node agent.
 
-mod console;
 mod lifecycle;
 pub mod remote;
+mod stream;
 
 use std::sync::Arc;
 
@@ -43,6 +43,26 @@ pub struct Launcher<'a> {
     pub node: &'a str,
 }
 
+/// The devices of a guest that can be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// The serial console.
+    Console,
+    /// The display, by the protocol of VNC.
+    Vnc,
+}
+
+impl Port {
+    /// The word in paths.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Console => "console",
+            Self::Vnc => "vnc",
+        }
+    }
+}
+
 /// What a guest's launcher can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -68,8 +88,12 @@ pub trait Guests: Send + Sync + 'static {
     /// Has an order carried out. An error is a sentence for the user.
     fn order<'a>(&'a self, of: Launcher<'a>, order: Order) -> BoxFuture<'a, Result<(), String>>;
 
-    /// A connection to the serial console. An error is a sentence for the user.
-    fn console<'a>(&'a self, of: Launcher<'a>) -> BoxFuture<'a, Result<Box<dyn Device>, String>>;
+    /// A connection to a device. An error is a sentence for the user.
+    fn open<'a>(
+        &'a self,
+        of: Launcher<'a>,
+        port: Port,
+    ) -> BoxFuture<'a, Result<Box<dyn Device>, String>>;
 }
 
 /// What the routes need.
@@ -80,13 +104,16 @@ struct Shared {
 }
 
 /// What is served: resource, kind, subresource, verbs.
-const SERVED: [(&str, &str, &str, &[&str]); 6] = [
+const SERVED: [(&str, &str, &str, &[&str]); 9] = [
+    (MACHINES, "VirtualMachine", "portforward", &["get"]),
     (MACHINES, "VirtualMachine", "restart", &["update"]),
     (MACHINES, "VirtualMachine", "start", &["update"]),
     (MACHINES, "VirtualMachine", "stop", &["update"]),
     (INSTANCES, "VirtualMachineInstance", "console", &["get"]),
     (INSTANCES, "VirtualMachineInstance", "pause", &["update"]),
+    (INSTANCES, "VirtualMachineInstance", "portforward", &["get"]),
     (INSTANCES, "VirtualMachineInstance", "unpause", &["update"]),
+    (INSTANCES, "VirtualMachineInstance", "vnc", &["get"]),
 ];
 const MACHINES: &str = "virtualmachines";
 const INSTANCES: &str = "virtualmachineinstances";
@@ -104,12 +131,19 @@ pub fn router(client: Client, guests: Arc<dyn Guests>) -> Router {
                 &prefix,
                 get(move || async move { Json(resources(version)) }),
             )
-            .route(&path(INSTANCES, "console"), any(console::open))
+            .route(&path(INSTANCES, "console"), any(stream::console))
+            .route(&path(INSTANCES, "vnc"), any(stream::vnc))
             .route(&path(INSTANCES, "pause"), put(lifecycle::pause))
             .route(&path(INSTANCES, "unpause"), put(lifecycle::unpause))
             .route(&path(MACHINES, "start"), put(lifecycle::start))
             .route(&path(MACHINES, "stop"), put(lifecycle::stop))
             .route(&path(MACHINES, "restart"), put(lifecycle::restart));
+        // The instance of a machine has its name. Ports are TCP's unless it is said.
+        for resource in [MACHINES, INSTANCES] {
+            for port in ["portforward/{port}", "portforward/{port}/{protocol}"] {
+                router = router.route(&path(resource, port), any(stream::forward));
+            }
+        }
     }
     router.with_state(Shared { client, guests })
 }
@@ -179,6 +213,8 @@ enum Refused {
     Body(String),
     #[error("No serial consoles are present.")]
     NoConsole,
+    #[error("No graphics devices are present.")]
+    NoDisplay,
     #[error("{0}")]
     NoUpgrade(String),
     #[error("{resource} {name}: {source}")]
@@ -198,7 +234,7 @@ impl IntoResponse for Refused {
             Self::Conflict { resource, name, .. } => {
                 (StatusCode::CONFLICT, "Conflict", Some((resource, name)))
             }
-            Self::NoConsole | Self::NoUpgrade(_) | Self::Body(_) => {
+            Self::NoConsole | Self::NoDisplay | Self::NoUpgrade(_) | Self::Body(_) => {
                 (StatusCode::BAD_REQUEST, "BadRequest", None)
             }
             Self::Api { resource, name, .. } => (

@@ -2,7 +2,7 @@
 //!
 //! `PUT /v1/pods/{uid}/pause` and `/unpause` are answered when they are done, with `204`.
 //!
-//! One request a connection: `GET /v1/pods/{uid}/console` with `Upgrade: berth-bytes`. After `101` the connection carries
+//! One request a connection: `GET /v1/pods/{uid}/console` or `/vnc` with `Upgrade: berth-bytes`. After `101` the connection carries
 //! the device's bytes and nothing else. A refusal is `409` with a sentence. Who may ask is the business of the connection.
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
-use crate::{Device, Guests, Launcher, Order};
+use crate::{Device, Guests, Launcher, Order, Port};
 
 const PROTOCOL: &str = "berth-bytes";
 /// Longest sentence of a refusal that is read.
@@ -28,15 +28,25 @@ const MAX_REFUSAL: usize = 4096;
 pub fn router(guests: Arc<dyn Guests>) -> Router {
     Router::new()
         .route("/v1/pods/{uid}/console", get(console))
+        .route("/v1/pods/{uid}/vnc", get(vnc))
         .route("/v1/pods/{uid}/pause", put(pause))
         .route("/v1/pods/{uid}/unpause", put(unpause))
         .with_state(guests)
 }
 
-async fn console(
+async fn console(guests: State<Arc<dyn Guests>>, uid: Path<String>, request: Request) -> Response {
+    device(guests, uid, request, Port::Console).await
+}
+
+async fn vnc(guests: State<Arc<dyn Guests>>, uid: Path<String>, request: Request) -> Response {
+    device(guests, uid, request, Port::Vnc).await
+}
+
+async fn device(
     State(guests): State<Arc<dyn Guests>>,
     Path(uid): Path<String>,
     mut request: Request,
+    port: Port,
 ) -> Response {
     let asked = request.headers().get(header::UPGRADE);
     if asked.is_none_or(|protocol| protocol != PROTOCOL) {
@@ -47,7 +57,7 @@ async fn console(
         pod: &uid,
         node: "",
     };
-    let mut device = match guests.console(here).await {
+    let mut device = match guests.open(here, port).await {
         Ok(device) => device,
         Err(why) => return (StatusCode::CONFLICT, why).into_response(),
     };
@@ -130,11 +140,11 @@ async fn refusal(response: http::Response<hyper::body::Incoming>) -> String {
     }
 }
 
-/// Asks for the serial console on a new connection to a node agent.
+/// Asks for a device on a new connection to a node agent.
 ///
 /// # Errors
 /// A sentence: what the node agent says, or why it cannot be understood.
-pub async fn console_over<C>(connection: C, pod: &str) -> Result<Box<dyn Device>, String>
+pub async fn open_over<C>(connection: C, pod: &str, port: Port) -> Result<Box<dyn Device>, String>
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -142,7 +152,7 @@ where
         .await
         .map_err(|e| e.to_string())?;
     tokio::spawn(driver.with_upgrades());
-    let request = http::Request::get(format!("/v1/pods/{pod}/console"))
+    let request = http::Request::get(format!("/v1/pods/{pod}/{}", port.as_str()))
         .header(header::HOST, "node")
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, PROTOCOL)
@@ -190,12 +200,13 @@ mod tests {
             .boxed()
         }
 
-        fn console<'a>(
+        fn open<'a>(
             &'a self,
             of: Launcher<'a>,
+            port: Port,
         ) -> BoxFuture<'a, Result<Box<dyn Device>, String>> {
             async move {
-                if of.pod != "p1" {
+                if of.pod != "p1" || port != Port::Console {
                     return Err(format!("pod {} is not here", of.pod));
                 }
                 let (near, far) = tokio::io::duplex(64);
@@ -223,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_go_both_ways() {
-        let mut console = console_over(agent(), "p1").await.unwrap();
+        let mut console = open_over(agent(), "p1", Port::Console).await.unwrap();
         console.write_all(b"root\n").await.unwrap();
         let mut seen = [0; 12];
         console.read_exact(&mut seen).await.unwrap();
@@ -232,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_is_told() {
-        let refused = console_over(agent(), "p2").await.err();
+        let refused = open_over(agent(), "p2", Port::Console).await.err();
         assert_eq!(refused.as_deref(), Some("pod p2 is not here"));
     }
 

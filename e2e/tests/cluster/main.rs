@@ -133,6 +133,10 @@ story!(
     a_machine_that_is_too_large_waits,
     stories::bad_input::too_large
 );
+story!(
+    ports_and_display_lead_to_the_guest,
+    stories::ways_in::ports_and_display
+);
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
 story!(the_launcher_reaches_nobody, no_network);

@@ -2,7 +2,7 @@
 
 use berth_e2e::Target;
 
-use crate::stories::machines;
+use crate::stories::{machines, ways_in};
 use crate::{SOON, machine_with_guest};
 
 fn story(name: &str, story: impl FnOnce(&dyn Target) -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -27,6 +27,11 @@ fn a_machine_is_paused_and_goes_on() -> anyhow::Result<()> {
 #[test]
 fn a_machine_runs_as_its_strategy_says() -> anyhow::Result<()> {
     story("run strategies", machines::strategies)
+}
+
+#[test]
+fn ports_and_display_lead_to_the_guest() -> anyhow::Result<()> {
+    story("ways in", ways_in::ports_and_display)
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub(crate) mod images;
 pub(crate) mod lifecycle;
 pub(crate) mod machines;
 pub(crate) mod users;
+pub(crate) mod ways_in;
 
 use std::time::Duration;
 

@@ -146,7 +146,7 @@ fn audit_id(request: &Request<Body>) -> String {
 fn is_long_running(info: &RequestInfo) -> bool {
     info.verb == "watch"
         || matches!(
-            info.subresource.as_str(),
+            info.first_subresource(),
             "attach" | "exec" | "proxy" | "log" | "portforward" | "console" | "vnc"
         )
 }

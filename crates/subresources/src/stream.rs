@@ -1,14 +1,18 @@
-//! The serial console over a websocket: `…/virtualmachineinstances/{name}/console`, as `virtctl console` and
-//! `berth console` speak it.
+//! What a guest says and hears, over a websocket: `…/virtualmachineinstances/{name}/console`, `vnc`, and
+//! `portforward/{port}[/tcp]`, the last of virtual machines, too. As `virtctl` and `berth` speak it.
 //!
-//! Bytes go both ways between the websocket and the launcher's console, which serves many clients: each sees what the
-//! guest printed lately and then all that follows, and the guest reads what any of them types.
+//! Bytes go both ways between the websocket and a device of the guest, or a port at its address. The console serves many
+//! clients: each sees what the guest printed lately and then all that follows, and the guest reads what any of them types.
 //!
 //! What can be refused is refused before the upgrade, as a `Status`: 404 when there is no such machine, 400 when
-//! it has no serial console, 409 while its guest does not run.
+//! it has no such device or the port is none, 409 while its guest does not run or nobody answers.
 //!
 //! Frames: binary or text from the client is input; output is sent as binary. The sub-protocol
 //! `plain.kubevirt.io` is agreed on when the client offers it and not asked for otherwise.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -18,68 +22,167 @@ use berth_api::kubevirt::v1::{VirtualMachineInstance, VmiPhase};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tracing::{debug, info};
 
 use crate::lifecycle::found;
-use crate::{INSTANCES, Launcher, Refused, Shared};
+use crate::{INSTANCES, Launcher, Port, Refused, Shared};
 
 /// The sub-protocol of KubeVirt's stream subresources: the bytes and nothing else.
 const PROTOCOL: &str = "plain.kubevirt.io";
 
-pub(crate) async fn open(
+/// How long a guest may take to answer at one of its ports.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+
+pub(crate) async fn console(
     State(shared): State<Shared>,
     Path((namespace, name)): Path<(String, String)>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Response {
-    match connect(&shared, &namespace, &name).await {
-        Err(refused) => refused.into_response(),
-        Ok(console) => match upgrade {
-            Err(rejection) => Refused::NoUpgrade(rejection.body_text()).into_response(),
-            Ok(upgrade) => {
-                let upgrade = upgrade.protocols([PROTOCOL]);
-                upgrade.on_upgrade(async move |websocket| {
-                    info!(vmi = %format_args!("{namespace}/{name}"), "console opened");
-                    relay(websocket, console).await;
-                    info!(vmi = %format_args!("{namespace}/{name}"), "console closed");
-                })
-            }
-        },
+    let device = device(&shared, &namespace, &name, Port::Console).await;
+    serve("console", &namespace, &name, device, upgrade)
+}
+
+pub(crate) async fn vnc(
+    State(shared): State<Shared>,
+    Path((namespace, name)): Path<(String, String)>,
+    upgrade: Upgrade,
+) -> Response {
+    let device = device(&shared, &namespace, &name, Port::Vnc).await;
+    serve("vnc", &namespace, &name, device, upgrade)
+}
+
+pub(crate) async fn forward(
+    State(shared): State<Shared>,
+    Path(path): Path<HashMap<String, String>>,
+    upgrade: Upgrade,
+) -> Response {
+    let part = |name: &str| path.get(name).map(String::as_str).unwrap_or_default();
+    let (namespace, name) = (part("namespace"), part("name"));
+    let protocol = path.get("protocol").map(String::as_str);
+    let port = port(&shared, namespace, name, part("port"), protocol).await;
+    serve("portforward", namespace, name, port, upgrade)
+}
+
+/// Answers with the refusal, or upgrades and carries the bytes.
+fn serve(
+    what: &'static str,
+    namespace: &str,
+    name: &str,
+    device: Result<Box<dyn crate::Device>, Refused>,
+    upgrade: Upgrade,
+) -> Response {
+    let device = match device {
+        Ok(device) => device,
+        Err(refused) => return refused.into_response(),
+    };
+    let vmi = format!("{namespace}/{name}");
+    match upgrade {
+        Err(rejection) => Refused::NoUpgrade(rejection.body_text()).into_response(),
+        Ok(upgrade) => {
+            let upgrade = upgrade.protocols([PROTOCOL]);
+            upgrade.on_upgrade(async move |websocket| {
+                info!(vmi, what, "opened");
+                relay(websocket, device).await;
+                info!(vmi, what, "closed");
+            })
+        }
     }
 }
 
-/// A connection to the console of a machine whose guest runs.
-async fn connect(
+/// A machine whose guest runs.
+async fn running(
     shared: &Shared,
     namespace: &str,
     name: &str,
-) -> Result<Box<dyn crate::Device>, Refused> {
+) -> Result<VirtualMachineInstance, Refused> {
     let vmi: VirtualMachineInstance = found(shared, INSTANCES, namespace, name).await?;
-    if vmi.spec.domain.devices.autoattach_serial_console == Some(false) {
-        return Err(Refused::NoConsole);
+    let phase = vmi.status.as_ref().and_then(|status| status.phase);
+    if phase != Some(VmiPhase::Running) {
+        return Err(conflict(name, "VMI is not running"));
     }
-    let conflict = |why: String| Refused::Conflict {
+    Ok(vmi)
+}
+
+fn conflict(name: &str, why: impl Into<String>) -> Refused {
+    Refused::Conflict {
         resource: INSTANCES,
         name: name.to_owned(),
-        why,
-    };
+        why: why.into(),
+    }
+}
+
+/// A connection to a device of a machine whose guest runs.
+async fn device(
+    shared: &Shared,
+    namespace: &str,
+    name: &str,
+    port: Port,
+) -> Result<Box<dyn crate::Device>, Refused> {
+    let vmi: VirtualMachineInstance = found(shared, INSTANCES, namespace, name).await?;
+    let devices = &vmi.spec.domain.devices;
+    match port {
+        Port::Console if devices.autoattach_serial_console == Some(false) => {
+            return Err(Refused::NoConsole);
+        }
+        Port::Vnc if devices.autoattach_graphics_device == Some(false) => {
+            return Err(Refused::NoDisplay);
+        }
+        Port::Console | Port::Vnc => {}
+    }
     let status = vmi.status.unwrap_or_default();
     if status.phase != Some(VmiPhase::Running) {
-        return Err(conflict("VMI is not running".to_owned()));
+        return Err(conflict(name, "VMI is not running"));
     }
     let mut why = "it has no launcher pod".to_owned();
     for (pod, node) in &status.active_pods {
-        match shared.guests.console(Launcher { pod, node }).await {
-            Ok(console) => return Ok(console),
+        match shared.guests.open(Launcher { pod, node }, port).await {
+            Ok(device) => return Ok(device),
             Err(problem) => why = problem,
         }
     }
-    Err(conflict(why))
+    Err(conflict(name, why))
+}
+
+/// A connection to a port at the guest's address.
+async fn port(
+    shared: &Shared,
+    namespace: &str,
+    name: &str,
+    port: &str,
+    protocol: Option<&str>,
+) -> Result<Box<dyn crate::Device>, Refused> {
+    let number = port.parse::<u16>().ok().filter(|number| *number > 0);
+    let number = number
+        .ok_or_else(|| Refused::Body(format!("port: {port:?} is no number from 1 to 65535")))?;
+    if let Some(protocol) = protocol.filter(|protocol| *protocol != "tcp") {
+        let why = format!("protocol: {protocol:?} is not supported by berth: tcp is");
+        return Err(Refused::Body(why));
+    }
+    let vmi = running(shared, namespace, name).await?;
+    let interfaces = vmi.status.unwrap_or_default().interfaces;
+    let address = interfaces
+        .first()
+        .and_then(|interface| interface.ip_address.as_deref())
+        .and_then(|address| address.parse::<IpAddr>().ok())
+        .ok_or_else(|| conflict(name, "the guest has no address"))?;
+    let connecting = TcpStream::connect((address, number));
+    let refused = |why: String| conflict(name, format!("port {number} of the guest: {why}"));
+    let stream = tokio::time::timeout(PATIENCE, connecting)
+        .await
+        .map_err(|_| refused("no answer".to_owned()))?
+        .map_err(|error| refused(error.to_string()))?;
+    // What is typed goes out at once.
+    let _ = stream.set_nodelay(true);
+    Ok(Box::new(stream))
 }
 
 /// Carries bytes both ways until either side ends.
-async fn relay(websocket: WebSocket, console: Box<dyn crate::Device>) {
+async fn relay(websocket: WebSocket, device: Box<dyn crate::Device>) {
     let (mut to_client, mut from_client) = websocket.split();
-    let (mut from_guest, mut to_guest) = tokio::io::split(console);
+    let (mut from_guest, mut to_guest) = tokio::io::split(device);
     let output = async {
         let mut buffer = vec![0; 16 * 1024];
         loop {
@@ -95,7 +198,7 @@ async fn relay(websocket: WebSocket, console: Box<dyn crate::Device>) {
                     }
                 }
                 Err(error) => {
-                    debug!(%error, "console: read");
+                    debug!(%error, "a guest is not read");
                     break;
                 }
             }
@@ -113,7 +216,7 @@ async fn relay(websocket: WebSocket, console: Box<dyn crate::Device>) {
                 Message::Ping(_) | Message::Pong(_) => Ok(()),
             };
             if let Err(error) = written {
-                debug!(%error, "console: write");
+                debug!(%error, "a guest is not written to");
                 break;
             }
         }
@@ -156,11 +259,12 @@ mod tests {
             async { Err("not asked for here".to_owned()) }.boxed()
         }
 
-        fn console<'a>(
+        fn open<'a>(
             &'a self,
             of: Launcher<'a>,
+            port: Port,
         ) -> BoxFuture<'a, Result<Box<dyn crate::Device>, String>> {
-            assert_eq!((of.pod, of.node), ("p1", "n1"));
+            assert_eq!((of.pod, of.node, port), ("p1", "n1", Port::Console));
             async {
                 let socket = UnixStream::connect(self.0.join(SOCKET)).await;
                 socket
