@@ -313,7 +313,13 @@ impl Controller {
         let mut version = vmi.resource_version();
         for action in actions {
             let step = match action {
-                Action::CreatePod => self.create_pod(vmi).await?,
+                Action::CreatePod => match self.create_pod(vmi).await {
+                    Ok(step) => step,
+                    Err(error) => {
+                        self.write_pending(vmi, &mut version).await;
+                        return Err(error);
+                    }
+                },
                 Action::DeletePod(name) => self.delete_pod(vmi, &name).await?,
                 Action::LabelNode(node) => self.label_node(vmi, &node, &mut version).await?,
                 Action::PodUnpaused(name, unpaused) => {
@@ -502,6 +508,19 @@ impl Controller {
             info!(vmi = %full_name(vmi), phase, reason = status.reason.as_deref(), "phase");
         }
         stale_or(patched, "status", vmi, version, &self.written)
+    }
+
+    /// Shows that the machine waits for its pod. If that cannot be written either, the next attempt writes it.
+    async fn write_pending(&self, vmi: &VirtualMachineInstance, version: &mut Option<String>) {
+        let status = plan::pending(&Observed {
+            vmi,
+            pods: &[],
+            down_for: Duration::ZERO,
+            now: now(),
+        });
+        if let Err(error) = self.write_status(vmi, &status, version).await {
+            debug!(error = %crate::chain(&error), "vmi: status");
+        }
     }
 
     async fn remove_finalizer(

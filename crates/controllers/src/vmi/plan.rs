@@ -88,6 +88,14 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
     }
 }
 
+/// The status of a machine whose pod cannot be made for now.
+#[must_use]
+pub fn pending(seen: &Observed<'_>) -> Status {
+    let mut edit = Edit::new(seen);
+    edit.wait_for_pod();
+    edit.status
+}
+
 /// The pod that counts: one that is still meant to run before one that is going, the youngest of those.
 fn current_pod<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
     pods.iter().copied().max_by_key(|p| {
@@ -167,11 +175,10 @@ fn plan_start(seen: &Observed<'_>, phase: Option<VmiPhase>) -> Plan {
                 "The launcher pod was deleted before the machine could start.",
             );
         }
-        edit.phase(VmiPhase::Pending);
-        edit.not_ready(
-            labels::REASON_POD_NOT_EXISTS,
-            "The launcher pod does not exist yet.",
-        );
+        // What has no status yet gets one with its pod, which is there in a moment; see [`pending`].
+        if phase.is_some() {
+            edit.wait_for_pod();
+        }
         edit.actions.push(Action::CreatePod);
         return edit.plan();
     };
@@ -292,7 +299,23 @@ impl<'a> Edit<'a> {
         }
     }
 
+    fn wait_for_pod(&mut self) {
+        self.phase(VmiPhase::Pending);
+        self.not_ready(
+            labels::REASON_POD_NOT_EXISTS,
+            "The launcher pod does not exist yet.",
+        );
+    }
+
     fn phase(&mut self, phase: VmiPhase) {
+        if self.status.phase.is_none() && phase != VmiPhase::Pending {
+            // It was, from its creation on.
+            let since = self.seen.vmi.metadata.creation_timestamp.clone();
+            self.status.phase_transition_timestamps.push(Transition {
+                phase: VmiPhase::Pending,
+                phase_transition_timestamp: since.unwrap_or_else(|| self.seen.now.clone()),
+            });
+        }
         if self.status.phase != Some(phase) {
             self.status.phase = Some(phase);
             self.status.phase_transition_timestamps.push(Transition {

@@ -132,17 +132,34 @@ fn a_gated_pod_is_ready_with_its_guest() {
 }
 
 #[test]
-fn a_new_machine_becomes_pending_and_gets_a_pod() {
-    let new = vmi(json!({}));
-    let actions = run(&new, &[]);
-    let (steps, status) = shape(&actions);
-    let status = status.unwrap();
-    assert_eq!(steps, ["status", "create"]);
+fn a_new_machine_gets_a_pod_and_is_pending_until_it_has_one() {
+    let new = vmi(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}}));
+    assert_eq!(shape(&run(&new, &[])).0, ["create"]);
+    // It has been pending from its creation on; that is told with the pod.
+    let status = shape(&run(&new, &[&pod(json!({}))])).1.unwrap();
+    let phases: Vec<_> = status
+        .phase_transition_timestamps
+        .iter()
+        .map(|t| (t.phase, t.phase_transition_timestamp.0.to_string()))
+        .collect();
+    assert_eq!(phases[0].0, VmiPhase::Pending);
+    assert_eq!(phases[0].1, "2026-01-01T00:00:00Z");
+    assert_eq!(phases[1].0, VmiPhase::Scheduling);
+    assert_eq!(phases.len(), 2);
+    // Where the pod cannot be made, it is told at once.
+    let status = pending(&Observed {
+        vmi: &new,
+        pods: &[],
+        down_for: Duration::ZERO,
+        now: Time(k8s_openapi::jiff::Timestamp::from_second(1_000).unwrap()),
+    });
     assert_eq!(status.phase, Some(VmiPhase::Pending));
     assert_eq!(status.phase_transition_timestamps.len(), 1);
     assert_eq!(condition(&status, "Ready").1, "PodNotExists");
     // The same again when the creation failed: no second status.
-    assert_eq!(shape(&run(&after(&new, &actions), &[])).0, ["create"]);
+    let mut waits = new.clone();
+    waits.status = Some(status);
+    assert_eq!(shape(&run(&waits, &[])).0, ["create"]);
 }
 
 #[test]
