@@ -137,6 +137,7 @@ story!(
     ports_and_display_lead_to_the_guest,
     stories::ways_in::ports_and_display
 );
+story!(a_disk_that_cannot_be_read_is_told, unreadable);
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);
 story!(the_launcher_reaches_nobody, no_network);
@@ -241,6 +242,19 @@ spec:
     })?;
     ensure!(page.contains("hello from the guest"), "{page}");
     Ok(())
+}
+
+/// The files of an image stay as they are; one that the launcher cannot read is told, with what to do.
+fn unreadable(cluster: &Cluster) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let secret = tempfile::NamedTempFile::new()?;
+    let files = [("disk/secret.img", secret.path())];
+    let tar = stories::images::archive(directory.path(), "oci-archive", &files)?;
+    cluster.import("oci-archive", &tar, "localhost/secret:1")?;
+    cluster.apply(&manifest("secret", "localhost/secret:1", MEMORY))?;
+    let told = "disk/secret.img in the image cannot be read by the launcher, user 107";
+    cluster.wait_condition("secret", "Synchronized", told, SOON)?;
+    cluster.delete("secret", SOON)
 }
 
 /// The official Python client, as on any cluster.

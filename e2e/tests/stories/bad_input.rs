@@ -1,6 +1,7 @@
 //! What cannot work is told where the user looks.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::ensure;
 use berth_e2e::{REGISTRY, Target, manifest, wait_for};
@@ -35,6 +36,8 @@ pub(crate) fn a_missing_image(target: &dyn Target) -> anyhow::Result<()> {
 pub(crate) fn an_image_that_cannot_boot(target: &dyn Target) -> anyhow::Result<()> {
     let mut disk = tempfile::NamedTempFile::new()?;
     disk.write_all(&vec![0x55; 4 << 20])?;
+    // Files of an image are read by the launcher's own user.
+    std::fs::set_permissions(disk.path(), PermissionsExt::from_mode(0o644))?;
     let directory = tempfile::tempdir()?;
     let tar = archive(
         directory.path(),

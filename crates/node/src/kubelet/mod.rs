@@ -126,7 +126,8 @@ impl PodSandboxes for KubeletPods {
                 if !is_mount_point(compute, &at) {
                     let target = volume(pod_uid, "disks").join(name);
                     let file = container.command.iter().flatten().nth(1).cloned();
-                    put_down(holder, compute, file, &target, &at).map_err(|e| e.to_string())?;
+                    put_down(holder, compute, file, &target, &at, owner)
+                        .map_err(|e| e.to_string())?;
                 }
                 seen_from_outside(compute, at)
             };
@@ -137,7 +138,7 @@ impl PodSandboxes for KubeletPods {
         let paths = paths.unwrap_or_default();
         for name in image_volumes(&pod) {
             let at = format!("{DISKS_DIR}/{name}");
-            let disk = in_image_volume(compute, &at, paths.0.get(name).cloned())
+            let disk = in_image_volume(compute, &at, paths.0.get(name).cloned(), owner)
                 .map_err(|e| e.to_string())
                 .and_then(|path| seen_from_outside(compute, path))
                 .map_err(|why| format!("container disk {name}: {why}"))?;

@@ -49,13 +49,14 @@ pub(super) fn put_down(
     file: Option<String>,
     target: &Path,
     at: &str,
+    reader: (u32, u32),
 ) -> io::Result<()> {
     match File::options().write(true).create_new(true).open(target) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
-    let tree = within_mounts(holder, move || clone_disk(file))?;
+    let tree = within_mounts(holder, move || clone_disk(file, reader))?;
     let at = at.to_owned();
     within_mounts(compute, move || {
         rustix::mount::move_mount(
@@ -75,8 +76,8 @@ pub(super) fn put_down(
 }
 
 /// In the holder's mount namespace: the disk as a mount that is nowhere yet.
-fn clone_disk(named: Option<String>) -> io::Result<OwnedFd> {
-    let (_, file) = find_disk("/", named)?;
+fn clone_disk(named: Option<String>, reader: (u32, u32)) -> io::Result<OwnedFd> {
+    let (_, file) = find_disk("/", named, reader)?;
     let tree = rustix::mount::open_tree(
         file.as_fd(),
         "",
@@ -88,8 +89,12 @@ fn clone_disk(named: Option<String>) -> io::Result<OwnedFd> {
 }
 
 /// The disk in the image whose files are beneath `root`: its path there, and the file. `named` is the file that is meant;
-/// without it, it is the only one.
-fn find_disk(root: &str, named: Option<String>) -> io::Result<(PathBuf, OwnedFd)> {
+/// without it, it is the only one. `reader`: the user and the group that must be able to read it.
+fn find_disk(
+    root: &str,
+    named: Option<String>,
+    reader: (u32, u32),
+) -> io::Result<(PathBuf, OwnedFd)> {
     let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
     let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
     let opened =
@@ -100,20 +105,41 @@ fn find_disk(root: &str, named: Option<String>) -> io::Result<(PathBuf, OwnedFd)
     };
     let file = opened(&path, OFlags::PATH)
         .map_err(|e| io::Error::other(format!("{} in the image: {e}", path.display())))?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+    let stat = rustix::fs::fstat(&file)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
     if kind != FileType::RegularFile {
         return Err(io::Error::other(format!(
             "{} in the image is not a regular file",
             path.display()
         )));
     }
+    // The image's files are shared and stay as they are, so what is not readable cannot be made so here.
+    let readable = stat.st_mode & 0o004 != 0
+        || (stat.st_uid == reader.0 && stat.st_mode & 0o400 != 0)
+        || (stat.st_gid == reader.1 && stat.st_mode & 0o040 != 0);
+    if !readable {
+        return Err(io::Error::other(format!(
+            "{} in the image cannot be read by the launcher, user {} and group {}: it is of user {} and group {} with mode {:04o}; chmod a+r it in the image",
+            path.display(),
+            reader.0,
+            reader.1,
+            stat.st_uid,
+            stat.st_gid,
+            stat.st_mode & 0o7777
+        )));
+    }
     Ok((path, file))
 }
 
 /// The disk of an image that is a volume of the launcher's container, mounted at `at`: its path in the container.
-pub(super) fn in_image_volume(compute: u32, at: &str, named: Option<String>) -> io::Result<String> {
+pub(super) fn in_image_volume(
+    compute: u32,
+    at: &str,
+    named: Option<String>,
+    reader: (u32, u32),
+) -> io::Result<String> {
     let root = at.to_owned();
-    let (path, _) = within_mounts(compute, move || find_disk(&root, named))?;
+    let (path, _) = within_mounts(compute, move || find_disk(&root, named, reader))?;
     let path = path.strip_prefix("/").unwrap_or(&path);
     Ok(format!("{at}/{}", path.display()))
 }
@@ -194,18 +220,26 @@ mod tests {
         }
         let own = std::process::id();
         // In this machine's root there is no /disk, or not exactly one file in it.
-        let refused = within_mounts(own, || clone_disk(None)).unwrap_err();
+        let refused = within_mounts(own, || clone_disk(None, (0, 0))).unwrap_err();
         assert!(refused.to_string().contains("/disk"), "{refused}");
-        let refused = within_mounts(own, || clone_disk(Some("/etc".into()))).unwrap_err();
+        let refused = within_mounts(own, || clone_disk(Some("/etc".into()), (0, 0))).unwrap_err();
         assert!(
             refused.to_string().contains("not a regular file"),
             "{refused}"
         );
-        let up = within_mounts(own, || clone_disk(Some("/../../etc/hostname".into())));
+        let up = within_mounts(own, || {
+            clone_disk(Some("/../../etc/hostname".into()), (0, 0))
+        });
         // Nothing is above a root.
         assert!(up.is_ok() || up.is_err_and(|e| e.to_string().contains("hostname")));
-        let file = within_mounts(own, || clone_disk(Some("/etc/passwd".into())));
+        let file = within_mounts(own, || clone_disk(Some("/etc/passwd".into()), (107, 107)));
         assert!(file.is_ok(), "{file:?}");
+        let secret = within_mounts(own, || clone_disk(Some("/etc/shadow".into()), (107, 107)));
+        let refused = secret.unwrap_err().to_string();
+        assert!(
+            refused.contains("/etc/shadow") && refused.contains("user 107"),
+            "{refused}"
+        );
         assert!(is_mount_point(own, "/proc"));
         assert!(!is_mount_point(own, "/etc/passwd"));
     }
