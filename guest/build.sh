@@ -53,7 +53,7 @@ echo 'hello from the guest' >"$root/www/index.html"
 
 # Each module after those it needs; insmod in the guest wants no modules.dep.
 : >"$root/lib/modules/order"
-for module in virtio_pci virtio_blk virtio_net virtio_console virtio-rng button evdev sr_mod ahci sd_mod e1000; do
+for module in virtio_pci virtio_blk virtio_net virtio_console virtio-rng button evdev sr_mod ahci sd_mod e1000 vfat nls_cp437 nls_ascii nls_iso8859-1; do
     modprobe -d "$cache/root" -S "$(basename "$modules")" --show-depends "$module" 2>/dev/null |
         awk '$1 == "insmod" {print $2}' || true
 done | awk '!seen[$0]++' | while read -r path; do

@@ -337,6 +337,26 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.domain.devices.interfaces[0].acpiIndex: Invalid value: 16384: must be from 1 to 16383",
         ),
         (
+            "/volumes/0",
+            json!({"name": "root", "cloudInitNoCloud": {"userData": "a", "userDataBase64": "YQ=="}}),
+            "spec.volumes[0].cloudInitNoCloud.userDataBase64: Forbidden: cannot be given together with spec.volumes[0].cloudInitNoCloud.userData",
+        ),
+        (
+            "/volumes/0",
+            json!({"name": "root", "cloudInitConfigDrive": {"userDataBase64": "s3cret!"}}),
+            "spec.volumes[0].cloudInitConfigDrive.userDataBase64: Invalid value: \"…\": must be base64",
+        ),
+        (
+            "/volumes/0",
+            json!({"name": "root", "emptyDisk": {"capacity": "1k"}}),
+            "spec.volumes[0].emptyDisk.capacity: Invalid value: \"1k\": must be at least 1Mi",
+        ),
+        (
+            "/volumes/0",
+            json!({"name": "root", "emptyDisk": {"capacity": "1Gi"}, "containerDisk": {"image": "a"}}),
+            "spec.volumes[0].emptyDisk: Forbidden: must not be set beside containerDisk: a volume has one source",
+        ),
+        (
             "/domain/machine",
             json!({"type": "virt"}),
             "spec.domain.machine.type: Unsupported value: \"virt\": supported values: \"q35\", \"pc\", \"pc-q35-<version>\", \"pc-i440fx-<version>\"",
@@ -400,7 +420,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/volumes/0/containerDisk",
             Value::Null,
-            "spec.volumes[0]: Required value: must have a source: containerDisk or persistentVolumeClaim",
+            "spec.volumes[0]: Required value: must have a source: containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive or emptyDisk",
         ),
         (
             "/volumes/0/containerDisk",

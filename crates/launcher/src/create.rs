@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use berth_api::kubevirt::v1::VirtualMachineInstance;
+use berth_api::quantity::parse_bytes;
 use berth_domain::{DiskInput, DomainError, DomainInput, NicInput};
 use berth_hypervisor::{DomainInfo, Hypervisor};
 use rustix::net;
 
+use crate::cloud_init;
 use crate::console::Console;
 use crate::dhcp::Servers;
 use crate::millis;
@@ -38,6 +40,11 @@ impl Layout {
 
     fn overlay(&self, volume: &str) -> PathBuf {
         self.run_dir.join("disks").join(format!("{volume}.qcow2"))
+    }
+
+    /// A disk that the launcher makes.
+    fn raw(&self, volume: &str) -> PathBuf {
+        self.run_dir.join("disks").join(format!("{volume}.img"))
     }
 
     /// Bound by QEMU, used by the launcher alone; clients come to the console socket.
@@ -210,6 +217,7 @@ impl<H: Hypervisor> Creation<H> {
     /// A fresh overlay for each disk that may not be written itself; all files as the domain uses them.
     async fn overlays(&self) -> Result<Vec<DiskInput>, CreateError> {
         let backings = self.request.disks.clone();
+        let vmi = self.request.vmi.clone();
         let layout = self.layout.clone();
         let work = move || {
             let directory = layout.file("disks");
@@ -217,7 +225,8 @@ impl<H: Hypervisor> Creation<H> {
                 path: directory,
                 source,
             })?;
-            backings
+            let own = own_disks(&vmi, &layout)?;
+            let given = backings
                 .into_iter()
                 .map(|disk| {
                     if !disk.read_only {
@@ -241,8 +250,8 @@ impl<H: Hypervisor> Creation<H> {
                         read_only: false,
                         block: false,
                     })
-                })
-                .collect()
+                });
+            given.chain(own.into_iter().map(Ok)).collect()
         };
         tokio::task::spawn_blocking(work)
             .await
@@ -279,6 +288,39 @@ fn own_cpus() -> Vec<u32> {
         .filter(|cpu| set.is_set(*cpu))
         .filter_map(|cpu| u32::try_from(cpu).ok())
         .collect()
+}
+
+/// The disks that are made of the manifest alone.
+fn own_disks(vmi: &VirtualMachineInstance, layout: &Layout) -> Result<Vec<DiskInput>, CreateError> {
+    let mut disks = Vec::new();
+    for volume in &vmi.spec.volumes {
+        let path = layout.raw(&volume.name);
+        let shown = path.display().to_string();
+        let made = if volume.cloud_init().is_some() {
+            cloud_init::write(&path, vmi, volume).map(|()| true)
+        } else if let Some(disk) = &volume.empty_disk {
+            let size = disk.capacity.as_ref().and_then(|c| parse_bytes(c).ok());
+            let size = size.unwrap_or(0);
+            create_disk(&shown, size)?;
+            Ok(true)
+        } else {
+            Ok(false)
+        };
+        let made = made.map_err(|source| CreateError::Disk {
+            path: shown.clone(),
+            source,
+        })?;
+        if made {
+            disks.push(DiskInput {
+                volume: volume.name.clone(),
+                path: shown,
+                format: "raw".to_owned(),
+                read_only: false,
+                block: false,
+            });
+        }
+    }
+    Ok(disks)
 }
 
 /// An empty raw disk, without blocks; one that is there stays as it is.

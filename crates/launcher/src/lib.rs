@@ -38,6 +38,7 @@
 mod admit;
 mod capabilities;
 mod client;
+mod cloud_init;
 mod console;
 mod create;
 mod daemon;

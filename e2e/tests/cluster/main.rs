@@ -137,6 +137,10 @@ story!(
     ports_and_display_lead_to_the_guest,
     stories::ways_in::ports_and_display
 );
+story!(
+    a_guest_reads_what_cloud_init_is_told,
+    stories::hardware::the_guest_reads_what_cloud_init_is_told
+);
 story!(a_disk_that_cannot_be_read_is_told, unreadable);
 story!(a_service_leads_to_the_guest, a_service);
 story!(the_launcher_has_no_rights, no_rights);

@@ -12,3 +12,13 @@ fn a_guest_finds_the_hardware_that_was_asked_for() -> anyhow::Result<()> {
     machine.wait_nothing_left(SOON)?;
     Ok(())
 }
+
+#[test]
+fn a_guest_reads_what_cloud_init_is_told() -> anyhow::Result<()> {
+    let Some(machine) = machine_with_guest("cloud-init")? else {
+        return Ok(());
+    };
+    hardware::the_guest_reads_what_cloud_init_is_told(&machine)?;
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
+}

@@ -63,3 +63,51 @@ pub(crate) fn the_guest_finds_its_hardware(target: &dyn Target) -> anyhow::Resul
     drop(console);
     target.delete("fitted", SOON * 2)
 }
+
+/// Disks that are made of the manifest alone: what cloud-init is told, and an empty one.
+pub(crate) fn the_guest_reads_what_cloud_init_is_told(target: &dyn Target) -> anyhow::Result<()> {
+    let told = manifest("told", target.image(), MEMORY)
+        + "  - name: ci
+    cloudInitNoCloud:
+      userData: \"#cloud-config\\npassword: for-the-guest-only\\n\"
+  - name: drive
+    cloudInitConfigDrive:
+      userDataBase64: I2Nsb3VkLWNvbmZpZwo=
+  - name: scratch
+    emptyDisk:
+      capacity: 8Mi
+";
+    target.apply(&told)?;
+    target.wait_phase("told", "Running", SOON)?;
+    let mut console = target.console("told")?;
+    console.log_in(BOOT)?;
+    // The guest's kernel mounts what cloud-init would.
+    let seen = console.shell(
+        "mkdir -p /tmp/a /tmp/b; mount -o ro /dev/vdb /tmp/a && mount -o ro /dev/vdc /tmp/b; \
+         cat /tmp/a/user-data /tmp/a/meta-data; echo; cat /tmp/b/openstack/latest/user_data; cat /sys/block/vdd/size",
+        SOON,
+    )?;
+    for wanted in [
+        "password: for-the-guest-only",
+        "\"local-hostname\":\"told\"",
+        "#cloud-config",
+        "16384",
+    ] {
+        ensure!(seen.contains(wanted), "no {wanted:?} in {seen}");
+    }
+    drop(console);
+    let log = target.log_tail();
+    ensure!(!log.contains("for-the-guest-only"), "it is in the log");
+    target.delete("told", SOON * 2)?;
+    // Mistakes are told without what is secret.
+    let wrong = told.replace("I2Nsb3VkLWNvbmZpZwo=", "s3cret!");
+    let refused = target
+        .kubectl_with(&["apply", "-f", "-"], &wrong)?
+        .err()?;
+    ensure!(
+        refused.contains("spec.volumes[2].cloudInitConfigDrive.userDataBase64")
+            && !refused.contains("s3cret!\": must"),
+        "{refused}"
+    );
+    Ok(())
+}

@@ -2,14 +2,21 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
 use berth_api::kubevirt::v1::{
-    ContainerDiskSource, Devices, Disk, Interface, VirtualMachineInstanceSpec, Volume,
+    CloudInitSource, ContainerDiskSource, Devices, Disk, Interface, VirtualMachineInstanceSpec, Volume,
 };
+
+use berth_api::quantity::parse_bytes;
 
 use super::one_of;
 use crate::cause::Cause;
 use crate::syntax;
 
+/// Largest text for cloud-init, in bytes.
+const CLOUD_INIT_MAX: usize = 64 << 10;
+/// Smallest empty disk, in bytes.
+const EMPTY_DISK_MIN: u64 = 1 << 20;
 /// The pod's volume for a container disk is called `disk-<name>`, and that is a DNS label too.
 const VOLUME_NAME_MAX: usize = syntax::LABEL_MAX - "disk-".len();
 
@@ -358,32 +365,127 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
             format!("must be no more than {VOLUME_NAME_MAX} characters"),
         ));
     }
-    match (&volume.container_disk, &volume.persistent_volume_claim) {
-        (None, None) => causes.push(Cause::required(
+    let given = [
+        ("containerDisk", volume.container_disk.is_some()),
+        (
+            "persistentVolumeClaim",
+            volume.persistent_volume_claim.is_some(),
+        ),
+        ("cloudInitNoCloud", volume.cloud_init_no_cloud.is_some()),
+        (
+            "cloudInitConfigDrive",
+            volume.cloud_init_config_drive.is_some(),
+        ),
+        ("emptyDisk", volume.empty_disk.is_some()),
+    ];
+    let sources: Vec<&str> = given.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+    match sources[..] {
+        [] => causes.push(Cause::required(
             path,
-            "must have a source: containerDisk or persistentVolumeClaim",
+            "must have a source: containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive or emptyDisk",
         )),
-        (Some(_), Some(claim)) => causes.push(Cause::invalid(
-            format!("{path}.persistentVolumeClaim"),
-            &claim.claim_name,
-            "must not be set beside containerDisk: a volume has one source",
+        [_] => {}
+        [first, second, ..] => causes.push(Cause::forbidden(
+            format!("{path}.{second}"),
+            format!("must not be set beside {first}: a volume has one source"),
         )),
-        (Some(source), None) => {
-            check_container_disk(&format!("{path}.containerDisk"), source, causes);
-        }
-        (None, Some(claim)) => {
-            let field = format!("{path}.persistentVolumeClaim.claimName");
-            if claim.claim_name.is_empty() {
-                causes.push(Cause::required(field, "must be the name of a claim"));
-            } else if !syntax::is_dns_subdomain(&claim.claim_name) {
-                causes.push(Cause::invalid(
-                    field,
-                    &claim.claim_name,
-                    "must be the name of a claim",
-                ));
-            }
+    }
+    if let Some(source) = &volume.container_disk {
+        check_container_disk(&format!("{path}.containerDisk"), source, causes);
+    }
+    if let Some(claim) = &volume.persistent_volume_claim {
+        let field = format!("{path}.persistentVolumeClaim.claimName");
+        if claim.claim_name.is_empty() {
+            causes.push(Cause::required(field, "must be the name of a claim"));
+        } else if !syntax::is_dns_subdomain(&claim.claim_name) {
+            causes.push(Cause::invalid(
+                field,
+                &claim.claim_name,
+                "must be the name of a claim",
+            ));
         }
     }
+    for (name, source) in [
+        ("cloudInitNoCloud", &volume.cloud_init_no_cloud),
+        ("cloudInitConfigDrive", &volume.cloud_init_config_drive),
+    ] {
+        if let Some(source) = source {
+            check_cloud_init(&format!("{path}.{name}"), source, causes);
+        }
+    }
+    if let Some(disk) = &volume.empty_disk {
+        let field = format!("{path}.emptyDisk.capacity");
+        let Some(capacity) = &disk.capacity else {
+            causes.push(Cause::required(field, "how large the disk is"));
+            return;
+        };
+        match parse_bytes(capacity) {
+            Ok(bytes) if bytes >= EMPTY_DISK_MIN => {}
+            Ok(_) => causes.push(Cause::invalid(field, &capacity.0, "must be at least 1Mi")),
+            Err(error) => causes.push(Cause::invalid(field, &capacity.0, error)),
+        }
+    }
+}
+
+/// The texts are secrets as like as not: a refusal never repeats them.
+fn check_cloud_init(path: &str, source: &CloudInitSource, causes: &mut Vec<Cause>) {
+    let texts = [
+        (
+            "userData",
+            &source.user_data,
+            "userDataBase64",
+            &source.user_data_base64,
+        ),
+        (
+            "networkData",
+            &source.network_data,
+            "networkDataBase64",
+            &source.network_data_base64,
+        ),
+    ];
+    for (plain, text, encoded, base64) in texts {
+        if text.is_some() && base64.is_some() {
+            causes.push(Cause::forbidden(
+                format!("{path}.{encoded}"),
+                format!("cannot be given together with {path}.{plain}"),
+            ));
+        }
+        let length = match (text, base64) {
+            (Some(text), _) => text.len(),
+            (None, Some(base64)) => match decode(base64) {
+                Some(bytes) => bytes.len(),
+                None => {
+                    causes.push(Cause::invalid(
+                        format!("{path}.{encoded}"),
+                        "…",
+                        "must be base64",
+                    ));
+                    continue;
+                }
+            },
+            (None, None) => continue,
+        };
+        if length > CLOUD_INIT_MAX {
+            let field = if text.is_some() { plain } else { encoded };
+            causes.push(Cause::invalid(
+                format!("{path}.{field}"),
+                length,
+                format!("must be no more than {CLOUD_INIT_MAX} bytes"),
+            ));
+        }
+    }
+    if source.user_data.is_none() && source.user_data_base64.is_none() {
+        causes.push(Cause::required(
+            format!("{path}.userData"),
+            "cloud-init looks for nothing else",
+        ));
+    }
+}
+
+/// Base64 as manifests have it: line breaks do not count.
+fn decode(base64: &str) -> Option<Vec<u8>> {
+    let text: String = base64.split_ascii_whitespace().collect();
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
 }
 
 fn check_container_disk(path: &str, source: &ContainerDiskSource, causes: &mut Vec<Cause>) {

@@ -615,7 +615,12 @@ fn boot_disks(vmi: &VirtualMachineInstance) -> Vec<&str> {
 
 /// The disks of the machine as the launcher sees them.
 fn disks(vmi: &VirtualMachineInstance, pod: &PodLocation) -> Result<Vec<DiskBacking>, SyncError> {
-    let volumes = vmi.spec.volumes.iter();
+    // The launcher makes the others itself.
+    let volumes = vmi
+        .spec
+        .volumes
+        .iter()
+        .filter(|volume| volume.cloud_init().is_none() && volume.empty_disk.is_none());
     volumes
         .map(|volume| {
             let missing = || SyncError::NoVolume(volume.name.clone());

@@ -1,7 +1,10 @@
 //! The storage behind the disks.
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::quantity;
 
 /// A named piece of storage. Exactly one source must be set.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -16,6 +19,63 @@ pub struct Volume {
     /// made as large as the claim if it is not there. On a cluster only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<PersistentVolumeClaimSource>,
+    /// What cloud-init is told, as a disk of its data source NoCloud (label `cidata`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init_no_cloud: Option<CloudInitSource>,
+    /// The same as a disk of its data source ConfigDrive (label `config-2`), which is OpenStack's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init_config_drive: Option<CloudInitSource>,
+    /// An empty disk that goes with the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty_disk: Option<EmptyDiskSource>,
+}
+
+impl Volume {
+    /// What cloud-init is told, in either way.
+    pub fn cloud_init(&self) -> Option<&CloudInitSource> {
+        self.cloud_init_no_cloud
+            .as_ref()
+            .or(self.cloud_init_config_drive.as_ref())
+    }
+}
+
+/// What cloud-init is told. Each text is at most 65536 bytes, and is given as it is or as base64.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CloudInitSource {
+    /// The user data, for example a document that begins with `#cloud-config`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// The user data as base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data_base64: Option<String>,
+    /// The configuration of the network. Default: none, and the guest asks by DHCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_data: Option<String>,
+    /// The configuration of the network as base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_data_base64: Option<String>,
+}
+
+impl std::fmt::Debug for CloudInitSource {
+    /// Passwords are in there.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CloudInitSource { .. }")
+    }
+}
+
+/// An empty disk that goes with the machine.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct EmptyDiskSource {
+    /// How large it is, as a quantity of bytes; at least 1Mi. It takes room on the node as it is written.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::de::option"
+    )]
+    #[schemars(schema_with = "quantity::schema::optional")]
+    pub capacity: Option<Quantity>,
 }
 
 /// A PersistentVolumeClaim of the same namespace.
