@@ -41,7 +41,9 @@ pub(crate) fn write(path: &Path, vmi: &VirtualMachineInstance, volume: &Volume) 
     file.set_len((SPACE + texts).next_multiple_of(4096))?;
     fatfs::format_volume(
         &mut file,
-        FormatVolumeOptions::new().volume_label(label).volume_id(0xbe27),
+        FormatVolumeOptions::new()
+            .volume_label(label)
+            .volume_id(0xbe27),
     )?;
     file.seek(SeekFrom::Start(0))?;
     let system = FileSystem::new(&mut file, FsOptions::new())?;
@@ -69,7 +71,10 @@ fn files(
     let Some(source) = volume.cloud_init() else {
         return Ok(Vec::new());
     };
-    let user = text(source.user_data.as_deref(), source.user_data_base64.as_deref())?;
+    let user = text(
+        source.user_data.as_deref(),
+        source.user_data_base64.as_deref(),
+    )?;
     let network = text(
         source.network_data.as_deref(),
         source.network_data_base64.as_deref(),
@@ -126,7 +131,11 @@ mod tests {
     }
 
     fn read(path: &Path, name: &str) -> String {
-        let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
         let system = FileSystem::new(file, FsOptions::new()).unwrap();
         let mut text = String::new();
         let mut file = system.root_dir().open_file(name).unwrap();
@@ -157,13 +166,20 @@ mod tests {
             let said = String::from_utf8_lossy(&told.stdout).into_owned();
             assert!(told.status.success(), "{program}: {said}");
             if program == "blkid" {
-                assert!(said.contains("LABEL=\"cidata\"") && said.contains("vfat"), "{said}");
+                assert!(
+                    said.contains("LABEL=\"cidata\"") && said.contains("vfat"),
+                    "{said}"
+                );
             }
         }
         write(&path, &no_cloud, &no_cloud.spec.volumes[0]).unwrap();
-        assert!(std::fs::read(&path).unwrap() == first, "two disks of the same words differ");
+        assert!(
+            std::fs::read(&path).unwrap() == first,
+            "two disks of the same words differ"
+        );
 
-        let drive = vmi(&json!({"name": "ci", "cloudInitConfigDrive": {"userData": "x".repeat(60_000)}}));
+        let drive =
+            vmi(&json!({"name": "ci", "cloudInitConfigDrive": {"userData": "x".repeat(60_000)}}));
         write(&path, &drive, &drive.spec.volumes[0]).unwrap();
         assert_eq!(read(&path, "openstack/latest/user_data").len(), 60_000);
         assert!(read(&path, "openstack/latest/meta_data.json").contains("web.one.lab"));

@@ -226,31 +226,29 @@ impl<H: Hypervisor> Creation<H> {
                 source,
             })?;
             let own = own_disks(&vmi, &layout)?;
-            let given = backings
-                .into_iter()
-                .map(|disk| {
-                    if !disk.read_only {
-                        if let Some(size) = disk.create {
-                            create_disk(&disk.path, size)?;
-                        }
-                        return Ok(DiskInput {
-                            volume: disk.volume,
-                            path: disk.path,
-                            format: disk.format,
-                            read_only: false,
-                            block: disk.block,
-                        });
+            let given = backings.into_iter().map(|disk| {
+                if !disk.read_only {
+                    if let Some(size) = disk.create {
+                        create_disk(&disk.path, size)?;
                     }
-                    let path = layout.overlay(&disk.volume);
-                    overlay::create(&path, &disk.path, &disk.format)?;
-                    Ok(DiskInput {
+                    return Ok(DiskInput {
                         volume: disk.volume,
-                        path: path.display().to_string(),
-                        format: "qcow2".to_owned(),
+                        path: disk.path,
+                        format: disk.format,
                         read_only: false,
-                        block: false,
-                    })
-                });
+                        block: disk.block,
+                    });
+                }
+                let path = layout.overlay(&disk.volume);
+                overlay::create(&path, &disk.path, &disk.format)?;
+                Ok(DiskInput {
+                    volume: disk.volume,
+                    path: path.display().to_string(),
+                    format: "qcow2".to_owned(),
+                    read_only: false,
+                    block: false,
+                })
+            });
             given.chain(own.into_iter().map(Ok)).collect()
         };
         tokio::task::spawn_blocking(work)

@@ -101,9 +101,7 @@ pub(crate) fn the_guest_reads_what_cloud_init_is_told(target: &dyn Target) -> an
     target.delete("told", SOON * 2)?;
     // Mistakes are told without what is secret.
     let wrong = told.replace("I2Nsb3VkLWNvbmZpZwo=", "s3cret!");
-    let refused = target
-        .kubectl_with(&["apply", "-f", "-"], &wrong)?
-        .err()?;
+    let refused = target.kubectl_with(&["apply", "-f", "-"], &wrong)?.err()?;
     ensure!(
         refused.contains("spec.volumes[2].cloudInitConfigDrive.userDataBase64")
             && !refused.contains("s3cret!\": must"),

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use base64::Engine as _;
 use berth_api::kubevirt::v1::{
-    CloudInitSource, ContainerDiskSource, Devices, Disk, Interface, VirtualMachineInstanceSpec, Volume,
+    CloudInitSource, ContainerDiskSource, Devices, Disk, Interface, VirtualMachineInstanceSpec,
+    Volume,
 };
 
 use berth_api::quantity::parse_bytes;
@@ -378,7 +379,11 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
         ),
         ("emptyDisk", volume.empty_disk.is_some()),
     ];
-    let sources: Vec<&str> = given.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+    let sources: Vec<&str> = given
+        .iter()
+        .filter(|(_, is)| *is)
+        .map(|(name, _)| *name)
+        .collect();
     match sources[..] {
         [] => causes.push(Cause::required(
             path,
