@@ -184,7 +184,9 @@ fn hint(path: &str, name: &str) -> &'static str {
     if path.starts_with("spec.volumes[") {
         return match name {
             "registryDisk" => "use containerDisk",
-            _ => "the volume source that berth has is containerDisk",
+            _ => {
+                "the volume sources that berth has are containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive and emptyDisk"
+            }
         };
     }
     if path.starts_with("spec.domain.devices.disks[") && path.ends_with(".disk") && name == "dev" {

@@ -198,9 +198,9 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.domain.devices.disks[0].disk.dev: Unsupported value: this field is not supported by berth: the device name is chosen by berth, in the order of the disks; use bus",
         ),
         (
-            "/volumes/0/emptyDisk",
-            json!({"capacity": "2Gi"}),
-            "spec.volumes[0].emptyDisk: Unsupported value: this field is not supported by berth: the volume source that berth has is containerDisk",
+            "/volumes/0/hostDisk",
+            json!({"path": "/etc/shadow", "type": "Disk"}),
+            "spec.volumes[0].hostDisk: Unsupported value: this field is not supported by berth: the volume sources that berth has are containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive and emptyDisk",
         ),
         (
             "/domain/cpu",
@@ -337,23 +337,23 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.domain.devices.interfaces[0].acpiIndex: Invalid value: 16384: must be from 1 to 16383",
         ),
         (
-            "/volumes/0",
-            json!({"name": "root", "cloudInitNoCloud": {"userData": "a", "userDataBase64": "YQ=="}}),
+            "/volumes",
+            json!([{"name": "root", "cloudInitNoCloud": {"userData": "a", "userDataBase64": "YQ=="}}]),
             "spec.volumes[0].cloudInitNoCloud.userDataBase64: Forbidden: cannot be given together with spec.volumes[0].cloudInitNoCloud.userData",
         ),
         (
-            "/volumes/0",
-            json!({"name": "root", "cloudInitConfigDrive": {"userDataBase64": "s3cret!"}}),
+            "/volumes",
+            json!([{"name": "root", "cloudInitConfigDrive": {"userDataBase64": "s3cret!"}}]),
             "spec.volumes[0].cloudInitConfigDrive.userDataBase64: Invalid value: \"…\": must be base64",
         ),
         (
-            "/volumes/0",
-            json!({"name": "root", "emptyDisk": {"capacity": "1k"}}),
+            "/volumes",
+            json!([{"name": "root", "emptyDisk": {"capacity": "1k"}}]),
             "spec.volumes[0].emptyDisk.capacity: Invalid value: \"1k\": must be at least 1Mi",
         ),
         (
-            "/volumes/0",
-            json!({"name": "root", "emptyDisk": {"capacity": "1Gi"}, "containerDisk": {"image": "a"}}),
+            "/volumes",
+            json!([{"name": "root", "emptyDisk": {"capacity": "1Gi"}, "containerDisk": {"image": "a"}}]),
             "spec.volumes[0].emptyDisk: Forbidden: must not be set beside containerDisk: a volume has one source",
         ),
         (
@@ -481,7 +481,7 @@ fn every_cause_is_told_at_once() {
     let mut spec = good();
     spec["livenessProbe"] = json!({});
     spec["domain"]["devices"]["tpm"] = json!({});
-    spec["volumes"][0]["cloudInitNoCloud"] = json!({"userData": "password: secret"});
+    spec["volumes"][0]["sysprep"] = json!({"secret": {"name": "secret"}});
     let refusal = create(spec).unwrap_err();
     let fields: Vec<_> = refusal.causes.iter().map(|c| c.field.as_str()).collect();
     assert_eq!(
@@ -489,7 +489,7 @@ fn every_cause_is_told_at_once() {
         [
             "spec.domain.devices.tpm",
             "spec.livenessProbe",
-            "spec.volumes[0].cloudInitNoCloud"
+            "spec.volumes[0].sysprep"
         ]
     );
     assert!(
