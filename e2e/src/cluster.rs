@@ -81,6 +81,12 @@ impl Cluster {
         Ok(inner.to_owned())
     }
 
+    /// kubectl in the namespace of berth's own parts.
+    fn in_berth(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        self.kubectl(&[&["--namespace", "berth"], arguments].concat())?
+            .ok()
+    }
+
     /// The names of the nodes.
     fn nodes(&self) -> anyhow::Result<Vec<String>> {
         let names = self.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
@@ -159,6 +165,43 @@ impl Target for Cluster {
         ];
         for node in self.nodes()? {
             self.on_node(&node, "ctr", &import)?.ok()?;
+        }
+        Ok(())
+    }
+
+    fn take_berth_away(&self) -> anyhow::Result<()> {
+        self.in_berth(&["scale", "deployment/berth-controller", "--replicas=0"])?;
+        // No node matches, so the agents go and nobody makes new ones.
+        let nowhere =
+            r#"{"spec":{"template":{"spec":{"nodeSelector":{"berth.test/away":"true"}}}}}"#;
+        self.in_berth(&[
+            "patch",
+            "daemonset/berth-node",
+            "--type=merge",
+            "-p",
+            nowhere,
+        ])?;
+        self.in_berth(&["delete", "pods", "--all", "--grace-period=0", "--force"])?;
+        wait_for("nothing of berth runs", Duration::from_secs(60), || {
+            let pods = self.in_berth(&["get", "pods", "-o", "name"])?;
+            ensure!(pods.trim().is_empty(), "{pods}");
+            Ok(())
+        })
+    }
+
+    fn bring_berth_back(&self) -> anyhow::Result<()> {
+        let anywhere =
+            r#"{"spec":{"template":{"spec":{"nodeSelector":{"berth.test/away":null}}}}}"#;
+        self.in_berth(&[
+            "patch",
+            "daemonset/berth-node",
+            "--type=merge",
+            "-p",
+            anywhere,
+        ])?;
+        self.in_berth(&["scale", "deployment/berth-controller", "--replicas=2"])?;
+        for part in ["deployment/berth-controller", "daemonset/berth-node"] {
+            self.in_berth(&["rollout", "status", part, "--timeout=120s"])?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -29,7 +29,7 @@ pub struct MachineOptions {
 /// A network namespace with a `berth up` in it.
 pub struct Machine {
     name: String,
-    berth: Option<Child>,
+    berth: Mutex<Option<Child>>,
     options: MachineOptions,
     state: PathBuf,
     run_dir: PathBuf,
@@ -59,9 +59,9 @@ impl Machine {
             .unwrap_or_else(|| temporary.path().join("state"));
         let run_dir = temporary.path().join("run");
         run(Command::new("ip").args(["netns", "add", &name]), "")?.ok()?;
-        let mut machine = Self {
+        let machine = Self {
             name,
-            berth: None,
+            berth: Mutex::default(),
             options,
             state,
             run_dir,
@@ -74,8 +74,8 @@ impl Machine {
     }
 
     /// Starts `berth up` (again) and waits until it is ready.
-    pub fn up(&mut self) -> anyhow::Result<()> {
-        ensure!(self.berth.is_none(), "berth up already runs");
+    pub fn up(&self) -> anyhow::Result<()> {
+        ensure!(self.child().is_none(), "berth up already runs");
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -93,13 +93,13 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("log file")?)
             .stderr(log);
-        self.berth = Some(command.spawn().context("berth up")?);
+        *self.child() = Some(command.spawn().context("berth up")?);
         wait_for("berth up is ready", Duration::from_secs(60), || {
-            if let Some(status) = self
-                .berth
+            let ended = self
+                .child()
                 .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten())
-            {
+                .and_then(|child| child.try_wait().ok().flatten());
+            if let Some(status) = ended {
                 bail!("berth up ended with {status}:\n{}", self.log_tail());
             }
             let ready = self.kubectl(&["get", "--raw", "/readyz"])?.ok()?;
@@ -116,14 +116,19 @@ impl Machine {
         &self.name
     }
 
+    /// The process of `berth up`, while it runs.
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.berth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The process id of `berth up`.
     pub fn berth_pid(&self) -> u32 {
-        self.berth.as_ref().map_or(0, Child::id)
+        self.child().as_ref().map_or(0, Child::id)
     }
 
     /// `kill -9` of `berth up`.
-    pub fn kill_berth(&mut self) -> anyhow::Result<()> {
-        let mut child = self.berth.take().context("berth up does not run")?;
+    pub fn kill_berth(&self) -> anyhow::Result<()> {
+        let mut child = self.child().take().context("berth up does not run")?;
         child.kill().context("kill -9")?;
         child.wait().context("wait for berth up")?;
         Ok(())
@@ -244,6 +249,14 @@ impl Target for Machine {
             .map(drop)
     }
 
+    fn take_berth_away(&self) -> anyhow::Result<()> {
+        self.kill_berth()
+    }
+
+    fn bring_berth_back(&self) -> anyhow::Result<()> {
+        self.up()
+    }
+
     fn kill_in_pod(&self, vmi: &str, program: &str) -> anyhow::Result<()> {
         let census = self.census()?;
         let name = format!("{}_{vmi}", self.namespace());
@@ -308,7 +321,8 @@ impl Drop for Machine {
         if std::thread::panicking() {
             eprintln!("{}", self.log_tail());
         }
-        if let Some(mut berth) = self.berth.take() {
+        let berth = self.child().take();
+        if let Some(mut berth) = berth {
             let _ = berth.kill();
             let _ = berth.wait();
         }

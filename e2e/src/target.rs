@@ -27,6 +27,12 @@ pub trait Target {
     /// it under this name.
     fn import(&self, kind: &str, archive: &Path, image: &str) -> anyhow::Result<()>;
 
+    /// Ends everything of berth but what is in pods, without a word to it.
+    fn take_berth_away(&self) -> anyhow::Result<()>;
+
+    /// Starts it again.
+    fn bring_berth_back(&self) -> anyhow::Result<()>;
+
     /// `kill -9` of a program in the pod of a VMI.
     fn kill_in_pod(&self, vmi: &str, program: &str) -> anyhow::Result<()>;
 

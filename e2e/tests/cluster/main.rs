@@ -194,6 +194,34 @@ fn container_disks_are_image_volumes_where_they_can() -> anyhow::Result<()> {
     }
 }
 
+/// The same as standalone, alone: others would be without berth, too.
+fn without_berth(
+    name: &str,
+    story: impl FnOnce(&dyn berth_e2e::Target) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let _alone = UNDISTURBED.write().unwrap_or_else(PoisonError::into_inner);
+    match cluster(name)? {
+        Some(cluster) => story(&cluster),
+        None => Ok(()),
+    }
+}
+
+#[test]
+fn a_guest_outlives_berth_and_is_found_again() -> anyhow::Result<()> {
+    without_berth(
+        "a_guest_outlives_berth_and_is_found_again",
+        stories::crashes::a_guest_outlives_berth,
+    )
+}
+
+#[test]
+fn a_guest_that_ended_while_berth_was_away_is_told_right() -> anyhow::Result<()> {
+    without_berth(
+        "a_guest_that_ended_while_berth_was_away_is_told_right",
+        stories::crashes::an_end_while_berth_is_away_is_told,
+    )
+}
+
 /// A machine that nobody waits for in the end: a guest that still boots does not listen.
 pub(crate) fn hasty(cluster: &Cluster, name: &str) -> String {
     manifest(name, cluster.image(), MEMORY).replace(

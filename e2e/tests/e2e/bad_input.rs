@@ -70,7 +70,7 @@ fn a_full_disk_is_told_and_the_vm_starts_when_there_is_room() -> anyhow::Result<
     .ok()?;
     let unmount = Unmount(path);
     let state = mount.path().join("state");
-    let mut machine = Machine::start_with(MachineOptions {
+    let machine = Machine::start_with(MachineOptions {
         state: Some(state.clone()),
         ..plain_http()
     })?;

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use berth_e2e::{Target, manifest, wait_for};
 
-use super::{MEMORY, SOON};
+use super::{BOOT, MEMORY, SOON};
 
 /// A QEMU that is killed is a machine that has failed, and says of what.
 pub(crate) fn a_killed_qemu_is_told(target: &dyn Target) -> anyhow::Result<()> {
@@ -28,7 +28,7 @@ pub(crate) fn a_killed_libvirt_is_started_again(target: &dyn Target) -> anyhow::
     target.wait_phase("patient", "Running", SOON)?;
     target.kill_in_pod("patient", "libvirtd")?;
     let address = target.address("patient")?;
-    target.ping(&address, super::BOOT)?;
+    target.ping(&address, BOOT)?;
     ensure!(target.vmi("patient", ".status.phase")? == "Running");
     // There is one again: it takes the guest down in an orderly way.
     target.delete("patient", SOON * 2)
@@ -68,4 +68,63 @@ pub(crate) fn rounds_leave_the_same_counts(
         }
         Ok(())
     })
+}
+
+/// Without berth a guest goes on; berth comes back, knows it, and hears of its end.
+pub(crate) fn a_guest_outlives_berth(target: &dyn Target) -> anyhow::Result<()> {
+    let image = target.image();
+    target.apply(&manifest("survivor", image, MEMORY))?;
+    target.wait_phase("survivor", "Running", SOON)?;
+    let mut console = target.console("survivor")?;
+    console.log_in(BOOT)?;
+    // In memory: another run of the guest would not have it.
+    console.shell("touch /run/first", SOON)?;
+    drop(console);
+    let address = target.address("survivor")?;
+    let uid = target.vmi("survivor", ".metadata.uid")?;
+
+    target.take_berth_away()?;
+    target.ping(&address, SOON)?;
+    target.bring_berth_back()?;
+    target.wait_phase("survivor", "Running", SOON)?;
+    ensure!(
+        target.vmi("survivor", ".metadata.uid")? == uid,
+        "another object has the name"
+    );
+    ensure!(
+        target.address("survivor")? == address,
+        "the address changed"
+    );
+    target.ping(&address, SOON)?;
+    let mut console = wait_for("the console opens again", SOON, || {
+        target.console("survivor")
+    })?;
+    let text = console
+        .send_line("")
+        .and_then(|()| console.shell("ls /run/first && echo still $((40 + 2))", SOON))?;
+    ensure!(text.contains("still 42"), "{text}");
+    // A new one does not get the survivor's address.
+    target.apply(&manifest("newcomer", image, MEMORY))?;
+    target.wait_phase("newcomer", "Running", SOON)?;
+    ensure!(
+        target.address("newcomer")? != address,
+        "two machines have {address}"
+    );
+    target.delete("newcomer", SOON * 2)?;
+    // It is not only remembered but watched again: its end is noticed.
+    console.send_line("poweroff -f")?;
+    target.wait_phase("survivor", "Succeeded", SOON)?;
+    target.delete("survivor", SOON * 2)
+}
+
+/// What happens while nobody looks is told right afterwards.
+pub(crate) fn an_end_while_berth_is_away_is_told(target: &dyn Target) -> anyhow::Result<()> {
+    target.apply(&manifest("goner", target.image(), MEMORY))?;
+    target.wait_phase("goner", "Running", SOON)?;
+    target.take_berth_away()?;
+    let killed = target.kill_in_pod("goner", "qemu-system");
+    target.bring_berth_back()?;
+    killed?;
+    target.wait_phase("goner", "Failed", SOON * 2)?;
+    target.delete("goner", SOON)
 }
