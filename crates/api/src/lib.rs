@@ -9,7 +9,7 @@
 //! - [`crds`] turns them into CustomResourceDefinitions; [`roles`] says who may do what with them.
 //! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names;
 //!   [`launcher`] those inside a launcher pod.
-//! - [`merge`] makes status patches; [`events`] records Events, the one part that does IO.
+//! - [`refusal`] is what a refused request is answered with; [`merge`] makes status patches; [`events`] records Events, the one part that does IO.
 
 pub mod conditions;
 mod crd;
@@ -19,6 +19,7 @@ pub mod labels;
 pub mod launcher;
 pub mod merge;
 pub mod quantity;
+pub mod refusal;
 pub mod roles;
 pub mod settings;
 

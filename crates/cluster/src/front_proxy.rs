@@ -11,6 +11,7 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use berth_api::refusal;
 use berth_apiserver::auth::RequestInfo;
 use futures::StreamExt as _;
 use http::{HeaderMap, Method, StatusCode};
@@ -21,7 +22,6 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
-use serde_json::json;
 
 use crate::aggregated::only_describes;
 use crate::serve::{Authorities, Peer};
@@ -265,10 +265,7 @@ pub async fn guard(State(proxy): State<Arc<FrontProxy>>, request: Request, next:
 }
 
 fn refused(code: StatusCode, reason: &str, message: &str) -> Response {
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": code.as_u16(),
-    });
+    let status = refusal::status(code.as_u16(), reason, message);
     (code, Json(status)).into_response()
 }
 

@@ -15,10 +15,10 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use berth_api::refusal;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt as _};
 use serde::Deserialize;
-use serde_json::json;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
@@ -58,10 +58,7 @@ pub(crate) fn router(client: Client, sandboxes: Arc<Sandboxes>) -> Router {
 }
 
 fn refuse(code: StatusCode, reason: &str, message: &str) -> Response {
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": code.as_u16(),
-    });
+    let status = refusal::status(code.as_u16(), reason, message);
     (code, axum::Json(status)).into_response()
 }
 

@@ -18,6 +18,7 @@ use axum::Json;
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, put};
+use berth_api::refusal;
 use futures::future::BoxFuture;
 use http::StatusCode;
 use kube::Client;
@@ -243,15 +244,7 @@ impl IntoResponse for Refused {
                 Some((resource, name)),
             ),
         };
-        let mut body = json!({
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "message": self.to_string(),
-            "reason": reason,
-            "code": code.as_u16(),
-        });
+        let mut body = refusal::status(code.as_u16(), reason, &self.to_string());
         if let Some((resource, name)) = of {
             body["details"] = json!({"name": name, "group": "kubevirt.io", "kind": resource});
         }
