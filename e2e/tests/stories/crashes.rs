@@ -77,8 +77,10 @@ pub(crate) fn a_guest_outlives_berth(target: &dyn Target) -> anyhow::Result<()> 
     target.wait_phase("survivor", "Running", SOON)?;
     let mut console = target.console("survivor")?;
     console.log_in(BOOT)?;
-    // In memory: another run of the guest would not have it.
-    console.shell("touch /run/first", SOON)?;
+    // In memory: another run of the guest would not have it. The console repeats what was said here to the next one who
+    // opens it, so nothing may look like the end of a command.
+    console.send_line("touch /run/first")?;
+    console.expect("# ", SOON)?;
     drop(console);
     let address = target.address("survivor")?;
     let uid = target.vmi("survivor", ".metadata.uid")?;
