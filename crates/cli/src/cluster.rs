@@ -21,6 +21,7 @@ use berth_node::NodeConfig;
 use berth_node::kubelet::KubeletNode;
 use berth_subresources::remote;
 use clap::Args;
+use futures::StreamExt as _;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -291,6 +292,7 @@ pub(crate) async fn node_agent(args: NodeAgentArgs) -> anyhow::Result<()> {
         Arc::new(Authorities::default()),
     );
     let certify = async {
+        let mut changes = std::pin::pin!(certificates::changes(&client, &args.namespace));
         loop {
             let certified =
                 certificates::of_node(&client, &args.namespace, &newest, &authorities).await;
@@ -301,7 +303,10 @@ pub(crate) async fn node_agent(args: NodeAgentArgs) -> anyhow::Result<()> {
                     RETRY
                 }
             };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = changes.next() => {}
+            }
         }
     };
     let (sender, known) = watch::channel(None);

@@ -13,13 +13,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_apiserver::auth::pki;
+use futures::{Stream, StreamExt as _};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject as _;
@@ -223,6 +226,23 @@ pub async fn of_node(
             object: object(),
             why,
         })
+}
+
+/// Tells when what [`of_node`] reads may have changed; never ends.
+pub fn changes(client: &Client, namespace: &str) -> impl Stream<Item = ()> + Send + use<> {
+    let only = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(client.clone(), namespace);
+    let maps: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
+    // What the watch could not see is looked for at the next one.
+    let secrets = watcher(secrets, only(NODE_SERVER))
+        .default_backoff()
+        .touched_objects()
+        .map(drop);
+    let maps = watcher(maps, only(NODE_CLIENT))
+        .default_backoff()
+        .touched_objects()
+        .map(drop);
+    futures::stream::select(secrets, maps)
 }
 
 /// Tells node agents whom to believe.

@@ -188,8 +188,8 @@ fn access(settings: &Settings) -> Vec<Value> {
         named(&[""], &["configmaps"], &[NODE_CLIENT], &["get", "update"]),
     ];
     let own_of_node = vec![
-        named(&[""], &["secrets"], &[NODE_SERVER], &["get"]),
-        named(&[""], &["configmaps"], &[NODE_CLIENT], &["get"]),
+        named(&[""], &["secrets"], &[NODE_SERVER], WATCH),
+        named(&[""], &["configmaps"], &[NODE_CLIENT], WATCH),
     ];
     let namespace = &settings.namespace;
     let mut all = Vec::new();

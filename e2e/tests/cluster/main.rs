@@ -222,6 +222,39 @@ fn a_guest_that_ended_while_berth_was_away_is_told_right() -> anyhow::Result<()>
     )
 }
 
+/// Certificates that are lost are made anew, and all parts find each other by the new ones.
+#[test]
+fn lost_certificates_are_made_anew() -> anyhow::Result<()> {
+    without_berth("lost_certificates_are_made_anew", |cluster| {
+        cluster.apply(&manifest("known", cluster.image(), MEMORY))?;
+        cluster.wait_phase("known", "Running", SOON)?;
+        let secrets = ["berth-api", "berth-node-server", "berth-node-client"];
+        let in_berth = |arguments: &[&str]| {
+            cluster
+                .kubectl(&[&["--namespace", "berth"], arguments].concat())?
+                .ok()
+        };
+        in_berth(&[&["delete", "secret"], &secrets[..]].concat())?;
+        // It looks after them when it starts, and every hour.
+        in_berth(&["rollout", "restart", "deployment/berth-controller"])?;
+        let status = [
+            "rollout",
+            "status",
+            "deployment/berth-controller",
+            "--timeout=120s",
+        ];
+        in_berth(&status)?;
+        let mut console = wait_for("the console opens", SOON, || {
+            let mut console = cluster.console("known")?;
+            console.log_in(BOOT)?;
+            Ok(console)
+        })?;
+        console.send_line("poweroff -f")?;
+        cluster.wait_phase("known", "Succeeded", SOON)?;
+        cluster.delete("known", SOON)
+    })
+}
+
 /// A machine that nobody waits for in the end: a guest that still boots does not listen.
 pub(crate) fn hasty(cluster: &Cluster, name: &str) -> String {
     manifest(name, cluster.image(), MEMORY).replace(
