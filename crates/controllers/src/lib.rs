@@ -9,6 +9,7 @@
 //! - [`scheduler`]: pods → nodes, standalone only;
 //! - `settings`: what became of the settings of the installation.
 
+mod reconcile;
 pub mod scheduler;
 mod settings;
 pub mod vm;

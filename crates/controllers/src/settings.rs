@@ -1,14 +1,15 @@
 //! The status of the settings: that they were taken up, and what in them means nothing here.
 
-use berth_api::labels;
 use berth_api::settings::v1::{Berth, BerthStatus, NAME};
 use futures::TryStreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+
+use crate::reconcile::{manager_patch, now};
 
 /// Writes the status until `shutdown`.
 pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
@@ -34,19 +35,15 @@ pub(crate) async fn run(client: Client, shutdown: CancellationToken) {
 }
 
 async fn write(api: &Api<Berth>, berth: &Berth) {
-    let status = status_of(berth, &super::vmi::now());
+    let status = status_of(berth, &now());
     if berth.status.as_ref() == Some(&status) {
         return;
     }
-    let params = PatchParams {
-        field_manager: Some(labels::CONTROLLER_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
     let patch = Patch::Merge(json!({
         "metadata": {"resourceVersion": berth.metadata.resource_version},
         "status": status,
     }));
-    match api.patch_status(NAME, &params, &patch).await {
+    match api.patch_status(NAME, &manager_patch(), &patch).await {
         Ok(_) => {
             tracing::info!(
                 generation = berth.metadata.generation,

@@ -13,7 +13,6 @@ use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use base64::Engine as _;
 use berth_api::kubevirt::v1::{VirtualMachineInstance, Volume, hostname};
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use kube::ResourceExt as _;
@@ -71,14 +70,8 @@ fn files(
     let Some(source) = volume.cloud_init() else {
         return Ok(Vec::new());
     };
-    let user = text(
-        source.user_data.as_deref(),
-        source.user_data_base64.as_deref(),
-    )?;
-    let network = text(
-        source.network_data.as_deref(),
-        source.network_data_base64.as_deref(),
-    )?;
+    let bad = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let (user, network) = (source.user().map_err(bad)?, source.network().map_err(bad)?);
     let name = vmi.name_any();
     let id = format!("{name}.{}", vmi.namespace().unwrap_or_default());
     let host = hostname(&name, &vmi.spec);
@@ -97,21 +90,6 @@ fn files(
     let mut files = vec![meta, (user_name, user.unwrap_or_default())];
     files.extend(network.map(|network| (network_name, network)));
     Ok(files)
-}
-
-/// A text that is given as it is or as base64.
-fn text(plain: Option<&str>, base64: Option<&str>) -> io::Result<Option<Vec<u8>>> {
-    match (plain, base64) {
-        (Some(plain), _) => Ok(Some(plain.as_bytes().to_vec())),
-        (None, Some(base64)) => {
-            let text: String = base64.split_ascii_whitespace().collect();
-            let decoded = base64::engine::general_purpose::STANDARD.decode(text);
-            decoded
-                .map(Some)
-                .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no base64"))
-        }
-        (None, None) => Ok(None),
-    }
 }
 
 #[cfg(test)]

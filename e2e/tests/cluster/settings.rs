@@ -1,10 +1,10 @@
 //! The one object with settings.
 
 use anyhow::ensure;
-use berth_e2e::{Cluster, Target as _, run, wait_for};
+use berth_e2e::{Cluster, Target as _, manifest, run, wait_for};
 
 use crate::hasty;
-use crate::stories::{BOOT, MEMORY, SOON, images};
+use crate::stories::{BOOT, MEMORY, SOON, images, on_node};
 
 /// The object, with what is below `spec.configuration.developerConfiguration`.
 fn settings(name: &str, developer: &str) -> String {
@@ -17,6 +17,17 @@ spec:
     developerConfiguration: {developer}
 "
     )
+}
+
+/// Runs what changes the settings, and gives the cluster those of other stories again.
+fn with_settings_put_back(
+    cluster: &Cluster,
+    story: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let told = story();
+    let settings = berth_e2e::repository().join("examples/settings.yaml");
+    cluster.apply(&std::fs::read_to_string(settings)?)?;
+    told
 }
 
 /// By field and value, as everywhere.
@@ -98,11 +109,7 @@ pub(crate) fn from_now_on(cluster: &Cluster) -> anyhow::Result<()> {
         // A guest that is none powers off when it is asked to.
         cluster.delete("claimed", SOON)
     };
-    let told = story();
-    cluster.apply(&std::fs::read_to_string(
-        berth_e2e::repository().join("examples/settings.yaml"),
-    )?)?;
-    told
+    with_settings_put_back(cluster, story)
 }
 
 /// Container disks as image volumes, on a node whose runtime knows them: no container beside the launcher.
@@ -115,13 +122,7 @@ pub(crate) fn image_volumes(cluster: &Cluster) -> anyhow::Result<()> {
     ];
     let tar = images::archive(files.path(), "oci-archive", &disks)?;
     cluster.import("oci-archive", &tar, "localhost/two:1")?;
-    let on_new_node = |name: &str, image: &str| {
-        berth_e2e::manifest(name, image, MEMORY).replacen(
-            "spec:\n",
-            "spec:\n  nodeSelector: {kubernetes.io/hostname: node1}\n",
-            1,
-        )
-    };
+    let on_new_node = |name, image| on_node(&manifest(name, image, MEMORY), "node1");
     let story = || {
         let developer = "{useEmulation: true, featureGates: [ImageVolume]}";
         cluster.apply(&settings("berth", developer))?;
@@ -153,9 +154,5 @@ pub(crate) fn image_volumes(cluster: &Cluster) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    let told = story();
-    cluster.apply(&std::fs::read_to_string(
-        berth_e2e::repository().join("examples/settings.yaml"),
-    )?)?;
-    told
+    with_settings_put_back(cluster, story)
 }

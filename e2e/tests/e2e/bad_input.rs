@@ -9,7 +9,7 @@ use berth_e2e::{
 };
 
 use crate::stories::bad_input;
-use crate::{BOOT, MEMORY, SOON, machine_with_guest};
+use crate::{BOOT, MEMORY, SOON, machine_with_guest, story};
 
 #[test]
 fn manifests_with_mistakes_are_refused_by_field() -> anyhow::Result<()> {
@@ -45,12 +45,7 @@ fn an_image_that_cannot_boot_is_told() -> anyhow::Result<()> {
 
 #[test]
 fn a_vm_too_large_for_the_machine_waits_and_says_why() -> anyhow::Result<()> {
-    let Some(machine) = machine_with_guest("too large")? else {
-        return Ok(());
-    };
-    bad_input::too_large(&machine)?;
-    machine.wait_nothing_left(SOON)?;
-    Ok(())
+    story("too large", bad_input::too_large)
 }
 
 #[test]

@@ -1,19 +1,7 @@
 //! `kill -9` of this and that.
 
 use crate::stories::crashes;
-use crate::{SOON, machine_with_guest};
-
-fn story(
-    name: &str,
-    story: impl FnOnce(&dyn berth_e2e::Target) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let Some(machine) = machine_with_guest(name)? else {
-        return Ok(());
-    };
-    story(&machine)?;
-    machine.wait_nothing_left(SOON)?;
-    Ok(())
-}
+use crate::story;
 
 #[test]
 fn a_guest_outlives_berth_up_and_is_found_again() -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 
 use crate::stories::lifecycle;
-use crate::{SOON, machine_with_guest};
+use crate::{SOON, machine_with_guest, story};
 
 #[test]
 fn a_deleted_guest_is_asked_by_acpi_and_leaves_nothing() -> anyhow::Result<()> {
@@ -30,20 +30,13 @@ fn a_deleted_guest_is_asked_by_acpi_and_leaves_nothing() -> anyhow::Result<()> {
 
 #[test]
 fn a_guest_that_does_not_listen_is_ended_after_the_grace_period() -> anyhow::Result<()> {
-    let Some(machine) = machine_with_guest("deaf guest")? else {
-        return Ok(());
-    };
-    lifecycle::a_deaf_guest_is_ended_after_its_grace_period(&machine)?;
-    machine.wait_nothing_left(SOON)?;
-    Ok(())
+    story(
+        "deaf guest",
+        lifecycle::a_deaf_guest_is_ended_after_its_grace_period,
+    )
 }
 
 #[test]
 fn a_guest_that_powers_itself_off_has_succeeded() -> anyhow::Result<()> {
-    let Some(machine) = machine_with_guest("power off")? else {
-        return Ok(());
-    };
-    lifecycle::a_guest_powers_itself_off(&machine)?;
-    machine.wait_nothing_left(SOON)?;
-    Ok(())
+    story("power off", lifecycle::a_guest_powers_itself_off)
 }

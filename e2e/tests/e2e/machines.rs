@@ -1,18 +1,7 @@
 //! Virtual machines that are started and stopped.
 
-use berth_e2e::Target;
-
 use crate::stories::{machines, ways_in};
-use crate::{SOON, machine_with_guest};
-
-fn story(name: &str, story: impl FnOnce(&dyn Target) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let Some(machine) = machine_with_guest(name)? else {
-        return Ok(());
-    };
-    story(&machine)?;
-    machine.wait_nothing_left(SOON)?;
-    Ok(())
-}
+use crate::story;
 
 #[test]
 fn a_machine_is_started_restarted_and_stopped() -> anyhow::Result<()> {

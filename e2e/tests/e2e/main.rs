@@ -17,7 +17,7 @@ mod stories;
 mod two_guests;
 mod users;
 
-use berth_e2e::{IMAGE, Machine, Need, missing, small_guest};
+use berth_e2e::{IMAGE, Machine, Need, Target, missing, small_guest};
 use stories::{BOOT, MEMORY, SOON};
 
 /// A machine whose store holds the small guest; none if this machine cannot run it.
@@ -28,4 +28,14 @@ fn machine_with_guest(test: &str) -> anyhow::Result<Option<Machine>> {
     let machine = Machine::start()?;
     machine.build_image(IMAGE, &small_guest())?;
     Ok(Some(machine))
+}
+
+/// A story of any target, on a machine of its own; nothing of it is left afterwards.
+fn story(test: &str, story: impl FnOnce(&dyn Target) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let Some(machine) = machine_with_guest(test)? else {
+        return Ok(());
+    };
+    story(&machine)?;
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
 }

@@ -7,17 +7,12 @@ use anyhow::ensure;
 use berth_e2e::{REGISTRY, Target, manifest, wait_for};
 
 use super::images::{archive, wait_for_event};
-use super::{MEMORY, SOON};
+use super::{MEMORY, SOON, on_node};
 
 /// An image that the registry, which runs already, does not have.
 pub(crate) fn a_missing_image(target: &dyn Target) -> anyhow::Result<()> {
     let image = format!("{REGISTRY}/no/such:thing");
-    let node = target.first_node();
-    let lost = manifest("lost", &image, "64Mi").replacen(
-        "spec:\n",
-        &format!("spec:\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n"),
-        1,
-    );
+    let lost = on_node(&manifest("lost", &image, "64Mi"), target.first_node());
     target.apply(&lost)?;
     target.wait_condition("lost", "Synchronized", &image, SOON)?;
     let reason = target.vmi(

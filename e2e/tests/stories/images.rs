@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use berth_e2e::{Outcome, REGISTRY, Target, berth_binary, manifest, run, small_guest};
 
-use super::{BOOT, MEMORY, SOON};
+use super::{BOOT, MEMORY, SOON, on_node};
 
 /// A `docker save` archive or an OCI one, made by skopeo from an OCI layout that the test wrote with plain tar.
 pub(crate) fn archive(
@@ -142,14 +142,8 @@ pub(crate) fn from_a_registry(target: &dyn Target) -> anyhow::Result<()> {
     push("anna:sesame")?.ok()?;
 
     // Without a secret the pull fails and says so; with it, it works.
-    let here = |name: &str, image: &str| {
-        let node = target.first_node();
-        manifest(name, image, MEMORY).replacen(
-            "spec:\n",
-            &format!("spec:\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n"),
-            1,
-        )
-    };
+    let here =
+        |name: &str, image: &str| on_node(&manifest(name, image, MEMORY), target.first_node());
     target.apply(&here("stranger", &image))?;
     target.wait_condition("stranger", "Synchronized", REGISTRY, SOON)?;
     target.delete("stranger", SOON)?;

@@ -23,6 +23,12 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// The guest's memory.
 pub(crate) const MEMORY: &str = "160Mi";
 
+/// A manifest of a machine that runs on this node.
+pub(crate) fn on_node(manifest: &str, node: &str) -> String {
+    let selector = format!("spec:\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n");
+    manifest.replacen("spec:\n", &selector, 1)
+}
+
 /// From a manifest to a guest that has the pod's address by DHCP, asks for a login and serves, and that goes.
 pub(crate) fn a_manifest_becomes_a_guest(target: &dyn Target) -> anyhow::Result<()> {
     target.apply(&manifest("first", target.image(), MEMORY))?;

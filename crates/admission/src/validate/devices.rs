@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use base64::Engine as _;
 use berth_api::kubevirt::v1::{
     CloudInitSource, ContainerDiskSource, Devices, Disk, Interface, VirtualMachineInstanceSpec,
     Volume,
@@ -436,47 +435,32 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
 fn check_cloud_init(path: &str, source: &CloudInitSource, causes: &mut Vec<Cause>) {
     let texts = [
         (
-            "userData",
-            &source.user_data,
-            "userDataBase64",
-            &source.user_data_base64,
+            ("userData", source.user_data.is_some()),
+            ("userDataBase64", source.user_data_base64.is_some()),
+            source.user(),
         ),
         (
-            "networkData",
-            &source.network_data,
-            "networkDataBase64",
-            &source.network_data_base64,
+            ("networkData", source.network_data.is_some()),
+            ("networkDataBase64", source.network_data_base64.is_some()),
+            source.network(),
         ),
     ];
-    for (plain, text, encoded, base64) in texts {
-        if text.is_some() && base64.is_some() {
+    for ((plain, is_plain), (encoded, is_encoded), text) in texts {
+        if is_plain && is_encoded {
             causes.push(Cause::forbidden(
                 format!("{path}.{encoded}"),
                 format!("cannot be given together with {path}.{plain}"),
             ));
         }
-        let length = match (text, base64) {
-            (Some(text), _) => text.len(),
-            (None, Some(base64)) => match decode(base64) {
-                Some(bytes) => bytes.len(),
-                None => {
-                    causes.push(Cause::invalid(
-                        format!("{path}.{encoded}"),
-                        "…",
-                        "must be base64",
-                    ));
-                    continue;
-                }
-            },
-            (None, None) => continue,
-        };
-        if length > CLOUD_INIT_MAX {
-            let field = if text.is_some() { plain } else { encoded };
-            causes.push(Cause::invalid(
-                format!("{path}.{field}"),
-                length,
+        let field = format!("{path}.{}", if is_plain { plain } else { encoded });
+        match text {
+            Err(why) => causes.push(Cause::invalid(field, "…", why)),
+            Ok(Some(text)) if text.len() > CLOUD_INIT_MAX => causes.push(Cause::invalid(
+                field,
+                text.len(),
                 format!("must be no more than {CLOUD_INIT_MAX} bytes"),
-            ));
+            )),
+            Ok(_) => {}
         }
     }
     if source.user_data.is_none() && source.user_data_base64.is_none() {
@@ -485,12 +469,6 @@ fn check_cloud_init(path: &str, source: &CloudInitSource, causes: &mut Vec<Cause
             "cloud-init looks for nothing else",
         ));
     }
-}
-
-/// Base64 as manifests have it: line breaks do not count.
-fn decode(base64: &str) -> Option<Vec<u8>> {
-    let text: String = base64.split_ascii_whitespace().collect();
-    base64::engine::general_purpose::STANDARD.decode(text).ok()
 }
 
 fn check_container_disk(path: &str, source: &ContainerDiskSource, causes: &mut Vec<Cause>) {

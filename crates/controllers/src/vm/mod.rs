@@ -12,8 +12,7 @@
 pub mod plan;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use berth_api::events::{EventType, Recorder};
 use berth_api::kubevirt::v1::{
@@ -32,36 +31,12 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::vmi::{manager_patch, manager_post, now};
+use crate::reconcile::{
+    ATTEMPTS, Error, Failures, Step, code, failed, full_name, is_owned, locked, manager_patch,
+    manager_post, now, stale_or,
+};
 use crate::written::Written;
 use plan::{Action, Observed, plan};
-
-/// How often a conflicting write is planned anew within one reconcile.
-const ATTEMPTS: usize = 5;
-/// First pause after a failed reconcile; doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// Why a reconcile failed. It is tried again with a growing pause.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A request to the API server.
-    #[error("{name}: {operation}")]
-    Api {
-        /// What was asked.
-        operation: &'static str,
-        /// `namespace/name` of the machine.
-        name: String,
-        /// The answer.
-        source: Box<kube::Error>,
-    },
-    /// Somebody else kept changing the machine.
-    #[error("status of {0}: still in conflict after {ATTEMPTS} attempts")]
-    Conflict(String),
-    /// The instance was refused, which the status tells.
-    #[error("{0}: {1}")]
-    Refused(String, String),
-}
 
 /// Runs the controller until `shutdown`.
 pub async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken) {
@@ -93,12 +68,15 @@ pub async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken
         recorder,
         instances,
         made: Mutex::default(),
-        failures: Mutex::default(),
+        refused: Mutex::default(),
+        failures: Failures::default(),
         written: Written::default(),
     });
     let outcomes = applier(
         |vm, controller: Arc<Controller>| async move { controller.reconcile(vm).await }.boxed(),
-        |vm, _error, controller| Requeue::requeue(controller.pause_after_failure(&vm)),
+        |vm, _error, controller| {
+            Requeue::requeue(controller.failures.pause(vm.uid().unwrap_or_default()))
+        },
         controller,
         machines,
         queue,
@@ -122,46 +100,12 @@ struct Controller {
     client: Client,
     recorder: Recorder,
     instances: Store<VirtualMachineInstance>,
-    /// Instances made here that the cache has not shown yet: machine UID → instance.
-    made: Mutex<HashMap<String, Arc<VirtualMachineInstance>>>,
-    /// Failed reconciles in a row, and why the last instance was refused, by machine UID.
-    failures: Mutex<HashMap<String, (u32, Option<String>)>>,
+    /// Instances made here that the cache has not shown yet: machine UID → instance UID.
+    made: Mutex<HashMap<String, String>>,
+    /// Why the last instance was refused, by machine UID.
+    refused: Mutex<HashMap<String, String>>,
+    failures: Failures,
     written: Written,
-}
-
-/// Locks a map. Nothing here panics while it holds one, so a poisoned map is still whole.
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn full_name(vm: &VirtualMachine) -> String {
-    format!("{}/{}", vm.namespace().unwrap_or_default(), vm.name_any())
-}
-
-fn failed(
-    operation: &'static str,
-    vm: &VirtualMachine,
-) -> impl FnOnce(kube::Error) -> Error + use<> {
-    let name = full_name(vm);
-    move |source| Error::Api {
-        operation,
-        name,
-        source: Box::new(source),
-    }
-}
-
-fn code(error: &kube::Error) -> u16 {
-    match error {
-        kube::Error::Api(status) => status.code,
-        _ => 0,
-    }
-}
-
-/// What became of one step of a plan.
-enum Step {
-    Done,
-    /// The machine changed meanwhile: read it again and plan anew.
-    Stale,
 }
 
 impl Controller {
@@ -174,11 +118,9 @@ impl Controller {
         let _ = self.instances.wait_until_ready().await;
         let mut vm = vm;
         for _ in 0..ATTEMPTS {
-            let vmi = self.instance_of(&vm);
+            let vmi = self.instance_of(&vm).await?;
             let digest = digest(&vm.spec.template);
-            let refused = locked(&self.failures)
-                .get(&uid)
-                .and_then(|(_, refused)| refused.clone());
+            let refused = locked(&self.refused).get(&uid).cloned();
             let plan = plan(&Observed {
                 vm: &vm,
                 vmi: vmi.as_deref(),
@@ -189,7 +131,7 @@ impl Controller {
             });
             if self.act(&vm, &digest, plan.actions).await? {
                 if refused.is_none() {
-                    locked(&self.failures).remove(&uid);
+                    self.failures.forget(&uid);
                 }
                 return Ok(plan
                     .again
@@ -197,7 +139,7 @@ impl Controller {
             }
             let api = self.machines(&vm);
             let fresh = api.get_opt(&vm.name_any()).await;
-            match fresh.map_err(failed("get", &vm))? {
+            match fresh.map_err(failed("get", &*vm))? {
                 Some(fresh) if fresh.uid().as_deref() == Some(&uid) => vm = Arc::new(fresh),
                 _ => {
                     self.forget(&uid);
@@ -205,21 +147,13 @@ impl Controller {
                 }
             }
         }
-        Err(Error::Conflict(full_name(&vm)))
-    }
-
-    fn pause_after_failure(&self, vm: &VirtualMachine) -> Duration {
-        let mut failures = locked(&self.failures);
-        let (count, _) = failures.entry(vm.uid().unwrap_or_default()).or_default();
-        *count = count.saturating_add(1);
-        RETRY_MIN
-            .saturating_mul(1 << (*count - 1).min(16))
-            .min(RETRY_MAX)
+        Err(Error::Conflict(full_name(&*vm)))
     }
 
     fn forget(&self, uid: &str) {
         locked(&self.made).remove(uid);
-        locked(&self.failures).remove(uid);
+        locked(&self.refused).remove(uid);
+        self.failures.forget(uid);
         self.written.forget(uid);
     }
 
@@ -237,24 +171,32 @@ impl Controller {
         )
     }
 
-    /// The machine's instance: from the cache, or what was made here while the cache lacks it.
-    fn instance_of(&self, vm: &VirtualMachine) -> Option<Arc<VirtualMachineInstance>> {
+    /// The machine's instance: from the cache, or from the API server while the cache lacks the one that was made here.
+    async fn instance_of(
+        &self,
+        vm: &VirtualMachine,
+    ) -> Result<Option<Arc<VirtualMachineInstance>>, Error> {
         let uid = vm.uid().unwrap_or_default();
-        let wanted = reflector::ObjectRef::<VirtualMachineInstance>::new(&vm.name_any())
+        let name = vm.name_any();
+        let wanted = reflector::ObjectRef::<VirtualMachineInstance>::new(&name)
             .within(vm.namespace().as_deref().unwrap_or("default"));
-        let cached = self
-            .instances
-            .get(&wanted)
-            .filter(|vmi| is_owned(vmi, &uid));
-        let mut made = locked(&self.made);
-        match (cached, made.get(&uid)) {
-            (Some(cached), Some(new)) if is_older(&cached, new) => Some(new.clone()),
-            (Some(cached), _) => {
-                made.remove(&uid);
-                Some(cached)
-            }
-            (None, new) => new.cloned(),
+        let own = |vmi: &VirtualMachineInstance| is_owned(vmi, &uid);
+        let cached = self.instances.get(&wanted).filter(|vmi| own(vmi));
+        let expected = locked(&self.made).get(&uid).cloned();
+        let Some(expected) = expected else {
+            return Ok(cached);
+        };
+        let is_it = |vmi: &VirtualMachineInstance| vmi.uid().as_deref() == Some(&*expected);
+        if cached.as_deref().is_some_and(is_it) {
+            locked(&self.made).remove(&uid);
+            return Ok(cached);
         }
+        let live = self.instances_of(vm).get_opt(&name).await;
+        let live = live.map_err(failed("read instance", vm))?.filter(own);
+        if !live.as_ref().is_some_and(is_it) {
+            locked(&self.made).remove(&uid);
+        }
+        Ok(live.map(Arc::new))
     }
 
     /// Takes the steps in order; false when the machine changed meanwhile.
@@ -291,8 +233,9 @@ impl Controller {
         let refused = match api.create(&manager_post(), &instance(vm, digest)).await {
             Ok(vmi) => {
                 info!(vm = %full_name(vm), "started");
-                locked(&self.made).insert(uid.clone(), Arc::new(vmi));
-                locked(&self.failures).remove(&uid);
+                locked(&self.made).insert(uid.clone(), vmi.uid().unwrap_or_default());
+                locked(&self.refused).remove(&uid);
+                self.failures.forget(&uid);
                 let message = format!(
                     "Started the virtual machine by creating the new virtual machine instance {name}"
                 );
@@ -309,7 +252,7 @@ impl Controller {
                 match there {
                     // The cache is behind.
                     Some(vmi) if is_owned(&vmi, &uid) => {
-                        locked(&self.made).insert(uid, Arc::new(vmi));
+                        locked(&self.made).insert(uid, vmi.uid().unwrap_or_default());
                         return Ok(Step::Done);
                     }
                     Some(_) => format!(
@@ -322,13 +265,7 @@ impl Controller {
             Err(kube::Error::Api(answer)) if answer.code < 500 => answer.message.clone(),
             Err(error) => return Err(failed("create instance", vm)(error)),
         };
-        let news = {
-            let mut failures = locked(&self.failures);
-            let (_, known) = failures.entry(uid).or_default();
-            let news = known.as_ref() != Some(&refused);
-            *known = Some(refused.clone());
-            news
-        };
+        let news = locked(&self.refused).insert(uid, refused.clone()).as_ref() != Some(&refused);
         if news {
             let message = format!("Error creating virtual machine instance: {refused}");
             self.recorder
@@ -342,7 +279,7 @@ impl Controller {
             // The status is to tell of it now, not after the pause.
             return Ok(Step::Stale);
         }
-        Err(Error::Refused(full_name(vm), refused))
+        Err(Error::Waits(full_name(vm), refused))
     }
 
     async fn delete(&self, vm: &VirtualMachine, uid: &str) -> Result<Step, Error> {
@@ -413,39 +350,6 @@ impl Controller {
             .await;
         stale_or(patched, "status", vm, version, &self.written)
     }
-}
-
-/// A conflict means: read and plan again. A missing machine means there is nothing left to do for it, which the
-/// same re-reading finds out.
-fn stale_or(
-    patched: Result<VirtualMachine, kube::Error>,
-    operation: &'static str,
-    vm: &VirtualMachine,
-    version: &mut Option<String>,
-    written: &Written,
-) -> Result<Step, Error> {
-    match patched {
-        Ok(answer) => {
-            written.note(&answer);
-            *version = answer.resource_version();
-            Ok(Step::Done)
-        }
-        Err(error) if matches!(code(&error), 404 | 409) => Ok(Step::Stale),
-        Err(error) => Err(failed(operation, vm)(error)),
-    }
-}
-
-/// True when the machine with this UID controls the instance.
-fn is_owned(vmi: &VirtualMachineInstance, uid: &str) -> bool {
-    vmi.owner_references()
-        .iter()
-        .any(|o| o.controller == Some(true) && o.uid == uid)
-}
-
-/// Whether the cache still shows the instance before the one that was made here.
-fn is_older(cached: &VirtualMachineInstance, made: &VirtualMachineInstance) -> bool {
-    let created = |vmi: &VirtualMachineInstance| vmi.creation_timestamp();
-    cached.uid() != made.uid() && created(cached) <= created(made)
 }
 
 /// What tells a template from another.

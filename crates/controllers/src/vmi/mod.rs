@@ -14,7 +14,7 @@ pub mod launcher_pod;
 pub mod plan;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use berth_api::events::{EventType, Recorder};
@@ -24,9 +24,7 @@ use berth_api::{labels, merge, quantity};
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch};
 use kube::runtime::controller::{self, Action as Requeue, trigger_owners, trigger_self};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, applier, watcher};
@@ -38,36 +36,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::Settings;
+use crate::reconcile::{
+    ATTEMPTS, Error, Failures, Step, code, failed, full_name, is_owned, locked, manager_patch,
+    manager_post, now, stale_or,
+};
 use crate::written::Written;
 use launcher_pod::{Claim, Claims};
 use plan::{Action, Observed, plan};
-
-/// How often a conflicting write is planned anew within one reconcile.
-const ATTEMPTS: usize = 5;
-/// First pause after a failed reconcile; doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// Why a reconcile failed. It is tried again with a growing pause.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A request to the API server.
-    #[error("{name}: {operation}")]
-    Api {
-        /// What was asked.
-        operation: &'static str,
-        /// `namespace/name` of the machine.
-        name: String,
-        /// The answer.
-        source: Box<kube::Error>,
-    },
-    /// Somebody else kept changing the machine.
-    #[error("status of {0}: still in conflict after {ATTEMPTS} attempts")]
-    Conflict(String),
-    /// A claim that is not there yet.
-    #[error("{0}: {1}")]
-    NoClaim(String, String),
-}
 
 /// Runs the controller until `shutdown`.
 pub async fn run(
@@ -107,12 +82,14 @@ pub async fn run(
         pods,
         created: Mutex::default(),
         down_since: Mutex::default(),
-        failures: Mutex::default(),
+        failures: Failures::default(),
         written: Written::default(),
     });
     let outcomes = applier(
         |vmi, controller: Arc<Controller>| async move { controller.reconcile(vmi).await }.boxed(),
-        |vmi, _error, controller| Requeue::requeue(controller.pause_after_failure(&vmi)),
+        |vmi, _error, controller| {
+            Requeue::requeue(controller.failures.pause(vmi.uid().unwrap_or_default()))
+        },
         controller,
         machines,
         queue,
@@ -143,45 +120,8 @@ struct Controller {
     /// Since when no pod of the machine was alive, by machine UID.
     down_since: Mutex<HashMap<String, Instant>>,
     /// Failed reconciles in a row, by machine UID.
-    failures: Mutex<HashMap<String, u32>>,
+    failures: Failures,
     written: Written,
-}
-
-/// Locks a map. Nothing here panics while it holds one, so a poisoned map is still whole.
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `namespace/name`, for messages.
-fn full_name(vmi: &VirtualMachineInstance) -> String {
-    format!("{}/{}", vmi.namespace().unwrap_or_default(), vmi.name_any())
-}
-
-/// Puts the operation and the machine's name to an API error.
-fn failed(
-    operation: &'static str,
-    vmi: &VirtualMachineInstance,
-) -> impl FnOnce(kube::Error) -> Error {
-    let name = full_name(vmi);
-    move |source| Error::Api {
-        operation,
-        name,
-        source: Box::new(source),
-    }
-}
-
-fn code(error: &kube::Error) -> u16 {
-    match error {
-        kube::Error::Api(status) => status.code,
-        _ => 0,
-    }
-}
-
-/// What became of one step of a plan.
-enum Step {
-    Done,
-    /// The machine changed meanwhile: read it again and plan anew.
-    Stale,
 }
 
 impl Controller {
@@ -204,7 +144,7 @@ impl Controller {
                 now: now(),
             });
             if self.act(&vmi, plan.actions).await? {
-                locked(&self.failures).remove(&uid);
+                self.failures.forget(&uid);
                 return Ok(plan
                     .again
                     .map_or_else(Requeue::await_change, Requeue::requeue));
@@ -213,7 +153,7 @@ impl Controller {
                 .machines(&vmi)
                 .get_opt(&vmi.name_any())
                 .await
-                .map_err(failed("get", &vmi))?
+                .map_err(failed("get", &*vmi))?
             {
                 Some(fresh) if fresh.uid().as_deref() == Some(&uid) => vmi = Arc::new(fresh),
                 _ => {
@@ -222,22 +162,13 @@ impl Controller {
                 }
             }
         }
-        Err(Error::Conflict(full_name(&vmi)))
-    }
-
-    fn pause_after_failure(&self, vmi: &VirtualMachineInstance) -> Duration {
-        let mut failures = locked(&self.failures);
-        let count = failures.entry(vmi.uid().unwrap_or_default()).or_default();
-        *count = count.saturating_add(1);
-        RETRY_MIN
-            .saturating_mul(1 << (*count - 1).min(16))
-            .min(RETRY_MAX)
+        Err(Error::Conflict(full_name(&*vmi)))
     }
 
     fn forget(&self, uid: &str) {
         locked(&self.created).remove(uid);
         locked(&self.down_since).remove(uid);
-        locked(&self.failures).remove(uid);
+        self.failures.forget(uid);
         self.written.forget(uid);
     }
 
@@ -262,7 +193,7 @@ impl Controller {
             .pods
             .state()
             .into_iter()
-            .filter(|p| is_owned(p, &uid))
+            .filter(|p| is_owned(&**p, &uid))
             .collect();
         let expected = locked(&self.created).get(&uid).cloned();
         let Some(expected) = expected else {
@@ -365,7 +296,7 @@ impl Controller {
                         &message,
                     )
                     .await;
-                return Err(Error::NoClaim(full_name(vmi), message));
+                return Err(Error::Waits(full_name(vmi), message));
             };
             let storage = |list: Option<&BTreeMap<String, Quantity>>| {
                 quantity::parse_bytes(list?.get("storage")?).ok()
@@ -556,52 +487,6 @@ impl Controller {
         }
         Ok(step)
     }
-}
-
-/// A conflict means: read and plan again. A missing machine means there is nothing left to do for it, which the
-/// same re-reading finds out.
-fn stale_or(
-    patched: Result<VirtualMachineInstance, kube::Error>,
-    operation: &'static str,
-    vmi: &VirtualMachineInstance,
-    version: &mut Option<String>,
-    written: &Written,
-) -> Result<Step, Error> {
-    match patched {
-        Ok(answer) => {
-            written.note(&answer);
-            *version = answer.resource_version();
-            Ok(Step::Done)
-        }
-        Err(error) if matches!(code(&error), 404 | 409) => Ok(Step::Stale),
-        Err(error) => Err(failed(operation, vmi)(error)),
-    }
-}
-
-/// True when the machine with this UID controls the pod.
-fn is_owned(pod: &Pod, uid: &str) -> bool {
-    pod.owner_references()
-        .iter()
-        .any(|o| o.controller == Some(true) && o.uid == uid)
-}
-
-pub(crate) fn manager_patch() -> PatchParams {
-    PatchParams {
-        field_manager: Some(labels::CONTROLLER_MANAGER.to_owned()),
-        ..PatchParams::default()
-    }
-}
-
-pub(crate) fn manager_post() -> PostParams {
-    PostParams {
-        field_manager: Some(labels::CONTROLLER_MANAGER.to_owned()),
-        ..PostParams::default()
-    }
-}
-
-/// Now, to the second, which is what the API keeps.
-pub(crate) fn now() -> Time {
-    Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 /// Five characters for a pod name; no vowels and no look-alikes, as the API server's own generated names.

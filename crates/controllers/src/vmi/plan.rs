@@ -64,14 +64,8 @@ pub enum Action {
     Event(EventType, String, String),
 }
 
-/// What to do, in order, and when to look again without a change.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// The steps, in order.
-    pub actions: Vec<Action>,
-    /// When to look again even if nothing changes.
-    pub again: Option<Duration>,
-}
+/// What to do.
+pub type Plan = crate::reconcile::Plan<Action>;
 
 /// Decides what to do next.
 #[must_use]

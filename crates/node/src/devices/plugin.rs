@@ -182,16 +182,7 @@ impl Service<http::Request<Body>> for Plugin {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let Self { device, health } = self.clone();
         match request.uri().path() {
-            OPTIONS => {
-                let answer =
-                    async |_: Request<Empty>| Ok::<_, Status>(Response::new(Options::default()));
-                async move {
-                    let codec = ProstCodec::<Options, Empty>::default();
-                    let mut grpc = tonic::server::Grpc::new(codec);
-                    Ok(grpc.unary(tower::service_fn(answer), request).await)
-                }
-                .boxed()
-            }
+            OPTIONS => unary(request, |_: &Empty| Options::default()),
             LIST_AND_WATCH => {
                 let answer = move |_: Request<Empty>| {
                     let shares = shares(health.clone());
@@ -206,22 +197,31 @@ impl Service<http::Request<Body>> for Plugin {
                 }
                 .boxed()
             }
-            ALLOCATE => {
-                let answer = move |asked: Request<AllocateRequest>| {
-                    let answer = allocate(device, asked.get_ref());
-                    async move { Ok::<_, Status>(Response::new(answer)) }
-                };
-                async move {
-                    let codec = ProstCodec::<AllocateResponse, AllocateRequest>::default();
-                    let mut grpc = tonic::server::Grpc::new(codec);
-                    Ok(grpc.unary(tower::service_fn(answer), request).await)
-                }
-                .boxed()
-            }
+            ALLOCATE => unary(request, move |asked| allocate(device, asked)),
             // Calls that the options say are not wanted.
             _ => async { Ok(Status::unimplemented("not offered").into_http()) }.boxed(),
         }
     }
+}
+
+/// The answer to a call of one message each way.
+fn unary<Q, A>(
+    request: http::Request<Body>,
+    answer: impl Fn(&Q) -> A + Send + Sync + 'static,
+) -> BoxFuture<'static, Result<http::Response<Body>, Infallible>>
+where
+    Q: prost::Message + Default + 'static,
+    A: prost::Message + 'static,
+{
+    let service = tower::service_fn(move |asked: Request<Q>| {
+        let answer = answer(asked.get_ref());
+        async move { Ok::<_, Status>(Response::new(answer)) }
+    });
+    async move {
+        let mut grpc = tonic::server::Grpc::new(ProstCodec::<A, Q>::default());
+        Ok(grpc.unary(service, request).await)
+    }
+    .boxed()
 }
 
 /// All shares with their health, now and whenever it changes.
@@ -302,16 +302,10 @@ mod tests {
 
         fn call(&mut self, request: http::Request<Body>) -> Self::Future {
             let told = self.0.clone();
-            let answer = move |asked: Request<RegisterRequest>| {
-                let _ = told.send(asked.into_inner());
-                async { Ok::<_, Status>(Response::new(Empty {})) }
-            };
-            async move {
-                let codec = ProstCodec::<Empty, RegisterRequest>::default();
-                let mut grpc = tonic::server::Grpc::new(codec);
-                Ok(grpc.unary(tower::service_fn(answer), request).await)
-            }
-            .boxed()
+            unary(request, move |asked: &RegisterRequest| {
+                let _ = told.send(asked.clone());
+                Empty {}
+            })
         }
     }
 

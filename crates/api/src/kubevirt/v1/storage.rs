@@ -1,5 +1,6 @@
 //! The storage behind the disks.
 
+use base64::Engine as _;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,45 @@ pub struct CloudInitSource {
     /// The configuration of the network as base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data_base64: Option<String>,
+}
+
+/// A text for cloud-init that is no base64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be base64")]
+pub struct NoBase64;
+
+impl CloudInitSource {
+    /// The user data, however it is given.
+    ///
+    /// # Errors
+    /// When it is given as base64 and is none.
+    pub fn user(&self) -> Result<Option<Vec<u8>>, NoBase64> {
+        decoded(self.user_data.as_deref(), self.user_data_base64.as_deref())
+    }
+
+    /// The configuration of the network, however it is given.
+    ///
+    /// # Errors
+    /// When it is given as base64 and is none.
+    pub fn network(&self) -> Result<Option<Vec<u8>>, NoBase64> {
+        decoded(
+            self.network_data.as_deref(),
+            self.network_data_base64.as_deref(),
+        )
+    }
+}
+
+/// A text as it is or as base64, in which line breaks do not count.
+fn decoded(plain: Option<&str>, base64: Option<&str>) -> Result<Option<Vec<u8>>, NoBase64> {
+    match (plain, base64) {
+        (Some(plain), _) => Ok(Some(plain.as_bytes().to_vec())),
+        (None, Some(base64)) => {
+            let text: String = base64.split_ascii_whitespace().collect();
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+            bytes.map(Some).map_err(|_| NoBase64)
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 impl std::fmt::Debug for CloudInitSource {
