@@ -88,7 +88,7 @@ pub(crate) fn from_now_on(cluster: &Cluster) -> anyhow::Result<()> {
                 .kubectl(&["get", "berth", "berth", "-o", path])?
                 .ok()?;
             ensure!(told.ends_with(": Bogus"), "{told:?}");
-            let agents = ["-n", "berth", "logs", "daemonset/berth-node", "--tail=200"];
+            let agents = ["-n", "berth", "logs", "daemonset/berth-node"];
             let log = cluster.kubectl(&agents)?.ok()?;
             ensure!(log.contains("info,berth=debug"), "{log}");
             Ok(())
