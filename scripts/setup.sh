@@ -24,6 +24,7 @@ needs=(
     "libvirt-daemon-driver-qemu /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"
     "qemu-system-x86 /usr/bin/qemu-system-x86_64"
     "qemu-utils /usr/bin/qemu-img"
+    "ovmf /usr/share/OVMF/OVMF_CODE_4M.fd"
     "nftables /usr/sbin/nft"
     "iproute2 /usr/sbin/ip /bin/ip"
     "iputils-ping /usr/bin/ping /bin/ping"
@@ -32,6 +33,8 @@ needs=(
     # The small guest.
     "busybox-static /usr/bin/busybox /bin/busybox"
     "syslinux /usr/bin/syslinux"
+    "syslinux-efi /usr/lib/SYSLINUX.EFI/efi64/syslinux.efi"
+    "syslinux-common /usr/lib/syslinux/modules/efi64/ldlinux.e64"
     "mtools /usr/bin/mcopy"
     "dosfstools /usr/sbin/mkfs.vfat"
     "cpio /usr/bin/cpio /bin/cpio"
