@@ -143,6 +143,7 @@ impl Libvirtd {
                 .to_string_lossy()
                 .into_owned(),
             vnc_socket: Some(self.dir.path().join("vnc").to_string_lossy().into_owned()),
+            nvram: String::new(),
             agent_socket: None,
         };
         Ok(domain_xml(&input)?)

@@ -62,6 +62,7 @@ fn set_firmware(namespace: &str, name: &str, spec: &mut VirtualMachineInstanceSp
         .firmware
         .as_mut()
         .and_then(|f| f.bootloader.as_mut())
+        .filter(|bootloader| bootloader.efi.is_none())
     {
         bootloader.bios.get_or_insert_with(BIOS::default);
     }

@@ -192,8 +192,8 @@ fn hint(path: &str, name: &str) -> &'static str {
     if path.starts_with("spec.domain.devices.disks[") && path.ends_with(".disk") && name == "dev" {
         return "the device name is chosen by berth, in the order of the disks; use bus";
     }
-    if path == "spec.domain.firmware.bootloader" && name == "efi" {
-        return "the firmware that berth has is bios";
+    if path == "spec.domain.firmware.bootloader.efi" && name == "persistent" {
+        return "the variables of UEFI are new at each start";
     }
     if path.starts_with("spec.networks[") && name == "multus" {
         return "the network that berth has is pod";

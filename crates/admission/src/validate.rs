@@ -45,6 +45,12 @@ fn placement(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
             format!("must be between 0 and {}", i32::MAX),
         ));
     }
+    one_of(
+        "spec.startStrategy",
+        spec.start_strategy.as_deref(),
+        &["Paused"],
+        causes,
+    );
     for (key, value) in &spec.node_selector {
         if !syntax::is_label_key(key) {
             causes.push(Cause::invalid(

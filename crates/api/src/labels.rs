@@ -75,6 +75,8 @@ pub const CONDITION_READY: &str = "Ready";
 pub const CONDITION_LIVE_MIGRATABLE: &str = "LiveMigratable";
 /// Condition: the guest is paused.
 pub const CONDITION_PAUSED: &str = "Paused";
+/// Condition: an agent answers in the guest.
+pub const CONDITION_AGENT_CONNECTED: &str = "AgentConnected";
 /// Condition of a VirtualMachine: its VirtualMachineInstance could not be made.
 pub const CONDITION_FAILURE: &str = "Failure";
 /// Condition of a VirtualMachine: its template has changed since it was started.

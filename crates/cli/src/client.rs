@@ -21,6 +21,27 @@ pub(crate) struct ClusterArgs {
 }
 
 impl ClusterArgs {
+    /// A client, and the namespace to use: the one that is given or the kubeconfig's.
+    pub(crate) async fn client(
+        &self,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<(kube::Client, String)> {
+        let config = self.config().await?;
+        let namespace = namespace.unwrap_or(&config.default_namespace).to_owned();
+        let client = kube::Client::try_from(config).context("the kubeconfig cannot be used")?;
+        Ok((client, namespace))
+    }
+
+    /// As they were given.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let file = self.kubeconfig.as_ref().map(|f| f.display().to_string());
+        let given = [("--kubeconfig", file), ("--context", self.context.clone())];
+        let given = given
+            .into_iter()
+            .filter_map(|(name, value)| Some([name.to_owned(), value?]));
+        given.flatten().collect()
+    }
+
     /// Reads the connection from where the user, kubectl or `berth up` keeps it.
     pub(crate) async fn config(&self) -> anyhow::Result<kube::Config> {
         let options = KubeConfigOptions {
@@ -49,6 +70,32 @@ impl ClusterArgs {
                 .await
                 .context("no kubeconfig: give --kubeconfig, set KUBECONFIG, or start `berth up` on this machine"),
         }
+    }
+}
+
+/// A request for `resource/name/subresource` of the group `subresources.kubevirt.io`.
+pub(crate) fn subresource(
+    namespace: &str,
+    (resource, name, subresource): (&str, &str, &str),
+    method: http::Method,
+    body: Vec<u8>,
+) -> anyhow::Result<http::Request<Vec<u8>>> {
+    let path = format!(
+        "/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/{resource}/{name}/{subresource}"
+    );
+    http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(body)
+        .context("the name cannot be part of a path")
+}
+
+/// What a server that refuses says, without more about it.
+pub(crate) fn said(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(answer) => anyhow::anyhow!("{}", answer.message),
+        error => anyhow::Error::new(error).context("the API server"),
     }
 }
 

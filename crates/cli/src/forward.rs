@@ -1,16 +1,20 @@
 //! `berth port-forward` and `berth vnc`: ports of this machine that lead to a guest, by way of the API server. Arguments are
 //! virtctl's.
 
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 use futures::{SinkExt as _, StreamExt as _};
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::ClusterArgs;
+use crate::lifecycle::Namespace;
 use crate::websocket::{Answer, Socket, connect};
 
 /// Arguments of `berth port-forward`.
@@ -36,8 +40,37 @@ pub(crate) struct ForwardArgs {
 
 /// Arguments of `berth vnc`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct VncArgs {
+    #[command(subcommand)]
+    command: Option<VncCommand>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum VncCommand {
+    /// Take a picture of the display, a PNG.
+    Screenshot(ScreenshotArgs),
+}
+
+/// Arguments of `berth vnc screenshot`.
+#[derive(Debug, Args)]
+struct ScreenshotArgs {
     /// The virtual machine instance.
+    vmi: String,
+    /// The file for the picture; `-` for standard output.
+    #[arg(short, long)]
+    file: PathBuf,
+    #[command(flatten)]
+    namespace: Namespace,
+}
+
+/// Arguments of `berth vnc NAME`.
+#[derive(Debug, Args)]
+struct ProxyArgs {
+    /// The virtual machine instance.
+    #[arg(required = true, default_value = "", hide_default_value = true)]
     vmi: String,
     /// The address of this machine to listen on.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
@@ -48,11 +81,8 @@ pub(crate) struct VncArgs {
     /// Only listen, which is all that berth does: point a viewer at the port that is printed.
     #[arg(long)]
     proxy_only: bool,
-    /// The namespace.
-    #[arg(short, long)]
-    namespace: Option<String>,
     #[command(flatten)]
-    cluster: ClusterArgs,
+    namespace: Namespace,
 }
 
 /// A way to a guest.
@@ -75,7 +105,7 @@ impl Way {
 }
 
 /// `vm/NAME` or `vmi/NAME`, and a namespace behind it.
-fn target(text: &str) -> anyhow::Result<(&'static str, &str, Option<&str>)> {
+pub(crate) fn target(text: &str) -> anyhow::Result<(&'static str, &str, Option<&str>)> {
     let parts: Vec<&str> = text.split('/').collect();
     let (kind, name, namespace) = match parts[..] {
         [kind, name] => (kind, name, None),
@@ -153,11 +183,11 @@ pub(crate) async fn port_forward(args: ForwardArgs) -> anyhow::Result<()> {
 
 /// Listens for viewers, until it is ended.
 pub(crate) async fn vnc(args: VncArgs) -> anyhow::Result<()> {
-    let config = args.cluster.config().await?;
-    let namespace = args
-        .namespace
-        .unwrap_or_else(|| config.default_namespace.clone());
-    let client = kube::Client::try_from(config).context("the kubeconfig cannot be used")?;
+    if let Some(VncCommand::Screenshot(args)) = args.command {
+        return screenshot(args).await;
+    }
+    let args = args.proxy;
+    let (client, namespace) = args.namespace.client().await?;
     let way = Way {
         namespace,
         resource: "virtualmachineinstances",
@@ -176,6 +206,37 @@ pub(crate) async fn vnc(args: VncArgs) -> anyhow::Result<()> {
         eprintln!("point a VNC viewer at {address}; ^C ends it");
     }
     serve(client, listener, way).await
+}
+
+/// Takes a picture.
+async fn screenshot(args: ScreenshotArgs) -> anyhow::Result<()> {
+    let (client, namespace) = args.namespace.client().await?;
+    let of = ("virtualmachineinstances", &*args.vmi, "vnc/screenshot");
+    let request = crate::client::subresource(&namespace, of, http::Method::GET, Vec::new())?;
+    let (parts, body) = request.into_parts();
+    let request = http::Request::from_parts(parts, kube::client::Body::from(body));
+    let response = client.send(request).await.map_err(crate::client::said)?;
+    let refused = !response.status().is_success();
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .context("the picture")?;
+    let bytes = bytes.to_bytes();
+    if refused {
+        let said: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        bail!(
+            "{}",
+            said["message"].as_str().unwrap_or("the API server refuses")
+        );
+    }
+    if args.file.as_os_str() == "-" {
+        return std::io::stdout()
+            .write_all(&bytes)
+            .context("standard output");
+    }
+    std::fs::write(&args.file, &bytes)
+        .with_context(|| format!("cannot write {}", args.file.display()))
 }
 
 /// A guest that does not answer ends one connection, not the others.

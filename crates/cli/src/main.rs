@@ -11,12 +11,16 @@ mod cluster;
 mod completion;
 mod console;
 mod crds;
+mod create;
+mod expose;
 mod forward;
+mod guest;
 mod image;
 mod kubeconfig;
 mod lifecycle;
 mod log;
 mod output;
+mod ssh;
 mod up;
 mod version;
 mod websocket;
@@ -63,15 +67,36 @@ enum Command {
     /// Lead a port of this machine to the display of a guest.
     Vnc(forward::VncArgs),
     /// Start a virtual machine.
-    Start(lifecycle::MachineArgs),
+    Start(lifecycle::StartArgs),
     /// Stop a virtual machine: its guest is asked to shut down first.
-    Stop(lifecycle::MachineArgs),
+    Stop(lifecycle::StopArgs),
     /// Stop a virtual machine and start it again.
-    Restart(lifecycle::MachineArgs),
+    Restart(lifecycle::StopArgs),
+    /// Ask a guest to restart.
+    SoftReboot(lifecycle::InstanceArgs),
+    /// Press the reset button of a guest.
+    Reset(lifecycle::InstanceArgs),
     /// Stop a guest between two instructions.
     Pause(lifecycle::PauseArgs),
     /// Let a paused guest go on.
     Unpause(lifecycle::PauseArgs),
+    /// Log in to a guest, by the ssh of this machine.
+    Ssh(ssh::SshArgs),
+    /// Copy files from or to a guest, by the scp of this machine.
+    Scp(ssh::ScpArgs),
+    /// Tell what the agent in a guest knows of it.
+    #[command(name = "guestosinfo")]
+    GuestOsInfo(guest::GuestArgs),
+    /// List who is logged in to a guest.
+    #[command(name = "userlist")]
+    UserList(guest::GuestArgs),
+    /// List the file systems that are mounted in a guest.
+    #[command(name = "fslist")]
+    FsList(guest::GuestArgs),
+    /// Make a Service in front of a virtual machine.
+    Expose(expose::ExposeArgs),
+    /// Print the manifest of something new.
+    Create(create::CreateArgs),
     /// Build, move and list container disks.
     Image(image::ImageArgs),
     /// Make a kubeconfig for another user than the admin.
@@ -133,9 +158,18 @@ fn main() -> ExitCode {
         Command::Console(args) => block_on(1, console::run(args)),
         Command::PortForward(args) => block_on(1, forward::port_forward(args)),
         Command::Vnc(args) => block_on(1, forward::vnc(args)),
-        Command::Start(args) => block_on(1, lifecycle::machine(args, "start")),
-        Command::Stop(args) => block_on(1, lifecycle::machine(args, "stop")),
-        Command::Restart(args) => block_on(1, lifecycle::machine(args, "restart")),
+        Command::Start(args) => block_on(1, lifecycle::start(args)),
+        Command::Stop(args) => block_on(1, lifecycle::stop(args, lifecycle::STOP)),
+        Command::Restart(args) => block_on(1, lifecycle::stop(args, lifecycle::RESTART)),
+        Command::SoftReboot(args) => block_on(1, lifecycle::instance(args, "softreboot")),
+        Command::Reset(args) => block_on(1, lifecycle::instance(args, "reset")),
+        Command::Ssh(args) => block_on(1, ssh::ssh(args)),
+        Command::Scp(args) => block_on(1, ssh::scp(args)),
+        Command::GuestOsInfo(args) => block_on(1, guest::info(args)),
+        Command::UserList(args) => block_on(1, guest::users(args)),
+        Command::FsList(args) => block_on(1, guest::file_systems(args)),
+        Command::Expose(args) => block_on(1, expose::run(args)),
+        Command::Create(args) => create::run(&args),
         Command::Pause(args) => block_on(1, lifecycle::pause(args, "pause")),
         Command::Unpause(args) => block_on(1, lifecycle::pause(args, "unpause")),
         Command::Image(args) => block_on(2, image::run(args)),

@@ -19,6 +19,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -101,7 +102,11 @@ impl Guests for RemoteGuests {
         async move { remote::open_over(self.connect(of).await?, of.pod, port).await }.boxed()
     }
 
-    fn order<'a>(&'a self, of: Launcher<'a>, order: Order) -> BoxFuture<'a, Result<(), String>> {
+    fn order<'a>(
+        &'a self,
+        of: Launcher<'a>,
+        order: &'a Order,
+    ) -> BoxFuture<'a, Result<Value, String>> {
         async move { remote::order_over(self.connect(of).await?, of.pod, order).await }.boxed()
     }
 }

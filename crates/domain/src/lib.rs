@@ -41,12 +41,17 @@ pub struct DomainInput<'a> {
     pub serial_socket: String,
     /// Path of the unix socket that QEMU binds for VNC; none for no display, whatever the spec says.
     pub vnc_socket: Option<String>,
+    /// Path of the file for the variables of UEFI.
+    pub nvram: String,
     /// Path of the unix socket that QEMU binds for the guest agent; none for no channel.
     pub agent_socket: Option<String>,
 }
 
 /// The QEMU of Debian and most others.
 pub const DEFAULT_EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
+
+/// Where the UEFI of Debian's package `ovmf` is.
+const FIRMWARE_DIR: &str = "/usr/share/OVMF";
 
 /// The file behind a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +159,7 @@ pub fn domain_xml(input: &DomainInput<'_>) -> Result<String, DomainError> {
         .children(platform::processor(domain, input.emulation))
         .children(devices::io_threads(domain))
         .children(platform::pinning(domain, &input.cpus)?)
-        .child(platform::os(domain)?)
+        .child(platform::os(domain, &input.nvram)?)
         .child(platform::features(domain, input.emulation))
         .child(platform::clock(domain, input.emulation))
         .child(Element::new("on_poweroff").text("destroy"))

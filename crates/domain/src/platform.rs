@@ -1,10 +1,10 @@
 //! The machine without its devices.
 
-use berth_api::kubevirt::v1::{CPU, DomainSpec, Features, default_firmware_uuid};
+use berth_api::kubevirt::v1::{CPU, DomainSpec, EFI, Features, default_firmware_uuid};
 use berth_api::quantity::parse_bytes;
 
-use crate::DomainError;
 use crate::xml::Element;
+use crate::{DomainError, FIRMWARE_DIR};
 
 /// What Windows tries before it gives a spinlock up, where the manifest says nothing.
 const SPINLOCK_RETRIES: u32 = 4096;
@@ -121,7 +121,7 @@ pub(crate) fn pinning(domain: &DomainSpec, cpus: &[u32]) -> Result<Option<Elemen
 }
 
 /// Machine type and firmware. The boot order is with the devices.
-pub(crate) fn os(domain: &DomainSpec) -> Result<Element, DomainError> {
+pub(crate) fn os(domain: &DomainSpec, nvram: &str) -> Result<Element, DomainError> {
     let machine = domain
         .machine
         .as_ref()
@@ -131,6 +131,9 @@ pub(crate) fn os(domain: &DomainSpec) -> Result<Element, DomainError> {
     let bios = firmware
         .and_then(|f| f.bootloader.as_ref())
         .and_then(|b| b.bios.as_ref());
+    let efi = firmware
+        .and_then(|f| f.bootloader.as_ref())
+        .and_then(|b| b.efi.as_ref());
     let use_serial = bios.and_then(|b| b.use_serial) == Some(true);
     if use_serial && domain.devices.autoattach_serial_console == Some(false) {
         return Err(DomainError::NoSerialForBios);
@@ -143,8 +146,29 @@ pub(crate) fn os(domain: &DomainSpec) -> Result<Element, DomainError> {
                 .attribute("machine", machine)
                 .text("hvm"),
         )
+        .children(efi.into_iter().flat_map(|efi| uefi(efi, nvram)))
         .children(smbios.then(|| Element::new("smbios").attribute("mode", "sysinfo")))
         .children(use_serial.then(|| Element::new("bios").attribute("useserial", "yes"))))
+}
+
+/// UEFI's code, which nobody writes, and its variables, which are copied from those that the code comes with.
+fn uefi(efi: &EFI, nvram: &str) -> [Element; 2] {
+    let secure = efi.is_secure();
+    let (code, variables) = if secure {
+        ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd")
+    } else {
+        ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
+    };
+    [
+        Element::new("loader")
+            .attribute("readonly", "yes")
+            .attribute("secure", if secure { "yes" } else { "no" })
+            .attribute("type", "pflash")
+            .text(format!("{FIRMWARE_DIR}/{code}")),
+        Element::new("nvram")
+            .attribute("template", format!("{FIRMWARE_DIR}/{variables}"))
+            .text(nvram),
+    ]
 }
 
 /// ACPI and APIC, on unless switched off; the others as they are given. What only a hypervisor can do is left out under

@@ -58,6 +58,7 @@ fn input(vmi: &VirtualMachineInstance) -> DomainInput<'_> {
         emulator: None,
         serial_socket: "/var/run/berth/serial.sock".to_owned(),
         vnc_socket: Some("/var/run/berth/vnc.sock".to_owned()),
+        nvram: "/var/run/berth/nvram.fd".to_owned(),
         agent_socket: None,
     }
 }
@@ -155,6 +156,26 @@ fn the_bios_on_the_serial_line_boots_from_the_network_first() {
         }
     }));
     assert_golden("network-boot", &input(&vmi));
+}
+
+#[test]
+fn uefi_with_and_without_secure_boot() {
+    let firmware = |efi: serde_json::Value, smm: bool| {
+        vmi(json!({
+            "domain": {
+                "memory": {"guest": "256Mi"},
+                "machine": {"type": "q35"},
+                "features": {"smm": {"enabled": smm}},
+                "firmware": {"bootloader": {"efi": efi}},
+                "devices": {"disks": [{"name": "root", "disk": {"bus": "virtio"}}]}
+            }
+        }))
+    };
+    assert_golden(
+        "uefi",
+        &input(&firmware(json!({"secureBoot": false}), false)),
+    );
+    assert_golden("uefi-secure-boot", &input(&firmware(json!({}), true)));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -28,6 +29,8 @@ struct Inner {
     fail_define: Option<String>,
     fail_start: Option<String>,
     deaf_to_acpi: bool,
+    /// Answers of guests' agents by the command's name.
+    agent: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,17 @@ impl Fake {
     /// From now on guests do not react to the power button.
     pub fn ignore_acpi(&self) {
         self.lock().deaf_to_acpi = true;
+    }
+
+    /// From now on guests have an agent that answers so, as the command's `return`.
+    pub fn answer_agent(&self, command: &str, answer: &str) {
+        let mut inner = self.lock();
+        inner.agent.insert(command.to_owned(), answer.to_owned());
+    }
+
+    /// The agent of a guest connects or goes.
+    pub fn connect_agent(&self, uuid: &str, connected: bool) {
+        self.lock().emit(uuid, DomainEventKind::Agent { connected });
     }
 
     /// The domain stops by itself.
@@ -133,6 +147,7 @@ impl Inner {
             name: domain.name.clone(),
             uuid: uuid.to_owned(),
             id: domain.id,
+            machine: None,
         })
     }
 }
@@ -239,5 +254,37 @@ impl Hypervisor for Fake {
         inner.domain("resume", uuid)?.state = RunState::Running;
         inner.emit(uuid, DomainEventKind::Resumed);
         Ok(())
+    }
+
+    async fn reset(&self, uuid: &str) -> Result<(), Error> {
+        self.lock().domain("reset", uuid).map(drop)
+    }
+
+    async fn reboot(&self, uuid: &str) -> Result<(), Error> {
+        let mut inner = self.lock();
+        inner.domain("reboot", uuid)?;
+        inner.emit(uuid, DomainEventKind::Shutdown);
+        inner.emit(uuid, DomainEventKind::Resumed);
+        Ok(())
+    }
+
+    async fn screenshot(&self, uuid: &str) -> Result<Vec<u8>, Error> {
+        self.lock().domain("screenshot", uuid)?;
+        // One black point.
+        Ok(b"P6\n1 1\n255\n\0\0\0".to_vec())
+    }
+
+    async fn agent(&self, uuid: &str, command: &str, _patience: Duration) -> Result<String, Error> {
+        let mut inner = self.lock();
+        inner.domain("agent", uuid)?;
+        let asked: serde_json::Value = serde_json::from_str(command).unwrap_or_default();
+        let name = asked["execute"].as_str().unwrap_or_default();
+        match inner.agent.get(name) {
+            Some(answer) => Ok(format!("{{\"return\":{answer}}}")),
+            None => Err(Error::Call {
+                operation: "ask the guest's agent",
+                message: "QEMU guest agent is not connected".to_owned(),
+            }),
+        }
     }
 }

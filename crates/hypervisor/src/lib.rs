@@ -17,6 +17,7 @@ pub mod kvm;
 pub mod libvirt;
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -33,6 +34,8 @@ pub struct DomainInfo {
     pub uuid: String,
     /// The number of its present run; `None` while it does not run.
     pub id: Option<u32>,
+    /// The machine type that it runs as, with its version; known when it was started.
+    pub machine: Option<String>,
 }
 
 /// What a domain does now.
@@ -134,6 +137,11 @@ pub enum DomainEventKind {
     },
     /// The guest sleeps.
     PmSuspended,
+    /// The guest's agent answers, or does not any more.
+    Agent {
+        /// Whether it does.
+        connected: bool,
+    },
     /// The guest crashed.
     Crashed,
     /// The connection broke. No further event comes; the domains may well live on.
@@ -209,6 +217,23 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Lets a paused guest go on.
     fn resume(&self, uuid: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Presses the reset button: the guest begins anew without having been asked.
+    fn reset(&self, uuid: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Asks the guest to restart: by its agent where one answers, else by the power button (ACPI).
+    fn reboot(&self, uuid: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What the guest's first screen shows: a PNG, or a portable pixmap from older versions of QEMU.
+    fn screenshot(&self, uuid: &str) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
+
+    /// Has the guest's agent carry a command of its protocol out: JSON both ways. What comes back was written by the guest.
+    fn agent(
+        &self,
+        uuid: &str,
+        command: &str,
+        patience: Duration,
+    ) -> impl Future<Output = Result<String, Error>> + Send;
 
     /// Defines and starts a domain; the definition is taken back when QEMU does not start.
     fn define_and_start(

@@ -6,10 +6,12 @@
 
 use std::ffi::CStr;
 use std::sync::{Arc, Once, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use virt::connect::Connect;
 use virt::domain::Domain;
+use virt::stream::Stream;
 use virt_sys as sys;
 
 use crate::host::Host;
@@ -20,6 +22,9 @@ use crate::{
 
 /// Seconds between keepalive messages, and how many may stay unanswered. A daemon that hangs is noticed in 20 s.
 const KEEPALIVE: (i32, u32) = (5, 3);
+
+/// Largest picture of a screen that is taken: 4096 × 2160 points.
+const PICTURE_MAX: usize = 27 << 20;
 
 type Sender = mpsc::UnboundedSender<DomainEvent>;
 type WeakSender = mpsc::WeakUnboundedSender<DomainEvent>;
@@ -149,7 +154,11 @@ impl Hypervisor for Libvirt {
             domain
                 .create_with_flags(flags)
                 .map_err(|error| Error::Start(words(&error)))?;
-            info(domain)
+            let xml = domain.get_xml_desc(0).unwrap_or_default();
+            Ok(DomainInfo {
+                machine: machine_of(&xml).map(str::to_owned),
+                ..info(domain)?
+            })
         })
         .await
     }
@@ -222,13 +231,72 @@ impl Hypervisor for Libvirt {
         })
         .await
     }
+
+    async fn reset(&self, uuid: &str) -> Result<(), Error> {
+        self.with("reset the domain", uuid, |domain| {
+            domain
+                .reset()
+                .map(drop)
+                .map_err(|error| call("reset the domain", &error))
+        })
+        .await
+    }
+
+    async fn reboot(&self, uuid: &str) -> Result<(), Error> {
+        self.with("ask the guest to restart", uuid, |domain| {
+            domain
+                .reboot(sys::VIR_DOMAIN_REBOOT_DEFAULT)
+                .map_err(|error| call("ask the guest to restart", &error))
+        })
+        .await
+    }
+
+    async fn screenshot(&self, uuid: &str) -> Result<Vec<u8>, Error> {
+        let connection = Arc::clone(&self.connection);
+        self.with("look at the screen", uuid, move |domain| {
+            let failed = |error: virt::error::Error| call("look at the screen", &error);
+            let stream = Stream::new(&connection.connect, 0).map_err(failed)?;
+            domain.screenshot(&stream, 0, 0).map_err(failed)?;
+            let (mut picture, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+            loop {
+                let read = stream.recv(&mut buffer).map_err(failed)?;
+                if read == 0 {
+                    break;
+                }
+                if picture.len() + read > PICTURE_MAX {
+                    // Half a picture is of no use; the stream's end is not waited for.
+                    let _ = stream.abort();
+                    return Err(Error::Call {
+                        operation: "look at the screen",
+                        message: format!("the picture has more than {PICTURE_MAX} bytes"),
+                    });
+                }
+                picture.extend_from_slice(&buffer[..read]);
+            }
+            stream.finish().map_err(failed)?;
+            Ok(picture)
+        })
+        .await
+    }
+
+    async fn agent(&self, uuid: &str, command: &str, patience: Duration) -> Result<String, Error> {
+        let command = command.to_owned();
+        let seconds = i32::try_from(patience.as_secs()).unwrap_or(i32::MAX);
+        self.with("ask the guest's agent", uuid, move |domain| {
+            domain
+                .qemu_agent_command(&command, seconds, 0)
+                .map_err(|error| call("ask the guest's agent", &error))
+        })
+        .await
+    }
 }
 
 /// The connection and what is registered on it; undone in the reverse order.
 #[derive(Debug)]
 struct Connection {
     connect: Connect,
-    lifecycle: Option<libc::c_int>,
+    /// Numbers of the callbacks.
+    watched: Vec<libc::c_int>,
     close_watched: bool,
 }
 
@@ -240,10 +308,22 @@ impl Connection {
         })?;
         let mut this = Self {
             connect,
-            lifecycle: None,
+            watched: Vec::new(),
             close_watched: false,
         };
-        this.watch_lifecycle(sender.clone())?;
+        this.watch(
+            sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            on_lifecycle,
+            sender.clone(),
+        )?;
+        // Drivers without guests have none.
+        if let Err(error) = this.watch(
+            sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE,
+            on_agent,
+            sender.clone(),
+        ) {
+            tracing::debug!("{error}");
+        }
         this.watch_close(sender);
         // In-process drivers have no keepalive; that is no loss.
         if let Err(error) = this.connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
@@ -252,22 +332,28 @@ impl Connection {
         Ok(this)
     }
 
-    fn watch_lifecycle(&mut self, sender: Sender) -> Result<(), Error> {
+    /// Has the callback called for the events of this number, whose callbacks must have that signature.
+    fn watch(
+        &mut self,
+        event: sys::virDomainEventID,
+        callback: DomainCallback,
+        sender: Sender,
+    ) -> Result<(), Error> {
         let opaque = Box::into_raw(Box::new(sender));
         // SAFETY: libvirt declares every event callback as the generic type and calls it as the type that belongs to
-        // the event's number; for LIFECYCLE that is the signature of `on_lifecycle`. Only the type of the pointer changes.
+        // the event's number; for both that are used here it is `DomainCallback`. Only the type of the pointer changes.
         let callback = unsafe {
             std::mem::transmute::<
-                LifecycleCallback,
+                DomainCallback,
                 unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut libc::c_void),
-            >(on_lifecycle)
+            >(callback)
         };
         // SAFETY: the connection is open; `opaque` stays valid until libvirt calls `free_sender`, exactly once.
         let id = unsafe {
             sys::virConnectDomainEventRegisterAny(
                 self.connect.as_ptr(),
                 std::ptr::null_mut(),
-                sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as libc::c_int,
+                event as libc::c_int,
                 Some(callback),
                 opaque.cast(),
                 Some(free_sender),
@@ -279,7 +365,7 @@ impl Connection {
             drop(unsafe { Box::from_raw(opaque) });
             return Err(call("subscribe to domain events", &error));
         }
-        self.lifecycle = Some(id);
+        self.watched.push(id);
         Ok(())
     }
 
@@ -314,7 +400,7 @@ impl Drop for Connection {
         // SAFETY: the connection is open until the `close` below; each callback is unregistered once. On a broken
         // connection the calls fail, which changes nothing: libvirt frees the callbacks with the connection.
         unsafe {
-            if let Some(id) = self.lifecycle.take() {
+            for id in self.watched.drain(..) {
                 sys::virConnectDomainEventDeregisterAny(connection, id);
             }
             if self.close_watched {
@@ -325,7 +411,7 @@ impl Drop for Connection {
     }
 }
 
-type LifecycleCallback = unsafe extern "C" fn(
+type DomainCallback = unsafe extern "C" fn(
     sys::virConnectPtr,
     sys::virDomainPtr,
     libc::c_int,
@@ -340,9 +426,35 @@ unsafe extern "C" fn on_lifecycle(
     detail: libc::c_int,
     opaque: *mut libc::c_void,
 ) -> libc::c_int {
-    // SAFETY: `opaque` is the box of `watch_lifecycle`, which lives until `free_sender`; only shared access here.
+    // SAFETY: libvirt lends a valid domain for the time of the callback, and `opaque` is the box of `watch`.
+    unsafe { forward(domain, event_kind(event, detail), opaque) }
+}
+
+unsafe extern "C" fn on_agent(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    state: libc::c_int,
+    _reason: libc::c_int,
+    opaque: *mut libc::c_void,
+) -> libc::c_int {
+    let connected = state as sys::virConnectDomainEventAgentLifecycleState
+        == sys::VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED;
+    // SAFETY: as in `on_lifecycle`.
+    unsafe { forward(domain, DomainEventKind::Agent { connected }, opaque) }
+}
+
+/// Puts an event of a domain into the channel.
+///
+/// # Safety
+/// `domain` must be valid, and `opaque` the box of `watch`.
+unsafe fn forward(
+    domain: sys::virDomainPtr,
+    kind: DomainEventKind,
+    opaque: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: `opaque` is the box of `watch`, which lives until `free_sender`; only shared access here.
     let sender = unsafe { &*opaque.cast::<Sender>() };
-    // SAFETY: libvirt lends a valid domain for the time of the callback, and the name lives as long.
+    // SAFETY: the domain is valid for the time of the callback, and the name lives as long.
     let name = unsafe {
         let name = sys::virDomainGetName(domain);
         if name.is_null() {
@@ -352,10 +464,7 @@ unsafe extern "C" fn on_lifecycle(
         }
     };
     // Nobody listens any more when the connection is being closed.
-    let _ = sender.send(DomainEvent {
-        name,
-        kind: event_kind(event, detail),
-    });
+    let _ = sender.send(DomainEvent { name, kind });
     0
 }
 
@@ -446,7 +555,15 @@ fn info(domain: &Domain) -> Result<DomainInfo, Error> {
         name: domain.get_name().map_err(fail)?,
         uuid: domain.get_uuid_string().map_err(fail)?,
         id: domain.get_id(),
+        machine: None,
     })
+}
+
+/// The machine type in a domain's XML as libvirt writes it.
+fn machine_of(xml: &str) -> Option<&str> {
+    let (_, os) = xml.split_once("<os")?;
+    let (_, rest) = os.split_once(" machine='")?;
+    Some(rest.split_once('\'')?.0)
 }
 
 fn words(error: &virt::error::Error) -> String {

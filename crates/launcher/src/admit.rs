@@ -32,6 +32,8 @@ pub(crate) enum Asked {
     Pause,
     /// Resume.
     Resume,
+    /// Something of a guest that runs.
+    Ask,
     /// Status.
     Status,
 }
@@ -46,6 +48,7 @@ impl Asked {
             Call::Shutdown { .. } => Self::Shutdown,
             Call::Pause => Self::Pause,
             Call::Resume => Self::Resume,
+            Call::Ask(_) => Self::Ask,
             Call::Status => Self::Status,
         }
     }
@@ -72,6 +75,8 @@ pub(crate) enum Verdict {
     Suspend,
     /// Let it go on.
     Resume,
+    /// Find it out, beside everything else.
+    Ask,
     /// There is nothing to stop: the launcher ends.
     End,
     /// Say no, with this reason.
@@ -93,10 +98,11 @@ pub(crate) fn admit(phase: Phase, asked: Asked) -> Verdict {
         }
         (Asked::Pause, Phase::Alive) => Verdict::Suspend,
         (Asked::Resume, Phase::Alive) => Verdict::Resume,
-        (Asked::Pause | Asked::Resume, Phase::Idle | Phase::Creating) => {
+        (Asked::Ask, Phase::Alive) => Verdict::Ask,
+        (Asked::Pause | Asked::Resume | Asked::Ask, Phase::Idle | Phase::Creating) => {
             Verdict::Refuse("the guest does not run yet")
         }
-        (Asked::Pause | Asked::Resume, Phase::ShuttingDown | Phase::Destroying) => {
+        (Asked::Pause | Asked::Resume | Asked::Ask, Phase::ShuttingDown | Phase::Destroying) => {
             Verdict::Refuse("the virtual machine is being shut down")
         }
         (Asked::Shutdown | Asked::Kill, Phase::Idle) => Verdict::End,
@@ -155,6 +161,16 @@ mod tests {
             (
                 Asked::Resume,
                 [refuse_early, refuse_early, Resume, refuse_late, refuse_late],
+            ),
+            (
+                Asked::Ask,
+                [
+                    refuse_early,
+                    refuse_early,
+                    Verdict::Ask,
+                    refuse_late,
+                    refuse_late,
+                ],
             ),
             (Asked::Status, [Answer; 5]),
         ] {

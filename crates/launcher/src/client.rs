@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::protocol::{Call, LauncherState, MAX_LINE, Message, Request, SyncRequest, line};
+use crate::protocol::{
+    Answer, Call, LauncherState, MAX_LINE, Message, Question, Request, SyncRequest, line,
+};
 use crate::socket::{self, LineReader};
 
 /// Why a call, or the connection, failed.
@@ -64,7 +67,7 @@ struct Inner {
 }
 
 /// The calls that wait for an answer; `None` once none can come any more.
-type Pending = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<LauncherState, String>>>>>>;
+type Pending = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Answer, String>>>>>>;
 
 impl Client {
     /// Connects as soon as the launcher listens at `sock`, and waits for its first state.
@@ -164,6 +167,12 @@ impl Client {
         self.call(Call::Resume, Vec::new()).await
     }
 
+    /// Has something of a guest that runs; what the answer is made of, [`Question`] says.
+    pub async fn ask(&self, question: Question) -> Result<Value, ClientError> {
+        let answer = self.answer(Call::Ask(question), Vec::new()).await?;
+        Ok(answer.data.unwrap_or_default())
+    }
+
     /// Asks for the state. [`Client::state`] has it without asking.
     pub async fn status(&self) -> Result<LauncherState, ClientError> {
         self.call(Call::Status, Vec::new()).await
@@ -181,6 +190,10 @@ impl Client {
     }
 
     async fn call(&self, call: Call, fds: Vec<OwnedFd>) -> Result<LauncherState, ClientError> {
+        self.answer(call, fds).await.map(|answer| answer.state)
+    }
+
+    async fn answer(&self, call: Call, fds: Vec<OwnedFd>) -> Result<Answer, ClientError> {
         let inner = &self.inner;
         let id = inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
@@ -215,7 +228,7 @@ impl Client {
             return Err(ClientError::Send(error));
         }
         match answer.await {
-            Ok(Ok(state)) => Ok(state),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(words)) => Err(ClientError::Refused(words)),
             Err(_) => Err(ClientError::Closed),
         }
@@ -252,7 +265,10 @@ async fn read(
             .and_then(|pending| pending.remove(&id));
         let answer = match (message.result, message.error) {
             (_, Some(error)) => Err(error),
-            (Some(state), None) => Ok(state),
+            (Some(state), None) => Ok(Answer {
+                state,
+                data: message.data,
+            }),
             (None, None) => Err("the launcher sent an empty answer".to_owned()),
         };
         if let Some(waiting) = waiting {

@@ -52,6 +52,11 @@ impl Layout {
         self.run_dir.join("serial.sock")
     }
 
+    /// Bound by QEMU, used by libvirt.
+    fn agent(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
     fn vnc(&self) -> PathBuf {
         self.run_dir.join(crate::protocol::VNC_SOCKET)
     }
@@ -104,6 +109,8 @@ pub(crate) enum CreateError {
 pub(crate) struct Created {
     /// The domain.
     pub(crate) info: DomainInfo,
+    /// Whether it stands still before its first instruction, as its manifest wants it.
+    pub(crate) paused: bool,
     /// The time of each step in milliseconds.
     pub(crate) timings: BTreeMap<String, u64>,
     /// The DHCP servers, which end when this is dropped.
@@ -146,6 +153,7 @@ impl<H: Hypervisor> Creation<H> {
                 clock.total("sync_ms");
                 Ok(Created {
                     info,
+                    paused: self.request.vmi.spec.starts_paused(),
                     timings: clock.laps,
                     dhcp: self.dhcp,
                 })
@@ -190,10 +198,12 @@ impl<H: Hypervisor> Creation<H> {
         self.dhcp
             .serve()
             .map_err(|(network, source)| CreateError::Dhcp { network, source })?;
-        self.hypervisor
-            .resume(&defined.uuid)
-            .await
-            .map_err(failed)?;
+        if !self.request.vmi.spec.starts_paused() {
+            self.hypervisor
+                .resume(&defined.uuid)
+                .await
+                .map_err(failed)?;
+        }
         clock.lap("resume_ms");
         Ok(info)
     }
@@ -272,7 +282,8 @@ impl<H: Hypervisor> Creation<H> {
             emulator: None,
             serial_socket: self.layout.serial().display().to_string(),
             vnc_socket: Some(self.layout.vnc().display().to_string()),
-            agent_socket: None,
+            nvram: self.layout.file("nvram.fd").display().to_string(),
+            agent_socket: Some(self.layout.agent().display().to_string()),
         })?)
     }
 }

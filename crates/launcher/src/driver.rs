@@ -1,5 +1,6 @@
 //! The task that owns the domain. Requests come in by a channel, the state goes out by a watch; nobody else decides.
 
+mod asking;
 mod connection;
 mod ending;
 mod events;
@@ -21,7 +22,8 @@ use crate::create::{CreateError, Created, Creation, Layout, grace_seconds};
 use crate::daemon::Daemon;
 use crate::dhcp::Servers;
 use crate::protocol::{
-    Call, DhcpStatus, DomainPhase, DomainState, FINAL_STATE, LauncherState, SyncRequest, reason,
+    AgentState, Answer, Call, DhcpStatus, DomainPhase, DomainState, FINAL_STATE, LauncherState,
+    SyncRequest, reason,
 };
 use crate::server::Incoming;
 
@@ -37,7 +39,7 @@ const EVENT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long libvirt may take to forget a domain at the end.
 const UNDEFINE: Duration = Duration::from_secs(2);
 
-type Reply = oneshot::Sender<Result<LauncherState, String>>;
+type Reply = oneshot::Sender<Result<Answer, String>>;
 
 /// Why the launcher ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,9 @@ struct Running<D: Daemon> {
     domain: Option<(String, String)>,
     dhcp: Option<Servers>,
     dhcp_news: (mpsc::Sender<DhcpStatus>, mpsc::Receiver<DhcpStatus>),
+    asking: asking::Asking<D::Hypervisor>,
+    /// From the task that follows the agent now; what an earlier one still had to say is lost with its channel.
+    agent_news: mpsc::Receiver<Option<AgentState>>,
     grace: u64,
     /// When the power is cut, and the grace that was given.
     deadline: Option<(Instant, u64)>,
@@ -105,6 +110,8 @@ impl<D: Daemon> Driver<D> {
             domain: None,
             dhcp: None,
             dhcp_news: mpsc::channel(16),
+            asking: asking::Asking::default(),
+            agent_news: mpsc::channel(1).1,
             grace: 30,
             deadline: None,
             press_again: None,
@@ -133,6 +140,7 @@ enum Wake {
     Request(Incoming),
     Terminate,
     Dhcp(DhcpStatus),
+    Agent(Option<AgentState>),
     GraceOver(u64),
     PressAgain,
     /// QEMU has ended; libvirt may say so soon.
@@ -152,6 +160,7 @@ impl<D: Daemon> Running<D> {
             Wake::Request(incoming) => self.on_request(incoming).await,
             Wake::Terminate => self.on_terminate().await,
             Wake::Dhcp(status) => self.on_dhcp(status),
+            Wake::Agent(seen) => self.on_agent(seen),
             Wake::GraceOver(seconds) => {
                 tracing::warn!("the guest did not power off within {seconds} s: its power is cut");
                 self.grace_exceeded = Some(seconds);
@@ -223,6 +232,7 @@ impl<D: Daemon> Running<D> {
             Some(()) = self.driver.terminate.recv() => Wake::Terminate,
             Some(incoming) = self.driver.requests.recv() => Wake::Request(incoming),
             Some(status) = self.dhcp_news.1.recv() => Wake::Dhcp(status),
+            Some(seen) = self.agent_news.recv() => Wake::Agent(seen),
             seconds = grace_over => Wake::GraceOver(seconds),
             () = again => Wake::PressAgain,
             wake = qemu, if !creating => wake,
@@ -238,7 +248,12 @@ impl<D: Daemon> Running<D> {
         }
         let grace = match &call {
             Call::Shutdown { grace_seconds } => *grace_seconds,
-            Call::Sync(_) | Call::Kill | Call::Pause | Call::Resume | Call::Status => 0,
+            Call::Sync(_)
+            | Call::Kill
+            | Call::Pause
+            | Call::Resume
+            | Call::Ask(_)
+            | Call::Status => 0,
         };
         match (verdict, call) {
             (Verdict::Create, Call::Sync(request)) => {
@@ -254,6 +269,10 @@ impl<D: Daemon> Running<D> {
                 answer(reply, Err(words.to_owned()));
                 return;
             }
+            (Verdict::Ask, Call::Ask(question)) => {
+                self.ask(question, reply);
+                return;
+            }
             (Verdict::Suspend | Verdict::Resume, _) => {
                 if let Err(words) = self.let_run(verdict == Verdict::Resume).await {
                     answer(reply, Err(words));
@@ -266,9 +285,10 @@ impl<D: Daemon> Running<D> {
                 self.stop_after_creation(grace);
             }
             (Verdict::End, _) => self.ending = Some(Ending::Done),
-            (Verdict::Answer | Verdict::Create, _) => {}
+            (Verdict::Answer | Verdict::Create | Verdict::Ask, _) => {}
         }
-        answer(reply, Ok(self.driver.state.borrow().clone()));
+        let state = self.driver.state.borrow().clone();
+        answer(reply, Ok(Answer { state, data: None }));
     }
 
     async fn on_terminate(&mut self) {
@@ -293,6 +313,7 @@ impl<D: Daemon> Running<D> {
             | Verdict::Join
             | Verdict::Suspend
             | Verdict::Resume
+            | Verdict::Ask
             | Verdict::Refuse(_) => {}
         }
     }
@@ -337,6 +358,7 @@ impl<D: Daemon> Running<D> {
         match result {
             Ok(Created {
                 info,
+                paused,
                 timings,
                 dhcp,
             }) => {
@@ -348,12 +370,18 @@ impl<D: Daemon> Running<D> {
                 self.driver.state.send_modify(|state| {
                     state.failure = None;
                     state.timings.extend(timings);
+                    let (shown, word, message) = if paused {
+                        (DomainPhase::Paused, reason::USER, "it was to be started so")
+                    } else {
+                        (DomainPhase::Running, reason::BOOTED, "")
+                    };
                     state.domain = Some(DomainState {
-                        state: DomainPhase::Running,
-                        reason: reason::BOOTED.to_owned(),
-                        message: String::new(),
+                        state: shown,
+                        reason: word.to_owned(),
+                        message: message.to_owned(),
                         qemu_pid,
                         uuid: info.uuid,
+                        machine: info.machine,
                     });
                 });
                 self.answer_waiting(&Ok(()));
@@ -400,10 +428,8 @@ impl<D: Daemon> Running<D> {
 
     fn answer_waiting(&mut self, result: &Result<(), String>) {
         for reply in self.waiting.drain(..) {
-            answer(
-                reply,
-                result.clone().map(|()| self.driver.state.borrow().clone()),
-            );
+            let state = self.driver.state.borrow().clone();
+            answer(reply, result.clone().map(|()| Answer { state, data: None }));
         }
     }
 
@@ -435,6 +461,7 @@ impl<D: Daemon> Running<D> {
 
     async fn finish(mut self) -> (Ending, D) {
         self.dhcp = None;
+        self.asking.end();
         if self.recorded.is_none() {
             self.finally(|_| {});
         }
@@ -459,7 +486,7 @@ impl<D: Daemon> Running<D> {
     }
 }
 
-fn answer(reply: Reply, result: Result<LauncherState, String>) {
+fn answer(reply: Reply, result: Result<Answer, String>) {
     // The caller may be gone.
     let _ = reply.send(result);
 }

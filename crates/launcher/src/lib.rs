@@ -32,10 +32,11 @@
 //! - Everything in the run directory is the launcher's own; the image under a disk is never written.
 //!
 //! # Layout of the run directory
-//! `launcher.sock` control, `console.sock` serial console, `serial.log` what the guest wrote there, `disks/` overlays,
+//! `launcher.sock` control, `console.sock` serial console, `agent.sock` the guest's agent, `serial.log` what the guest wrote there, `disks/` overlays,
 //! `virt/` libvirt's own, `final-state.json` at the end.
 
 mod admit;
+mod agent;
 mod capabilities;
 mod client;
 mod cloud_init;
@@ -47,6 +48,7 @@ mod driver;
 mod fake;
 mod final_state;
 mod overlay;
+mod picture;
 pub mod protocol;
 mod reaper;
 mod server;

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! agent → launcher   {"id": 1, "call": {"sync": {…}}}     {"id": 2, "call": "kill"}
-//! launcher → agent   {"id": 1, "result": STATE}           {"id": 2, "error": "why not"}
+//! launcher → agent   {"id": 1, "result": STATE, "data": …}          {"id": 2, "error": "why not"}
 //! launcher → agent   {"state": STATE}                     on connect and on each change
 //! ```
 //!
@@ -17,11 +17,13 @@
 //! - `sync` is idempotent: with the machine already running it is answered with the present state.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use berth_api::kubevirt::v1::VirtualMachineInstance;
+use berth_api::kubevirt::v1::{GuestOSInfo, VirtualMachineInstance};
 use berth_network::MacAddr;
 use berth_network::dhcp::Lease;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use crate::client::{Client, ClientError};
 
@@ -34,7 +36,7 @@ pub const VNC_SOCKET: &str = "vnc.sock";
 /// Name of the file in the run directory that holds the last [`LauncherState`] once the domain has ended.
 pub const FINAL_STATE: &str = "final-state.json";
 /// The longest line either side accepts, in bytes.
-pub(crate) const MAX_LINE: usize = 4 << 20;
+pub(crate) const MAX_LINE: usize = 16 << 20;
 
 /// One request line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,8 +64,44 @@ pub enum Call {
     Pause,
     /// Let a paused guest go on.
     Resume,
+    /// Have something of a guest that runs. Answered when it is done; calls behind it do not wait for it.
+    Ask(Question),
     /// Tell the state.
     Status,
+}
+
+/// What can be had of a guest that runs. The answers are values of `berth_api`, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// Press the reset button.
+    Reset,
+    /// Ask the guest to restart.
+    Reboot,
+    /// By the agent: write everything out and hold back what comes after, for at most so many seconds; 0 for ever.
+    Freeze {
+        /// Seconds.
+        thaw_after_seconds: u64,
+    },
+    /// By the agent: write again.
+    Thaw,
+    /// By the agent: everything about the guest, a `GuestAgentInfo`.
+    GuestInfo,
+    /// By the agent: who is logged in, a list of `GuestOSUser`.
+    Users,
+    /// By the agent: the mounted file systems, a list of `FileSystem`.
+    FileSystems,
+    /// The screen: a PNG as base64.
+    Screenshot,
+    /// By the agent: whether it answers.
+    Ping,
+    /// By the agent: run a program. A list of its exit status and what it printed.
+    Exec {
+        /// The program and its arguments.
+        command: Vec<String>,
+        /// How long it may take, in seconds.
+        timeout_seconds: u64,
+    },
 }
 
 /// The machine and what stands behind its devices.
@@ -131,6 +169,35 @@ pub struct LauncherState {
     /// How long the steps took, in milliseconds, by name.
     #[serde(default)]
     pub timings: BTreeMap<String, u64>,
+    /// What the guest's agent tells; none while there is none that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentState>,
+    /// Whether the guest's file systems do not take writes, by request.
+    #[serde(default)]
+    pub frozen: bool,
+}
+
+/// What the guest's agent tells. The guest wrote it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentState {
+    /// The operating system.
+    #[serde(default)]
+    pub os: GuestOSInfo,
+    /// The network interfaces.
+    #[serde(default)]
+    pub interfaces: Vec<GuestInterface>,
+}
+
+/// A network interface as the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestInterface {
+    /// The guest's name for it.
+    pub name: String,
+    /// Hardware address, lower case.
+    pub mac: String,
+    /// The addresses that it has.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The state of the domain.
@@ -148,6 +215,9 @@ pub struct DomainState {
     pub qemu_pid: Option<u32>,
     /// UUID of the domain.
     pub uuid: String,
+    /// The machine type, with its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
 }
 
 /// What a domain does.
@@ -211,6 +281,15 @@ pub struct DhcpStatus {
     pub at: u64,
 }
 
+/// The answer to a call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answer {
+    /// What the launcher says about itself.
+    pub(crate) state: LauncherState,
+    /// What was asked for.
+    pub(crate) data: Option<Value>,
+}
+
 /// A line from the launcher: either a reply (`id` and one of `result`, `error`) or a notification (`state`).
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Message {
@@ -218,6 +297,8 @@ pub(crate) struct Message {
     pub(crate) id: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) result: Option<LauncherState>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::protocol::{Call, LauncherState, MAX_LINE, Message, Request, line};
+use crate::protocol::{Answer, Call, LauncherState, MAX_LINE, Message, Request, line};
 use crate::socket::{LineReader, send};
 
 /// A call on its way to the driver.
@@ -21,7 +21,7 @@ pub(crate) struct Incoming {
     /// The DHCP sockets that came with it.
     pub(crate) fds: Vec<OwnedFd>,
     /// Where the answer goes.
-    pub(crate) reply: oneshot::Sender<Result<LauncherState, String>>,
+    pub(crate) reply: oneshot::Sender<Result<Answer, String>>,
 }
 
 /// What every connection shares.
@@ -104,14 +104,19 @@ impl Server {
         &self,
         reader: &mut LineReader<'_>,
         bytes: &[u8],
-    ) -> Result<(u64, oneshot::Receiver<Result<LauncherState, String>>), (u64, String)> {
+    ) -> Result<(u64, oneshot::Receiver<Result<Answer, String>>), (u64, String)> {
         let request: Request = match serde_json::from_slice(bytes) {
             Ok(request) => request,
             Err(error) => return Err((0, format!("not a request: {error}"))),
         };
         let wanted = match &request.call {
             Call::Sync(sync) => sync.nics.iter().filter(|nic| nic.lease.is_some()).count(),
-            Call::Shutdown { .. } | Call::Kill | Call::Pause | Call::Resume | Call::Status => 0,
+            Call::Shutdown { .. }
+            | Call::Kill
+            | Call::Pause
+            | Call::Resume
+            | Call::Ask(_)
+            | Call::Status => 0,
         };
         let Some(fds) = reader.take_fds(wanted) else {
             return Err((
@@ -132,14 +137,12 @@ impl Server {
     }
 }
 
-fn reply(
-    id: u64,
-    answer: Result<Result<LauncherState, String>, oneshot::error::RecvError>,
-) -> Message {
+fn reply(id: u64, answer: Result<Result<Answer, String>, oneshot::error::RecvError>) -> Message {
     match answer {
-        Ok(Ok(state)) => Message {
+        Ok(Ok(answer)) => Message {
             id: Some(id),
-            result: Some(state),
+            result: Some(answer.state),
+            data: answer.data,
             ..Message::default()
         },
         Ok(Err(words)) => Message {
@@ -180,7 +183,7 @@ mod tests {
         client.write_all(&line(&request)).await.unwrap();
         let incoming = queue.recv().await.unwrap();
         // In one step, as a driver that ends at once: the answer, and nobody who could change the state any more.
-        incoming.reply.send(Ok(LauncherState::default())).unwrap();
+        incoming.reply.send(Ok(Answer::default())).unwrap();
         drop((state, queue));
         serving.await.unwrap().unwrap();
         let mut received = String::new();

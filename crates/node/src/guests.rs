@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_launcher::protocol::{CONSOLE_SOCKET, CONTROL_SOCKET, Client, VNC_SOCKET};
+use berth_launcher::protocol::{
+    CONSOLE_SOCKET, CONTROL_SOCKET, Client, ClientError, LauncherState, Question, VNC_SOCKET,
+};
 use berth_subresources::{Device, Guests, Launcher, Order, Port};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::untrusted::Socket;
@@ -18,8 +21,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Guests whose launcher pods are on this machine.
 pub(crate) struct LocalGuests(pub(crate) Arc<dyn PodSandboxes>);
 
+fn said(done: Result<LauncherState, ClientError>) -> Result<Value, String> {
+    match done {
+        Ok(_) => Ok(Value::Null),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
 impl Guests for LocalGuests {
-    fn order<'a>(&'a self, of: Launcher<'a>, order: Order) -> BoxFuture<'a, Result<(), String>> {
+    fn order<'a>(
+        &'a self,
+        of: Launcher<'a>,
+        order: &'a Order,
+    ) -> BoxFuture<'a, Result<Value, String>> {
         async move {
             let pod = self
                 .0
@@ -29,11 +43,22 @@ impl Guests for LocalGuests {
             let launcher = Client::connect(&socket, Some(pod.uid), PATIENCE)
                 .await
                 .map_err(|error| chain(&error))?;
-            let done = match order {
-                Order::Pause => launcher.pause().await,
-                Order::Unpause => launcher.resume().await,
+            let question = match *order {
+                Order::Pause => return said(launcher.pause().await),
+                Order::Unpause => return said(launcher.resume().await),
+                Order::Shutdown { grace_seconds } => {
+                    return said(launcher.shutdown(grace_seconds).await);
+                }
+                Order::Reset => Question::Reset,
+                Order::SoftReboot => Question::Reboot,
+                Order::Freeze { thaw_after_seconds } => Question::Freeze { thaw_after_seconds },
+                Order::Unfreeze => Question::Thaw,
+                Order::GuestInfo => Question::GuestInfo,
+                Order::Users => Question::Users,
+                Order::FileSystems => Question::FileSystems,
+                Order::Screenshot => Question::Screenshot,
             };
-            done.map(drop).map_err(|error| chain(&error))
+            launcher.ask(question).await.map_err(|error| chain(&error))
         }
         .boxed()
     }

@@ -5,9 +5,11 @@
 //!
 //! - [`Guests`]: how a guest's devices are reached: on this machine, or by way of the node agent of another;
 //! - `stream`: serial console, display and ports of a guest over a websocket;
-//! - `lifecycle`: start, stop, restart, pause, unpause;
+//! - `lifecycle`: start, stop, restart, pause, unpause, reset, softreboot, freeze, unfreeze;
+//! - `guest`: what is read of a guest: its agent's words, its screen;
 //! - [`remote`]: a guest's devices over a connection to a node agent.
 
+mod guest;
 mod lifecycle;
 pub mod remote;
 mod stream;
@@ -22,6 +24,7 @@ use berth_api::refusal;
 use futures::future::BoxFuture;
 use http::StatusCode;
 use kube::Client;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -64,30 +67,48 @@ impl Port {
     }
 }
 
-/// What a guest's launcher can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a guest's launcher can be told or asked; what the answer is made of. The words are those of the way to a node agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Stop the guest between two instructions.
+    /// Stop the guest between two instructions. Nothing.
     Pause,
-    /// Let it go on.
+    /// Let it go on. Nothing.
     Unpause,
-}
-
-impl Order {
-    /// The word in paths.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Unpause => "unpause",
-        }
-    }
+    /// Press the reset button. Nothing.
+    Reset,
+    /// Ask the guest to restart. Nothing.
+    SoftReboot,
+    /// Ask the guest to power off, and cut the power after so many seconds. Nothing.
+    Shutdown {
+        /// Seconds; 0 cuts it at once.
+        grace_seconds: u64,
+    },
+    /// Have the guest write everything out and hold back what comes after, for so many seconds; 0 for ever. Nothing.
+    Freeze {
+        /// Seconds.
+        thaw_after_seconds: u64,
+    },
+    /// Let the guest write again. Nothing.
+    Unfreeze,
+    /// What the guest's agent knows. A `VirtualMachineInstanceGuestAgentInfo`.
+    GuestInfo,
+    /// Who is logged in. A list of `GuestOSUser`.
+    Users,
+    /// The mounted file systems. A list of `FileSystem`.
+    FileSystems,
+    /// What the screen shows. A PNG as base64.
+    Screenshot,
 }
 
 /// Reaches guests.
 pub trait Guests: Send + Sync + 'static {
-    /// Has an order carried out. An error is a sentence for the user.
-    fn order<'a>(&'a self, of: Launcher<'a>, order: Order) -> BoxFuture<'a, Result<(), String>>;
+    /// Has an order carried out; gives the answer. An error is a sentence for the user.
+    fn order<'a>(
+        &'a self,
+        of: Launcher<'a>,
+        order: &'a Order,
+    ) -> BoxFuture<'a, Result<Value, String>>;
 
     /// A connection to a device. An error is a sentence for the user.
     fn open<'a>(
@@ -105,16 +126,50 @@ struct Shared {
 }
 
 /// What is served: resource, kind, subresource, verbs.
-const SERVED: [(&str, &str, &str, &[&str]); 9] = [
+const SERVED: [(&str, &str, &str, &[&str]); 18] = [
+    (MACHINES, "VirtualMachine", "expand-spec", &["get"]),
     (MACHINES, "VirtualMachine", "portforward", &["get"]),
     (MACHINES, "VirtualMachine", "restart", &["update"]),
     (MACHINES, "VirtualMachine", "start", &["update"]),
     (MACHINES, "VirtualMachine", "stop", &["update"]),
     (INSTANCES, "VirtualMachineInstance", "console", &["get"]),
+    (
+        INSTANCES,
+        "VirtualMachineInstanceFileSystemList",
+        "filesystemlist",
+        &["get"],
+    ),
+    (INSTANCES, "VirtualMachineInstance", "freeze", &["update"]),
+    (
+        INSTANCES,
+        "VirtualMachineInstanceGuestAgentInfo",
+        "guestosinfo",
+        &["get"],
+    ),
     (INSTANCES, "VirtualMachineInstance", "pause", &["update"]),
     (INSTANCES, "VirtualMachineInstance", "portforward", &["get"]),
+    (INSTANCES, "VirtualMachineInstance", "reset", &["update"]),
+    (
+        INSTANCES,
+        "VirtualMachineInstance",
+        "softreboot",
+        &["update"],
+    ),
+    (INSTANCES, "VirtualMachineInstance", "unfreeze", &["update"]),
     (INSTANCES, "VirtualMachineInstance", "unpause", &["update"]),
+    (
+        INSTANCES,
+        "VirtualMachineInstanceGuestOSUserList",
+        "userlist",
+        &["get"],
+    ),
     (INSTANCES, "VirtualMachineInstance", "vnc", &["get"]),
+    (
+        INSTANCES,
+        "VirtualMachineInstance",
+        "vnc/screenshot",
+        &["get"],
+    ),
 ];
 const MACHINES: &str = "virtualmachines";
 const INSTANCES: &str = "virtualmachineinstances";
@@ -136,6 +191,15 @@ pub fn router(client: Client, guests: Arc<dyn Guests>) -> Router {
             .route(&path(INSTANCES, "vnc"), any(stream::vnc))
             .route(&path(INSTANCES, "pause"), put(lifecycle::pause))
             .route(&path(INSTANCES, "unpause"), put(lifecycle::unpause))
+            .route(&path(INSTANCES, "reset"), put(lifecycle::reset))
+            .route(&path(INSTANCES, "softreboot"), put(lifecycle::soft_reboot))
+            .route(&path(INSTANCES, "freeze"), put(lifecycle::freeze))
+            .route(&path(INSTANCES, "unfreeze"), put(lifecycle::unfreeze))
+            .route(&path(INSTANCES, "guestosinfo"), get(guest::info))
+            .route(&path(INSTANCES, "userlist"), get(guest::users))
+            .route(&path(INSTANCES, "filesystemlist"), get(guest::file_systems))
+            .route(&path(INSTANCES, "vnc/screenshot"), get(guest::screenshot))
+            .route(&path(MACHINES, "expand-spec"), get(lifecycle::expand))
             .route(&path(MACHINES, "start"), put(lifecycle::start))
             .route(&path(MACHINES, "stop"), put(lifecycle::stop))
             .route(&path(MACHINES, "restart"), put(lifecycle::restart));
@@ -210,6 +274,8 @@ enum Refused {
         name: String,
         why: String,
     },
+    #[error("cannot read what the guest's launcher answers")]
+    Answer,
     #[error("{0}")]
     Body(String),
     #[error("No serial consoles are present.")]
@@ -238,6 +304,7 @@ impl IntoResponse for Refused {
             Self::NoConsole | Self::NoDisplay | Self::NoUpgrade(_) | Self::Body(_) => {
                 (StatusCode::BAD_REQUEST, "BadRequest", None)
             }
+            Self::Answer => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", None),
             Self::Api { resource, name, .. } => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "InternalError",

@@ -1,20 +1,23 @@
 //! A guest's devices over a connection to the agent of its node.
 //!
-//! `PUT /v1/pods/{uid}/pause` and `/unpause` are answered when they are done, with `204`.
+//! `PUT /v1/pods/{uid}/order` with an [`Order`] is answered when it is done, with `200` and the answer, JSON both.
 //!
 //! One request a connection: `GET /v1/pods/{uid}/console` or `/vnc` with `Upgrade: berth-bytes`. After `101` the connection carries
 //! the device's bytes and nothing else. A refusal is `409` with a sentence. Who may ask is the business of the connection.
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, put};
+use axum::{Json, Router};
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt as _, Collected, Empty, Limited};
+use http_body_util::{BodyExt as _, Collected, Full, Limited};
+use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
@@ -23,14 +26,15 @@ use crate::{Device, Guests, Launcher, Order, Port};
 const PROTOCOL: &str = "berth-bytes";
 /// Longest sentence of a refusal that is read.
 const MAX_REFUSAL: usize = 4096;
+/// Longest answer that is read: the picture of a large screen.
+const MAX_ANSWER: usize = 16 << 20;
 
 /// What a node agent serves; `guests` are those of its machine.
 pub fn router(guests: Arc<dyn Guests>) -> Router {
     Router::new()
         .route("/v1/pods/{uid}/console", get(console))
         .route("/v1/pods/{uid}/vnc", get(vnc))
-        .route("/v1/pods/{uid}/pause", put(pause))
-        .route("/v1/pods/{uid}/unpause", put(unpause))
+        .route("/v1/pods/{uid}/order", put(order))
         .with_state(guests)
 }
 
@@ -79,25 +83,17 @@ async fn device(
     response
 }
 
-async fn pause(guests: State<Arc<dyn Guests>>, uid: Path<String>) -> Response {
-    order(guests, uid, Order::Pause).await
-}
-
-async fn unpause(guests: State<Arc<dyn Guests>>, uid: Path<String>) -> Response {
-    order(guests, uid, Order::Unpause).await
-}
-
 async fn order(
     State(guests): State<Arc<dyn Guests>>,
     Path(uid): Path<String>,
-    order: Order,
+    Json(order): Json<Order>,
 ) -> Response {
     let here = Launcher {
         pod: &uid,
         node: "",
     };
-    match guests.order(here, order).await {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+    match guests.order(here, &order).await {
+        Ok(answer) => Json(answer).into_response(),
         Err(why) => (StatusCode::CONFLICT, why).into_response(),
     }
 }
@@ -106,30 +102,49 @@ async fn order(
 ///
 /// # Errors
 /// A sentence: what the node agent says, or why it cannot be understood.
-pub async fn order_over<C>(connection: C, pod: &str, order: Order) -> Result<(), String>
+pub async fn order_over<C>(connection: C, pod: &str, order: &Order) -> Result<Value, String>
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let body = serde_json::to_vec(order).map_err(|e| e.to_string())?;
+    let request = http::Request::put(format!("/v1/pods/{pod}/order"))
+        .header(header::HOST, "node")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(body))
+        .map_err(|e| e.to_string())?;
+    let response = send(connection, request).await?;
+    if response.status() != StatusCode::OK {
+        return Err(refusal(response).await);
+    }
+    let body = Limited::new(response.into_body(), MAX_ANSWER)
+        .collect()
+        .await;
+    let body = body
+        .map_err(|e| format!("its node's answer: {e}"))?
+        .to_bytes();
+    serde_json::from_slice(&body).map_err(|e| format!("its node's answer: {e}"))
+}
+
+/// One request on a new connection.
+async fn send<C>(
+    connection: C,
+    request: http::Request<Full<Bytes>>,
+) -> Result<http::Response<Incoming>, String>
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
         .await
         .map_err(|e| e.to_string())?;
-    tokio::spawn(driver);
-    let request = http::Request::put(format!("/v1/pods/{pod}/{}", order.as_str()))
-        .header(header::HOST, "node")
-        .body(Empty::<bytes::Bytes>::new())
-        .map_err(|e| e.to_string())?;
-    let response = sender
+    tokio::spawn(driver.with_upgrades());
+    sender
         .send_request(request)
         .await
-        .map_err(|e| e.to_string())?;
-    if response.status() == StatusCode::NO_CONTENT {
-        return Ok(());
-    }
-    Err(refusal(response).await)
+        .map_err(|e| e.to_string())
 }
 
 /// What a node agent says when it does not do what it was asked.
-async fn refusal(response: http::Response<hyper::body::Incoming>) -> String {
+async fn refusal(response: http::Response<Incoming>) -> String {
     let code = response.status();
     let body = Limited::new(response.into_body(), MAX_REFUSAL);
     let body = body.collect().await.map(Collected::to_bytes);
@@ -148,20 +163,13 @@ pub async fn open_over<C>(connection: C, pod: &str, port: Port) -> Result<Box<dy
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
-        .await
-        .map_err(|e| e.to_string())?;
-    tokio::spawn(driver.with_upgrades());
     let request = http::Request::get(format!("/v1/pods/{pod}/{}", port.as_str()))
         .header(header::HOST, "node")
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, PROTOCOL)
-        .body(Empty::<bytes::Bytes>::new())
+        .body(Full::default())
         .map_err(|e| e.to_string())?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|e| e.to_string())?;
+    let response = send(connection, request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(refusal(response).await);
     }
@@ -178,6 +186,7 @@ mod tests {
     use hyper_util::rt::TokioExecutor;
     use hyper_util::server::conn::auto;
     use hyper_util::service::TowerToHyperService;
+    use serde_json::json;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -189,12 +198,14 @@ mod tests {
         fn order<'a>(
             &'a self,
             of: Launcher<'a>,
-            order: Order,
-        ) -> BoxFuture<'a, Result<(), String>> {
+            order: &'a Order,
+        ) -> BoxFuture<'a, Result<Value, String>> {
             async move {
                 match order {
-                    Order::Pause => Ok(()),
                     Order::Unpause => Err(format!("pod {} is not paused", of.pod)),
+                    // As long as a picture may be.
+                    Order::Screenshot => Ok(Value::String("x".repeat(MAX_ANSWER - 2))),
+                    other => Ok(serde_json::to_value(other).unwrap()),
                 }
             }
             .boxed()
@@ -249,8 +260,14 @@ mod tests {
 
     #[tokio::test]
     async fn orders_are_carried_out_or_refused() {
-        assert_eq!(order_over(agent(), "p1", Order::Pause).await, Ok(()));
-        let refused = order_over(agent(), "p1", Order::Unpause).await;
+        let freeze = Order::Freeze {
+            thaw_after_seconds: 7,
+        };
+        let done = order_over(agent(), "p1", &freeze).await;
+        assert_eq!(done, Ok(json!({"freeze": {"thaw_after_seconds": 7}})));
+        let refused = order_over(agent(), "p1", &Order::Unpause).await;
         assert_eq!(refused, Err("pod p1 is not paused".to_owned()));
+        let picture = order_over(agent(), "p1", &Order::Screenshot).await.unwrap();
+        assert_eq!(picture.as_str().map(str::len), Some(MAX_ANSWER - 2));
     }
 }

@@ -254,8 +254,8 @@ mod tests {
         fn order<'a>(
             &'a self,
             _of: Launcher<'a>,
-            _order: crate::Order,
-        ) -> BoxFuture<'a, Result<(), String>> {
+            _order: &'a crate::Order,
+        ) -> BoxFuture<'a, Result<Value, String>> {
             async { Err("not asked for here".to_owned()) }.boxed()
         }
 

@@ -33,6 +33,7 @@ pub(super) fn check(domain: &DomainSpec, causes: &mut Vec<Cause>) {
     }
     if let Some(firmware) = &domain.firmware {
         check_firmware(firmware, causes);
+        check_efi(domain, firmware, causes);
         let bios = firmware.bootloader.as_ref().and_then(|b| b.bios.as_ref());
         if bios.and_then(|b| b.use_serial) == Some(true)
             && domain.devices.autoattach_serial_console == Some(false)
@@ -75,6 +76,39 @@ pub(super) fn check(domain: &DomainSpec, causes: &mut Vec<Cause>) {
         &["Reboot", "Terminate"],
         causes,
     );
+}
+
+/// UEFI, and what secure boot stands on.
+fn check_efi(domain: &DomainSpec, firmware: &Firmware, causes: &mut Vec<Cause>) {
+    const EFI: &str = "spec.domain.firmware.bootloader.efi";
+    let Some(bootloader) = &firmware.bootloader else {
+        return;
+    };
+    let Some(efi) = &bootloader.efi else { return };
+    if bootloader.bios.is_some() {
+        causes.push(Cause::forbidden(
+            EFI,
+            "cannot be given together with spec.domain.firmware.bootloader.bios",
+        ));
+    }
+    if !efi.is_secure() {
+        return;
+    }
+    let smm = domain.features.as_ref().and_then(|f| f.smm.as_ref());
+    if smm.is_none_or(|smm| smm.enabled == Some(false)) {
+        causes.push(Cause::required(
+            "spec.domain.features.smm",
+            format!("secure boot needs it, which is on unless {EFI}.secureBoot is false"),
+        ));
+    }
+    let machine = domain.machine.as_ref().and_then(|m| m.type_.as_deref());
+    if let Some(machine) = machine.filter(|machine| !machine.contains("q35")) {
+        causes.push(Cause::invalid(
+            "spec.domain.machine.type",
+            machine,
+            format!("must be a q35 for secure boot, which is on unless {EFI}.secureBoot is false"),
+        ));
+    }
 }
 
 /// A text that the guest reads in SMBIOS.

@@ -210,7 +210,7 @@ impl Controller {
         let mut version = vm.resource_version();
         for action in actions {
             let step = match action {
-                Action::Create => self.create(vm, digest).await?,
+                Action::Create { paused } => self.create(vm, digest, paused).await?,
                 Action::Delete(uid) => self.delete(vm, &uid).await?,
                 Action::RemoveFinalizer => self.remove_finalizer(vm, &version).await?,
                 Action::WriteStatus(status) => self.write_status(vm, &status, &mut version).await?,
@@ -226,11 +226,15 @@ impl Controller {
         Ok(true)
     }
 
-    async fn create(&self, vm: &VirtualMachine, digest: &str) -> Result<Step, Error> {
+    async fn create(&self, vm: &VirtualMachine, digest: &str, paused: bool) -> Result<Step, Error> {
         let uid = vm.uid().unwrap_or_default();
         let api = self.instances_of(vm);
         let name = vm.name_any();
-        let refused = match api.create(&manager_post(), &instance(vm, digest)).await {
+        let mut wanted = instance(vm, digest);
+        if paused {
+            wanted.spec.start_strategy = Some("Paused".to_owned());
+        }
+        let refused = match api.create(&manager_post(), &wanted).await {
             Ok(vmi) => {
                 info!(vm = %full_name(vm), "started");
                 locked(&self.made).insert(uid.clone(), vmi.uid().unwrap_or_default());

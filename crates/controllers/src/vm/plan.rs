@@ -16,7 +16,7 @@ use std::time::Duration;
 use berth_api::conditions::{find_condition, is_true, remove_condition, set_condition};
 use berth_api::events::EventType;
 use berth_api::kubevirt::v1::{
-    PrintableStatus, RunStrategy, StartFailure, StateChange, VirtualMachine,
+    PrintableStatus, RunStrategy, StartFailure, StateChange, StateChangeRequest, VirtualMachine,
     VirtualMachineInstance, VirtualMachineStatus as Status, VmiPhase,
 };
 use berth_api::labels;
@@ -51,7 +51,10 @@ pub struct Observed<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Make the instance.
-    Create,
+    Create {
+        /// Whether its guest stands still at first, whatever the template says.
+        paused: bool,
+    },
     /// Delete the instance with this UID.
     Delete(String),
     /// Let the machine go.
@@ -218,7 +221,9 @@ fn plan_run(seen: &Observed<'_>, status: &Status, plan: &mut Plan) {
                 return;
             }
         }
-        plan.actions.push(Action::Create);
+        let start = first.filter(|first| first.action == StateChange::Start);
+        let paused = start.is_some_and(StateChangeRequest::is_paused);
+        plan.actions.push(Action::Create { paused });
         return;
     };
     if is_going(vmi) {
@@ -330,7 +335,10 @@ fn printable(seen: &Observed<'_>, status: &Status, plan: &Plan) -> PrintableStat
     }
     let waits = plan.again.is_some();
     let Some(vmi) = seen.vmi else {
-        let starts = plan.actions.contains(&Action::Create);
+        let starts = plan
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::Create { .. }));
         return match (starts, waits) {
             (true, _) => PrintableStatus::Starting,
             (false, true) => PrintableStatus::CrashLoopBackOff,

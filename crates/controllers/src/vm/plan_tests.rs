@@ -60,7 +60,8 @@ fn run_at(
         .actions
         .iter()
         .filter_map(|action| match action {
-            Action::Create => Some("create"),
+            Action::Create { paused: false } => Some("create"),
+            Action::Create { paused: true } => Some("create paused"),
             Action::Delete(uid) => {
                 assert_eq!(uid, "i1");
                 Some("delete")

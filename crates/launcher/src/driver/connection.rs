@@ -51,6 +51,8 @@ impl<D: Daemon> Running<D> {
             }
             Ok(state) => {
                 self.on_state(state).await;
+                // Its events are those of the new connection, and what came before them is not told again.
+                self.follow_agent(true);
                 if self.ending.is_none() && self.phase == Phase::Destroying {
                     self.destroy().await;
                 }

@@ -40,6 +40,7 @@ impl<D: Daemon> Running<D> {
             DomainEventKind::Shutdown => self.on_state(RunState::ShuttingDown).await,
             DomainEventKind::Crashed => self.on_state(RunState::Crashed).await,
             DomainEventKind::Stopped { reason } => self.on_state(RunState::Shutoff(reason)).await,
+            DomainEventKind::Agent { connected } => self.follow_agent(connected),
             DomainEventKind::Defined
             | DomainEventKind::Undefined
             | DomainEventKind::ConnectionLost { .. }
@@ -53,9 +54,15 @@ impl<D: Daemon> Running<D> {
         match state {
             RunState::Running if stopping => {}
             RunState::Running => {
-                let was_paused = self.shown() == Some(DomainPhase::Paused);
-                if was_paused {
-                    self.show(DomainPhase::Running, reason::RESUMED, "");
+                match self.shown() {
+                    Some(DomainPhase::Paused) => {
+                        self.show(DomainPhase::Running, reason::RESUMED, "");
+                    }
+                    // It powered off for a restart, and libvirt has switched it on again.
+                    Some(DomainPhase::ShuttingDown) => {
+                        self.show(DomainPhase::Running, reason::BOOTED, "");
+                    }
+                    _ => {}
                 }
             }
             RunState::Paused(why) => {

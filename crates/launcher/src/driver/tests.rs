@@ -7,6 +7,7 @@ use tokio::net::UnixListener;
 
 use super::*;
 use crate::daemon::{DaemonError, Started};
+use crate::protocol::Question;
 use crate::reaper::Exit;
 
 /// A daemon whose hypervisor is the fake, and which dies when it is told to.
@@ -122,6 +123,11 @@ impl World {
     }
 
     fn request(&self, call: Call) -> impl Future<Output = Result<LauncherState, String>> + use<> {
+        let answer = self.answer(call);
+        async move { answer.await.map(|answer| answer.state) }
+    }
+
+    fn answer(&self, call: Call) -> impl Future<Output = Result<Answer, String>> + use<> {
         let requests = self.requests.clone();
         async move {
             let (reply, answer) = oneshot::channel();
@@ -433,4 +439,113 @@ async fn an_end_that_cannot_be_written_down_is_a_failure() {
     assert!(
         matches!(world.task.await.unwrap(), Ending::Failed(words) if words.contains(FINAL_STATE))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_may_be_started_standing_still() {
+    let world = World::new(Exit::Code(0));
+    let Call::Sync(mut request) = sync("u1") else {
+        panic!("no sync");
+    };
+    request.vmi.spec.start_strategy = Some("Paused".to_owned());
+    let state = world.request(Call::Sync(request)).await.unwrap();
+    let domain = state.domain.unwrap();
+    assert_eq!(
+        (domain.state, domain.reason.as_str()),
+        (DomainPhase::Paused, reason::USER)
+    );
+    let calls = world.fake.calls();
+    assert!(
+        !calls.iter().any(|call| call.starts_with("resume")),
+        "{calls:?}"
+    );
+    let state = world.request(Call::Resume).await.unwrap();
+    assert_eq!(state.domain.unwrap().state, DomainPhase::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_agent_tells_is_told_while_it_answers() {
+    let world = World::new(Exit::Code(0));
+    world.sync().await.unwrap();
+    world.fake.answer_agent("guest-ping", "{}");
+    world
+        .fake
+        .answer_agent("guest-get-osinfo", r#"{"id": "debian"}"#);
+    world.fake.answer_agent("guest-get-users", "[]");
+    let uuid = world.uuid();
+    world.fake.connect_agent(&uuid, true);
+    let is_debian = |state: &LauncherState| {
+        let agent = state.agent.as_ref();
+        agent.is_some_and(|agent| agent.os.id.as_deref() == Some("debian"))
+    };
+    world.until("the agent is there", is_debian).await;
+    let users = world.answer(Call::Ask(Question::Users)).await.unwrap();
+    assert_eq!(users.data, Some(serde_json::json!([])));
+    // Another libvirt does not know that there was one, and the guest is asked.
+    world.die.notify_one();
+    while *world.starts.lock().unwrap() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.until("the agent stays", is_debian).await;
+    world.fake.connect_agent(&uuid, false);
+    world
+        .until("the agent is gone", |state| state.agent.is_none())
+        .await;
+    let refused = world.answer(Call::Ask(Question::GuestInfo)).await;
+    assert!(refused.unwrap_err().contains("not connected"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn frozen_file_systems_are_thawed_in_time() {
+    let world = World::new(Exit::Code(0));
+    world.sync().await.unwrap();
+    for command in ["guest-ping", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"] {
+        world.fake.answer_agent(command, "1");
+    }
+    world.fake.connect_agent(&world.uuid(), true);
+    world
+        .until("the agent is there", |state| state.agent.is_some())
+        .await;
+    let freeze = |seconds| {
+        world.answer(Call::Ask(Question::Freeze {
+            thaw_after_seconds: seconds,
+        }))
+    };
+    assert!(freeze(60).await.unwrap().state.frozen);
+    world.until("thawed by time", |state| !state.frozen).await;
+    freeze(0).await.unwrap();
+    let mut state = world.state.clone();
+    let thawed = state.wait_for(|state| !state.frozen);
+    let still = tokio::time::timeout(Duration::from_secs(3600), thawed).await;
+    assert!(still.is_err(), "nobody asked for an end");
+    world.answer(Call::Ask(Question::Thaw)).await.unwrap();
+    assert!(!world.state.borrow().frozen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_restarts_is_shown_to_run() {
+    let world = World::new(Exit::Code(0));
+    world.sync().await.unwrap();
+    world.answer(Call::Ask(Question::Reboot)).await.unwrap();
+    world
+        .until("it runs again", |state| {
+            let domain = state.domain.as_ref().unwrap();
+            domain.state == DomainPhase::Running
+        })
+        .await;
+    world.answer(Call::Ask(Question::Reset)).await.unwrap();
+    let screen = world.answer(Call::Ask(Question::Screenshot)).await.unwrap();
+    // The first bytes of a PNG.
+    assert!(
+        screen
+            .data
+            .unwrap()
+            .as_str()
+            .unwrap()
+            .starts_with("iVBORw0KGgo")
+    );
+    let idle = World::new(Exit::Code(0));
+    let early = idle.answer(Call::Ask(Question::Reset)).await;
+    assert_eq!(early.unwrap_err(), "the guest does not run yet");
 }

@@ -63,6 +63,7 @@ mod tests {
             message: String::new(),
             qemu_pid: None,
             uuid: "u".to_owned(),
+            machine: None,
         };
         LauncherState {
             domain: Some(domain),

@@ -141,6 +141,9 @@ impl Machine {
             emulation: None,
             sync_error: None,
             pod_terminating: false,
+            agent: None,
+            frozen: false,
+            machine: None,
         };
         Self {
             agent,
@@ -378,6 +381,12 @@ impl Machine {
             );
         }
         self.view.guest = guest;
+        self.view.agent.clone_from(&state.agent);
+        self.view.frozen = state.frozen;
+        let machine = state.domain.as_ref().and_then(|d| d.machine.as_ref());
+        if let Some(machine) = machine {
+            self.view.machine = Some(machine.clone());
+        }
     }
 
     /// One attempt to start the guest: wire the network, hand everything to the launcher.

@@ -5,12 +5,12 @@
 
 use berth_api::conditions::{remove_condition, set_condition};
 use berth_api::kubevirt::v1::{
-    CPUTopology, MemoryStatus, NetworkInterfaceStatus, VirtualMachineInstance,
+    CPUTopology, Machine, MemoryStatus, NetworkInterfaceStatus, VirtualMachineInstance,
     VirtualMachineInstancePhaseTransitionTimestamp as Transition, VirtualMachineInstanceSpec,
     VirtualMachineInstanceStatus as Status, VmiPhase,
 };
 use berth_api::labels;
-use berth_launcher::protocol::reason as pause;
+use berth_launcher::protocol::{AgentState, reason as pause};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// The guest, as far as its node knows.
@@ -71,6 +71,12 @@ pub(crate) struct View {
     pub sync_error: Option<String>,
     /// When the launcher pod is on its way out.
     pub pod_terminating: bool,
+    /// What the guest's agent tells, while one answers.
+    pub agent: Option<AgentState>,
+    /// Whether the guest's file systems are frozen by request.
+    pub frozen: bool,
+    /// The machine type that the guest has, once it has one.
+    pub machine: Option<String>,
 }
 
 /// The status for this view. Equal to the current one when nothing is to be written.
@@ -102,9 +108,16 @@ pub(crate) fn plan_status(vmi: &VirtualMachineInstance, view: &View, now: &Time)
             set_live_migratable(&mut status, &vmi.spec, now);
             set_emulation(&mut status, view, now);
             set_facts(&mut status, &vmi.spec, view);
+            set_agent(&mut status, view, now);
         }
         Guest::Ended(end) => {
-            remove_condition(&mut status.conditions, labels::CONDITION_LIVE_MIGRATABLE);
+            for gone in [
+                labels::CONDITION_LIVE_MIGRATABLE,
+                labels::CONDITION_AGENT_CONNECTED,
+            ] {
+                remove_condition(&mut status.conditions, gone);
+            }
+            status.fs_freeze_status = None;
             if wanted == VmiPhase::Failed {
                 status.reason = Some(reason_of(end).to_owned());
             }
@@ -285,13 +298,20 @@ fn set_emulation(status: &mut Status, view: &View, now: &Time) {
 /// Interfaces, memory and processors of a guest that runs.
 fn set_facts(status: &mut Status, spec: &VirtualMachineInstanceSpec, view: &View) {
     if !view.nics.is_empty() {
-        status.interfaces = view.nics.iter().map(interface).collect();
+        let agent = view.agent.as_ref();
+        let nics = view.nics.iter();
+        status.interfaces = nics.map(|nic| interface(nic, agent)).collect();
     }
     if let Some(guest) = spec.domain.memory.as_ref().and_then(|m| m.guest.clone()) {
         status.memory.get_or_insert_with(|| MemoryStatus {
             guest_at_boot: Some(guest.clone()),
             guest_current: Some(guest.clone()),
             guest_requested: Some(guest),
+        });
+    }
+    if let Some(machine) = &view.machine {
+        status.machine = Some(Machine {
+            type_: Some(machine.clone()),
         });
     }
     if let Some(cpu) = &spec.domain.cpu {
@@ -305,14 +325,47 @@ fn set_facts(status: &mut Status, spec: &VirtualMachineInstanceSpec, view: &View
     }
 }
 
-fn interface(nic: &WiredNic) -> NetworkInterfaceStatus {
+/// What the guest's agent tells of the whole guest.
+fn set_agent(status: &mut Status, view: &View, now: &Time) {
+    let type_ = labels::CONDITION_AGENT_CONNECTED;
+    let Some(agent) = &view.agent else {
+        remove_condition(&mut status.conditions, type_);
+        // What it told stays true until another guest runs; that it is frozen does not.
+        status.fs_freeze_status = None;
+        return;
+    };
+    set_condition(&mut status.conditions, type_, true, "", "", now.clone());
+    status.guest_os_info = Some(agent.os.clone());
+    status.fs_freeze_status = view.frozen.then(|| "frozen".to_owned());
+}
+
+/// An interface, and what the guest says of the one with this hardware address. The first address is the one that was given to
+/// the guest, whatever order the guest has them in.
+fn interface(nic: &WiredNic, agent: Option<&AgentState>) -> NetworkInterfaceStatus {
+    let mut interfaces = agent.into_iter().flat_map(|agent| &agent.interfaces);
+    let seen = interfaces.find(|seen| seen.mac == nic.mac);
+    let mut addresses: Vec<String> = nic.ip.iter().cloned().collect();
+    for address in seen.into_iter().flat_map(|seen| &seen.addresses) {
+        let address = address.to_string();
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
     NetworkInterfaceStatus {
         name: Some(nic.name.clone()),
-        ip_address: nic.ip.clone(),
-        ip_addresses: nic.ip.iter().cloned().collect(),
+        ip_address: addresses.first().cloned(),
+        ip_addresses: addresses,
         mac: Some(nic.mac.clone()),
         pod_interface_name: Some(nic.pod_interface.clone()),
-        info_source: Some("domain".to_owned()),
+        interface_name: seen.map(|seen| seen.name.clone()),
+        info_source: Some(
+            if seen.is_some() {
+                "domain, guest-agent"
+            } else {
+                "domain"
+            }
+            .to_owned(),
+        ),
         link_state: Some("up".to_owned()),
         queue_count: Some(1),
     }
@@ -346,6 +399,9 @@ mod tests {
             emulation: None,
             sync_error: None,
             pod_terminating: false,
+            agent: None,
+            frozen: false,
+            machine: None,
         }
     }
 
@@ -393,6 +449,49 @@ mod tests {
             status,
             "nothing changed, nothing to write"
         );
+    }
+
+    #[test]
+    fn what_the_agent_tells_is_shown_and_does_not_take_the_address_over() {
+        let mut machine = vmi("Running", &json!({}));
+        let mut seen = view(Guest::Running);
+        seen.nics = vec![WiredNic {
+            name: "default".to_owned(),
+            pod_interface: "eth0".to_owned(),
+            mac: "02:00:00:00:00:01".to_owned(),
+            ip: Some("10.98.0.2".to_owned()),
+        }];
+        seen.machine = Some("pc-q35-7.2".to_owned());
+        seen.frozen = true;
+        seen.agent = Some(
+            serde_json::from_value(json!({
+                "os": {"id": "debian"},
+                "interfaces": [
+                    {"name": "ens3", "mac": "02:00:00:00:00:01", "addresses": ["fe80::1", "10.98.0.2", "192.168.7.7"]},
+                    {"name": "docker0", "mac": "02:42:00:00:00:01", "addresses": ["172.17.0.1"]},
+                ],
+            }))
+            .unwrap(),
+        );
+        let status = plan_status(&machine, &seen, &at(5));
+        assert_eq!(condition(&status, "AgentConnected"), ("True", ""));
+        assert_eq!(status.fs_freeze_status.as_deref(), Some("frozen"));
+        let text = serde_json::to_value(&status).unwrap();
+        assert_eq!(text["guestOSInfo"], json!({"id": "debian"}));
+        assert_eq!(text["machine"], json!({"type": "pc-q35-7.2"}));
+        assert_eq!(
+            text["interfaces"],
+            json!([{"name": "default", "ipAddress": "10.98.0.2", "interfaceName": "ens3", "queueCount": 1,
+                    "ipAddresses": ["10.98.0.2", "fe80::1", "192.168.7.7"], "mac": "02:00:00:00:00:01",
+                    "podInterfaceName": "eth0", "infoSource": "domain, guest-agent", "linkState": "up"}])
+        );
+        machine.status = Some(status);
+        seen.agent = None;
+        seen.frozen = false;
+        let status = plan_status(&machine, &seen, &at(6));
+        let agent = find_condition(&status.conditions, "AgentConnected");
+        assert!(agent.is_none() && status.fs_freeze_status.is_none());
+        assert!(status.guest_os_info.is_some());
     }
 
     #[test]

@@ -202,6 +202,26 @@ pub struct Bootloader {
     /// A BIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bios: Option<BIOS>,
+    /// UEFI; excludes `bios`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub efi: Option<EFI>,
+}
+
+/// Settings of UEFI. Its variables are those of the node's firmware package at each start.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct EFI {
+    /// Whether only signed programs are started, by the keys that are usual on hardware. Needs `features.smm` and a q35
+    /// machine. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<bool>,
+}
+
+impl EFI {
+    /// Whether only signed programs are started.
+    pub fn is_secure(&self) -> bool {
+        self.secure_boot != Some(false)
+    }
 }
 
 /// Settings of the BIOS.

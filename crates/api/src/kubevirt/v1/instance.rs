@@ -38,6 +38,9 @@ pub struct VirtualMachineInstanceSpec {
     /// at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub termination_grace_period_seconds: Option<i64>,
+    /// `Paused`: the guest stands still before its first instruction until it is unpaused. Default: it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_strategy: Option<String>,
     /// Labels that a node must carry to run this machine.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
@@ -49,6 +52,13 @@ pub struct VirtualMachineInstanceSpec {
     /// The storage behind `domain.devices.disks`, joined by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
+}
+
+impl VirtualMachineInstanceSpec {
+    /// Whether the guest is not to run before it is unpaused.
+    pub fn starts_paused(&self) -> bool {
+        self.start_strategy.as_deref() == Some("Paused")
+    }
 }
 
 /// A network that an interface of the same name connects to. Exactly one source must be set.

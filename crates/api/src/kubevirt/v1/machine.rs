@@ -171,6 +171,38 @@ pub struct StateChangeRequest {
     /// Of a stop: UID of the VirtualMachineInstance that is meant, so that a late one does not stop another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
+    /// Of a start: `paused: "true"` lets the guest stand still before its first instruction.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, String>,
+}
+
+impl StateChangeRequest {
+    /// A start, of a guest that runs or stands still.
+    #[must_use]
+    pub fn start(paused: bool) -> Self {
+        let data = paused.then(|| ("paused".to_owned(), "true".to_owned()));
+        Self {
+            action: StateChange::Start,
+            uid: None,
+            data: data.into_iter().collect(),
+        }
+    }
+
+    /// A stop of the instance with this UID.
+    #[must_use]
+    pub fn stop(uid: Option<String>) -> Self {
+        Self {
+            action: StateChange::Stop,
+            uid,
+            data: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the guest shall stand still at first.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.data.get("paused").is_some_and(|value| value == "true")
+    }
 }
 
 /// What can be asked for.

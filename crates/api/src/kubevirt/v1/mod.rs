@@ -4,6 +4,7 @@
 mod devices;
 mod domain;
 mod features;
+mod guest;
 mod instance;
 mod machine;
 mod status;
@@ -12,6 +13,7 @@ mod storage;
 pub use devices::*;
 pub use domain::*;
 pub use features::*;
+pub use guest::*;
 pub use instance::*;
 pub use machine::*;
 pub use status::*;

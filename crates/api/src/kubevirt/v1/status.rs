@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{GuestOSInfo, Machine};
 use crate::quantity;
 
 /// Where a VirtualMachineInstance is in its life.
@@ -91,6 +92,23 @@ pub struct VirtualMachineInstanceStatus {
     /// Quality of service of the pod: `Guaranteed`, `Burstable` or `BestEffort`.
     #[serde(default, rename = "qosClass", skip_serializing_if = "Option::is_none")]
     pub qos_class: Option<String>,
+    /// The operating system, as the guest's agent tells it.
+    #[serde(
+        default,
+        rename = "guestOSInfo",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub guest_os_info: Option<GuestOSInfo>,
+    /// `frozen` while the guest's file systems do not take writes, by request.
+    #[serde(
+        default,
+        rename = "fsFreezeStatus",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub fs_freeze_status: Option<String>,
+    /// The machine type that the guest really has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// Version of the launcher image that the machine was started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launcher_container_image_version: Option<String>,
@@ -161,7 +179,10 @@ pub struct VirtualMachineInstanceNetworkInterface {
     /// Name of the pod's interface behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_interface_name: Option<String>,
-    /// Who told this: `domain`.
+    /// The guest's own name for it, as its agent tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface_name: Option<String>,
+    /// Who told this: `domain`, and `guest-agent` where the guest's agent did, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info_source: Option<String>,
     /// State of the link: `up`.
