@@ -118,6 +118,23 @@ story!(
     stories::machines::what_is_wrong_is_told
 );
 story!(
+    what_an_agent_tells_is_shown,
+    stories::guests::an_agent_tells
+);
+story!(
+    a_guest_is_restarted_inside_its_machine,
+    stories::guests::restarted_inside
+);
+story!(
+    a_machine_is_started_paused_and_ended_at_once,
+    stories::guests::started_paused_and_ended_at_once
+);
+story!(a_guest_is_started_by_uefi, stories::guests::by_uefi);
+story!(
+    a_machine_is_created_by_command,
+    stories::guests::created_by_command
+);
+story!(
     a_guest_finds_the_hardware_that_was_asked_for,
     stories::hardware::the_guest_finds_its_hardware
 );

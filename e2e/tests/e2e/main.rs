@@ -8,6 +8,7 @@ mod crashes;
 mod deletion;
 mod first_light;
 mod foreign_guest;
+mod guests;
 mod hardware;
 mod leaks;
 mod machines;

@@ -39,7 +39,7 @@ fn vm(target: &dyn Target, name: &str, path: &str) -> anyhow::Result<String> {
 }
 
 /// Waits for the word in the status.
-fn wait_status(
+pub(crate) fn wait_status(
     target: &dyn Target,
     name: &str,
     status: &str,
@@ -58,7 +58,7 @@ fn wait_status(
 }
 
 /// berth's own command.
-fn berth(target: &dyn Target, arguments: &[&str]) -> anyhow::Result<Outcome> {
+pub(crate) fn berth(target: &dyn Target, arguments: &[&str]) -> anyhow::Result<Outcome> {
     run(
         target
             .berth_command()
@@ -68,11 +68,11 @@ fn berth(target: &dyn Target, arguments: &[&str]) -> anyhow::Result<Outcome> {
     )
 }
 
-fn uid(target: &dyn Target, name: &str) -> anyhow::Result<String> {
+pub(crate) fn uid(target: &dyn Target, name: &str) -> anyhow::Result<String> {
     target.vmi(name, ".metadata.uid")
 }
 
-fn delete(target: &dyn Target, name: &str) -> anyhow::Result<()> {
+pub(crate) fn delete(target: &dyn Target, name: &str) -> anyhow::Result<()> {
     target
         .kubectl(&["delete", "vm", name, "--timeout=60s"])?
         .ok()

@@ -3,6 +3,7 @@
 pub(crate) mod bad_input;
 pub(crate) mod crashes;
 pub(crate) mod first_light;
+pub(crate) mod guests;
 pub(crate) mod hardware;
 pub(crate) mod hostile;
 pub(crate) mod images;

@@ -1,0 +1,32 @@
+//! Guests with an agent, and what can be done to a guest that runs.
+
+use crate::stories::guests;
+use crate::story;
+
+#[test]
+fn what_an_agent_tells_is_shown() -> anyhow::Result<()> {
+    story("guest agent", guests::an_agent_tells)
+}
+
+#[test]
+fn a_guest_is_restarted_inside_its_machine() -> anyhow::Result<()> {
+    story("soft reboot and reset", guests::restarted_inside)
+}
+
+#[test]
+fn a_machine_is_started_paused_and_ended_at_once() -> anyhow::Result<()> {
+    story(
+        "paused start, forced end",
+        guests::started_paused_and_ended_at_once,
+    )
+}
+
+#[test]
+fn a_guest_is_started_by_uefi() -> anyhow::Result<()> {
+    story("UEFI", guests::by_uefi)
+}
+
+#[test]
+fn a_machine_is_created_by_command() -> anyhow::Result<()> {
+    story("create vm", guests::created_by_command)
+}
