@@ -53,6 +53,10 @@ test | bench)
         "apache2-utils /usr/bin/htpasswd"
         "curl /usr/bin/curl"
         "python3-venv /usr/lib/python3.11/ensurepip/__init__.py"
+        "mmdebstrap /usr/bin/mmdebstrap"
+        "e2fsprogs /usr/sbin/mke2fs /sbin/mke2fs"
+        "fdisk /usr/sbin/sfdisk /sbin/sfdisk"
+        "openssh-client /usr/bin/ssh"
     )
     ;;
 fuzz) ;;

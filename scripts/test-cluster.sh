@@ -31,6 +31,7 @@ export BERTH_SKIP_LOG=$logs/skipped
 step "installing what is missing"
 scripts/setup.sh test || fail "set-up failed"
 guest/build.sh .cache/guest.qcow2 || fail "the guest image was not built"
+guest/debian.sh .cache/debian.qcow2 || fail "the Debian guest was not built"
 step "berth and its image"
 cargo build --bin berth --locked || fail "berth does not build"
 cargo test -p berth-e2e --locked --test cluster --no-run || fail "the tests do not build"

@@ -34,9 +34,14 @@ cargo clippy --workspace --all-targets --locked -- -D warnings || fail "clippy f
 step "the fuzz targets"
 cp Cargo.lock fuzz/Cargo.lock
 cargo check --manifest-path fuzz/Cargo.toml --target-dir target/fuzz || fail "the fuzz targets do not build"
+[ -z "${BERTH_SPARE_DISK:-}" ] || rm -rf target/fuzz
 
 step "the small guest"
 guest/build.sh .cache/guest.qcow2 || fail "the guest image was not built"
+if [ "$(id -u)" = 0 ]; then
+    step "the whole Debian"
+    guest/debian.sh .cache/debian.qcow2 || fail "the Debian guest was not built"
+fi
 
 # What is there before, that it can be told from what is left.
 netns_before=$(ls /run/netns 2>/dev/null)

@@ -131,6 +131,10 @@ story!(
 );
 story!(a_guest_is_started_by_uefi, stories::guests::by_uefi);
 story!(
+    a_whole_debian_is_told_by_cloud_init,
+    stories::guests::a_whole_debian
+);
+story!(
     a_machine_is_created_by_command,
     stories::guests::created_by_command
 );

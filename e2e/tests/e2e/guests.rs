@@ -30,3 +30,8 @@ fn a_guest_is_started_by_uefi() -> anyhow::Result<()> {
 fn a_machine_is_created_by_command() -> anyhow::Result<()> {
     story("create vm", guests::created_by_command)
 }
+
+#[test]
+fn a_whole_debian_is_told_by_cloud_init() -> anyhow::Result<()> {
+    story("Debian", guests::a_whole_debian)
+}

@@ -1,9 +1,10 @@
 //! Guests with an agent, and what can be done to a guest that runs.
 
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use berth_e2e::{Console, Target, manifest, wait_for};
+use berth_e2e::{Console, Target, manifest, repository, run, wait_for};
 use serde_json::Value;
 
 use super::machines::{berth, delete, machine, uid, wait_status};
@@ -38,6 +39,8 @@ fn wait_field(
     .with_context(|| target.log_tail())
 }
 
+/// What the manifest gives a guest to shut down.
+const GRACE: Duration = Duration::from_secs(30);
 const AGENT: &str = ".status.conditions[?(@.type=='AgentConnected')].status";
 
 /// What the agent tells is shown and asked for; file systems are frozen and thawed by it.
@@ -178,7 +181,10 @@ pub(crate) fn started_paused_and_ended_at_once(target: &dyn Target) -> anyhow::R
     wait_status(target, "blunt", "Running", SOON)?;
     let mut console = target.console("blunt")?;
     console.log_in(BOOT)?;
+    // A guest that would not end by itself.
+    console.shell("killall acpid", SOON)?;
     let first = uid(target, "blunt")?;
+    let begin = Instant::now();
     berth(target, &["restart", "blunt", "--force", "--grace-period=0"])?.ok()?;
     wait_for("another instance runs", SOON, || {
         let (now, phase) = (uid(target, "blunt")?, target.vmi("blunt", ".status.phase")?);
@@ -186,12 +192,8 @@ pub(crate) fn started_paused_and_ended_at_once(target: &dyn Target) -> anyhow::R
         Ok(())
     })?;
     ensure!(target.vmi("blunt", ".spec.startStrategy")?.is_empty());
-    ensure!(
-        console
-            .expect("power button", Duration::from_secs(1))
-            .is_err(),
-        "the guest was asked"
-    );
+    let took = begin.elapsed();
+    ensure!(took < GRACE, "it took {took:?}, as if it had been asked");
     berth(target, &["stop", "blunt", "--force", "--grace-period=0"])?.ok()?;
     wait_status(target, "blunt", "Stopped", SOON)?;
     delete(target, "blunt")
@@ -236,4 +238,111 @@ pub(crate) fn created_by_command(target: &dyn Target) -> anyhow::Result<()> {
     berth(target, &["stop", "made", "--grace-period=1"])?.ok()?;
     wait_status(target, "made", "Stopped", SOON)?;
     delete(target, "made")
+}
+
+/// A whole Debian with cloud-init, from its manifest to its orderly end.
+pub(crate) fn a_whole_debian(target: &dyn Target) -> anyhow::Result<()> {
+    const IMAGE: &str = "localhost/debian:12";
+    let disk = repository().join(".cache/debian.qcow2");
+    ensure!(
+        disk.exists(),
+        "no {}: guest/debian.sh makes it",
+        disk.display()
+    );
+    let dir = tempfile::tempdir()?;
+    let (archive, key) = (dir.path().join("debian.tar"), dir.path().join("key"));
+    let mut pack = Command::new("python3");
+    pack.arg(repository().join("scripts/cluster/image.py"))
+        .args([IMAGE.as_ref(), archive.as_os_str(), "/none".as_ref()])
+        .arg(format!("{}=/disk/debian.qcow2", disk.display()));
+    run(&mut pack, "")?.ok()?;
+    target.import("oci-archive", &archive, IMAGE)?;
+    let mut keygen = Command::new("ssh-keygen");
+    keygen
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key);
+    run(&mut keygen, "")?.ok()?;
+    let public = std::fs::read_to_string(key.with_extension("pub"))?;
+    let told = format!(
+        "  - name: told
+    cloudInitNoCloud:
+      userData: |
+        #cloud-config
+        ssh_authorized_keys: [{}]
+      networkData: |
+        version: 2
+        ethernets:
+          eth0:
+            dhcp4: true
+            addresses: [192.0.2.7/24]
+",
+        public.trim()
+    );
+    let manifest = manifest("whole", IMAGE, "512Mi").replace(
+        "      interfaces:\n",
+        "      - name: told\n        disk: {bus: virtio}\n      interfaces:\n",
+    );
+    target.apply(&(manifest + &told))?;
+    target.wait_phase("whole", "Running", SOON)?;
+    wait_field(target, "whole", AGENT, "True", BOOT * 2)?;
+    wait_field(target, "whole", ".status.guestOSInfo.id", "debian", SOON)?;
+    wait_for("the address of the network data", BOOT, || {
+        let addresses = target.vmi("whole", ".status.interfaces[0].ipAddresses")?;
+        ensure!(addresses.contains("192.0.2.7"), "{addresses}");
+        Ok(())
+    })?;
+    let known = format!("--known-hosts={}", dir.path().join("hosts").display());
+    let ssh = |command: &str| {
+        let identity = key.display().to_string();
+        berth(
+            target,
+            &[
+                "ssh",
+                "debian@vmi/whole",
+                "-i",
+                &identity,
+                &known,
+                "-t=-oStrictHostKeyChecking=accept-new",
+                "-t=-oBatchMode=yes",
+                "-t=-q",
+                "-c",
+                command,
+            ],
+        )?
+        .ok()
+    };
+    let name = wait_for("the guest lets in who has the key", BOOT, || {
+        ssh("hostname")
+    })?;
+    ensure!(name.trim() == "whole", "{name}");
+    // Its own exit status tells of an error; what is said tells which.
+    let told =
+        "cloud-init status --wait --long; grep -E 'ERROR|WARN' /var/log/cloud-init.log; true";
+    let done = ssh(told)?;
+    ensure!(done.contains("status: done"), "{done}");
+    let file = dir.path().join("release");
+    let identity = key.display().to_string();
+    berth(
+        target,
+        &[
+            "scp",
+            "-i",
+            &identity,
+            &known,
+            "-t=-q",
+            "debian@vmi/whole:/etc/debian_version",
+            &file.display().to_string(),
+        ],
+    )?
+    .ok()?;
+    let release = std::fs::read_to_string(&file)?;
+    ensure!(release.starts_with("12."), "{release}");
+    let users = berth(target, &["userlist", "whole"])?.ok()?;
+    ensure!(users.contains("\"items\""), "{users}");
+    let begin = Instant::now();
+    target.delete("whole", GRACE * 2)?;
+    let took = begin.elapsed();
+    // By itself; it would have been cut off at the end of its grace period.
+    ensure!(took < Duration::from_secs(10), "its end took {took:?}");
+    Ok(())
 }
