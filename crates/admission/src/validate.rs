@@ -27,15 +27,35 @@ fn placement(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
         &["amd64"],
         causes,
     );
-    if let Some(hostname) = &spec.hostname
-        && !syntax::is_dns_label(hostname)
-    {
-        causes.push(Cause::invalid(
-            "spec.hostname",
-            hostname,
-            "must be a DNS label: at most 63 lower case letters, digits and inner dashes",
-        ));
+    for (field, name) in [
+        ("spec.hostname", &spec.hostname),
+        ("spec.subdomain", &spec.subdomain),
+    ] {
+        if let Some(name) = name
+            && !syntax::is_dns_label(name)
+        {
+            causes.push(Cause::invalid(
+                field,
+                name,
+                "must be a DNS label: at most 63 lower case letters, digits and inner dashes",
+            ));
+        }
     }
+    for (field, name) in [
+        ("spec.priorityClassName", &spec.priority_class_name),
+        ("spec.schedulerName", &spec.scheduler_name),
+    ] {
+        if let Some(name) = name
+            && !syntax::is_dns_subdomain(name)
+        {
+            causes.push(Cause::invalid(
+                field,
+                name,
+                "must be a name: lower case letters, digits and inner dashes and dots",
+            ));
+        }
+    }
+    check_placement(spec, causes);
     if let Some(seconds) = spec.termination_grace_period_seconds
         && !(0..=i64::from(i32::MAX)).contains(&seconds)
     {
@@ -64,6 +84,71 @@ fn placement(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
                 format!("spec.nodeSelector.{key}"),
                 value,
                 "must be the value of a label: at most 63 letters, digits and inner -_.",
+            ));
+        }
+    }
+}
+
+/// Taints and spread: what Kubernetes would refuse of the pod.
+fn check_placement(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
+    for (i, toleration) in spec.tolerations.iter().enumerate() {
+        let field = |name: &str| format!("spec.tolerations[{i}].{name}");
+        one_of(
+            &field("operator"),
+            toleration.operator.as_deref(),
+            &["Equal", "Exists"],
+            causes,
+        );
+        one_of(
+            &field("effect"),
+            toleration.effect.as_deref(),
+            &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            causes,
+        );
+        let key = toleration.key.as_deref().unwrap_or_default();
+        if !key.is_empty() && !syntax::is_label_key(key) {
+            causes.push(Cause::invalid(
+                field("key"),
+                key,
+                "must be the key of a taint",
+            ));
+        }
+        let exists = toleration.operator.as_deref() == Some("Exists");
+        let value = toleration.value.as_deref().unwrap_or_default();
+        if exists && !value.is_empty() {
+            causes.push(Cause::invalid(
+                field("value"),
+                value,
+                "must be empty when the operator is Exists",
+            ));
+        }
+        if key.is_empty() && !exists {
+            causes.push(Cause::required(
+                field("key"),
+                "without a key the operator must be Exists",
+            ));
+        }
+    }
+    for (i, constraint) in spec.topology_spread_constraints.iter().enumerate() {
+        let field = |name: &str| format!("spec.topologySpreadConstraints[{i}].{name}");
+        one_of(
+            &field("whenUnsatisfiable"),
+            Some(&constraint.when_unsatisfiable),
+            &["DoNotSchedule", "ScheduleAnyway"],
+            causes,
+        );
+        if constraint.max_skew < 1 {
+            causes.push(Cause::invalid(
+                field("maxSkew"),
+                constraint.max_skew,
+                "must be at least 1",
+            ));
+        }
+        if !syntax::is_label_key(&constraint.topology_key) {
+            causes.push(Cause::invalid(
+                field("topologyKey"),
+                &constraint.topology_key,
+                "must be the key of a label",
             ));
         }
     }

@@ -118,6 +118,18 @@ story!(
     stories::machines::what_is_wrong_is_told
 );
 story!(
+    rounds_of_start_and_stop_leave_nothing,
+    |cluster: &Cluster| stories::machines::rounds_of_start_and_stop(cluster, 8)
+);
+story!(
+    what_a_user_changes_is_never_lost,
+    stories::machines::no_change_is_lost
+);
+story!(
+    machines_are_placed_as_asked,
+    stories::machines::placed_as_asked
+);
+story!(
     what_an_agent_tells_is_shown,
     stories::guests::an_agent_tells
 );

@@ -27,3 +27,20 @@ fn ports_and_display_lead_to_the_guest() -> anyhow::Result<()> {
 fn what_is_wrong_with_a_machine_is_told() -> anyhow::Result<()> {
     story("mistaken machines", machines::what_is_wrong_is_told)
 }
+
+#[test]
+fn a_hundred_rounds_of_start_and_stop_leave_nothing() -> anyhow::Result<()> {
+    story("a hundred rounds", |target| {
+        machines::rounds_of_start_and_stop(target, 100)
+    })
+}
+
+#[test]
+fn what_a_user_changes_is_never_lost() -> anyhow::Result<()> {
+    story("changes", machines::no_change_is_lost)
+}
+
+#[test]
+fn machines_are_placed_as_asked() -> anyhow::Result<()> {
+    story("placement", machines::placed_as_asked)
+}

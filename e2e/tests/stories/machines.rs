@@ -281,3 +281,155 @@ pub(crate) fn what_is_wrong_is_told(target: &dyn Target) -> anyhow::Result<()> {
     ensure!(target.vmi("taken", ".status.phase")? == "Running");
     target.delete("taken", RESTART)
 }
+
+/// A machine that is started and stopped again and again leaves nothing behind.
+pub(crate) fn rounds_of_start_and_stop(target: &dyn Target, rounds: usize) -> anyhow::Result<()> {
+    target.apply(&machine(target, "yoyo", "runStrategy: Halted"))?;
+    let round = || {
+        wait_status(target, "yoyo", "Stopped", RESTART)?;
+        berth(target, &["start", "yoyo"])?.ok()?;
+        wait_status(target, "yoyo", "Running", RESTART)?;
+        berth(target, &["stop", "yoyo", "--force", "--grace-period=0"])?.ok()?;
+        wait_status(target, "yoyo", "Stopped", RESTART)?;
+        wait_for("nothing of the run", RESTART, || target.residue())
+    };
+    // What is made once (caches, connections) is there after the first rounds.
+    round()?;
+    let before = round()?;
+    for number in 0..rounds {
+        round().with_context(|| format!("round {number}"))?;
+    }
+    wait_for("as much as before", RESTART, || {
+        for (kind, count) in target.residue()? {
+            let then = before.get(&kind).copied().unwrap_or_default();
+            ensure!(count <= then, "{kind}: {then} before, {count} after");
+        }
+        Ok(())
+    })?;
+    ensure!(vm(target, "yoyo", ".status.startFailure")?.is_empty());
+    delete(target, "yoyo")
+}
+
+/// What a user changes while controllers change the same objects all the time is never lost.
+pub(crate) fn no_change_is_lost(target: &dyn Target) -> anyhow::Result<()> {
+    target.apply(&machine(target, "busy", "runStrategy: Always"))?;
+    // While the machine starts, runs, is restarted and stopped, each of these writes meets those of the controllers.
+    for number in 0..30 {
+        for kind in ["vm", "vmi"] {
+            let note = format!("note-{number}=of-{kind}");
+            let noted = target.kubectl(&["annotate", kind, "busy", &note])?;
+            // An instance is not there between two runs.
+            ensure!(
+                noted.code == 0 || (kind == "vmi" && noted.stderr.contains("not found")),
+                "{noted}"
+            );
+        }
+        if number == 10 {
+            wait_status(target, "busy", "Running", RESTART)?;
+            berth(target, &["restart", "busy", "--force"])?.ok()?;
+        }
+        let template = format!(
+            r#"[{{"op": "add", "path": "/spec/template/metadata/labels/n{number}", "value": "x"}}]"#
+        );
+        target
+            .kubectl(&["patch", "vm", "busy", "--type=json", "-p", &template])?
+            .ok()?;
+    }
+    let now = target.kubectl(&["get", "vm", "busy", "-o", "json"])?.ok()?;
+    let now: Value = serde_json::from_str(&now)?;
+    for number in 0..30 {
+        ensure!(
+            now["metadata"]["annotations"][format!("note-{number}")] == "of-vm",
+            "note {number} is lost"
+        );
+        let labels = &now["spec"]["template"]["metadata"]["labels"];
+        ensure!(
+            labels[format!("n{number}")] == "x",
+            "label {number} is lost"
+        );
+    }
+    wait_status(target, "busy", "Running", RESTART)?;
+    // Nor those of the instance that runs, however often its status was written since.
+    let before = target.vmi("busy", ".metadata.annotations")?;
+    target
+        .kubectl(&["annotate", "vmi", "busy", "last=note"])?
+        .ok()?;
+    berth(target, &["pause", "vm", "busy"])?.ok()?;
+    wait_status(target, "busy", "Paused", SOON)?;
+    let after = target.vmi("busy", ".metadata.annotations")?;
+    let (before, after): (Value, Value) = (
+        serde_json::from_str(&before)?,
+        serde_json::from_str(&after)?,
+    );
+    ensure!(after["last"] == "note", "{after}");
+    for (key, value) in before.as_object().into_iter().flatten() {
+        ensure!(after[key] == *value, "{key} is lost: {after}");
+    }
+    delete(target, "busy")
+}
+
+/// Where a machine may run is for the scheduler to decide, by what its manifest says.
+pub(crate) fn placed_as_asked(target: &dyn Target) -> anyhow::Result<()> {
+    let asks = |name: &str, what: &str| {
+        manifest(name, target.image(), MEMORY).replacen("spec:\n", &format!("spec:\n{what}"), 1)
+    };
+    let required = |kind: &str, key: &str| {
+        format!(
+            "  affinity:
+    {kind}:
+      requiredDuringSchedulingIgnoredDuringExecution:
+      - topologyKey: {key}
+        labelSelector: {{matchLabels: {{vm.kubevirt.io/name: anchor}}}}
+"
+        )
+    };
+    target.apply(&asks(
+        "anchor",
+        "  priorityClassName: system-node-critical\n",
+    ))?;
+    target.wait_phase("anchor", "Running", SOON)?;
+    let priority = target
+        .kubectl(&["get", "pods", "-o", "jsonpath={.items[0].spec.priority}"])?
+        .ok()?;
+    ensure!(priority == "2000001000", "{priority}");
+    let near = required("podAffinity", "kubernetes.io/hostname");
+    target.apply(&asks("near", &near))?;
+    target.wait_phase("near", "Running", SOON)?;
+    let node = |name: &str| target.vmi(name, ".status.nodeName");
+    ensure!(node("near")? == node("anchor")?);
+    // All nodes have this label with the same value, so there is no place far enough.
+    let far = required("podAntiAffinity", "kubernetes.io/os");
+    target.apply(&asks("far", &far))?;
+    let told = target.wait_condition("far", "PodScheduled", "anti-affinity", SOON)?;
+    ensure!(told.contains("nodes are available"), "{told}");
+    target.delete("anchor", SOON * 2)?;
+    target.wait_phase("far", "Running", SOON)?;
+    let nowhere = "  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: planet, operator: In, values: [mars]}]}]}}}\n";
+    target.apply(&asks("nowhere", nowhere))?;
+    target.wait_condition("nowhere", "PodScheduled", "node affinity", SOON)?;
+    target.apply(&asks("other", "  schedulerName: somebody-else\n"))?;
+    let refused = target
+        .kubectl_with(
+            &["apply", "-f", "-"],
+            &asks("bad", "  tolerations: [{operator: Maybe}]\n"),
+        )?
+        .err()?;
+    ensure!(
+        refused.contains("spec.tolerations[0].operator"),
+        "{refused}"
+    );
+    target.apply(&asks("first", "  priorityClassName: no-such-class\n"))?;
+    wait_for("the missing class is told", SOON, || {
+        let events = target.kubectl(&["get", "events"])?.ok()?;
+        ensure!(
+            events.contains("no PriorityClass with name no-such-class was found"),
+            "{events}"
+        );
+        Ok(())
+    })?;
+    ensure!(target.vmi("other", ".status.nodeName")?.is_empty());
+    for name in ["near", "far", "nowhere", "other", "first"] {
+        target.delete(name, SOON * 2)?;
+    }
+    Ok(())
+}

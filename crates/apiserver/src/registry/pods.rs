@@ -9,15 +9,31 @@ use crate::registry::meta;
 /// How long a pod stays on a node that is not ready or not reachable, in seconds.
 const STAY: u64 = 300;
 
-/// Completes a pod that is about to be created.
-pub(crate) fn complete(pod: &mut Value) {
+/// The classes of priority that every cluster has. There are no others here.
+const PRIORITIES: [(&str, i32); 2] = [
+    ("system-cluster-critical", 2_000_000_000),
+    ("system-node-critical", 2_000_001_000),
+];
+
+/// Completes a pod that is about to be created; or why it is forbidden.
+pub(crate) fn complete(pod: &mut Value) -> Result<(), String> {
     let class = class_of_service(pod);
     meta::entry(pod, "status").insert("qosClass".into(), json!(class));
     let spec = meta::entry(pod, "spec");
-    spec.entry("priority").or_insert(json!(0));
+    let named = spec.get("priorityClassName").and_then(Value::as_str);
+    let priority = match named.filter(|name| !name.is_empty()) {
+        None => 0,
+        Some(name) => {
+            let known = PRIORITIES.iter().find(|(known, _)| *known == name);
+            let found = known.map(|(_, priority)| *priority);
+            found.ok_or_else(|| format!("no PriorityClass with name {name} was found"))?
+        }
+    };
+    spec.entry("priority").or_insert(json!(priority));
     spec.entry("preemptionPolicy")
         .or_insert(json!("PreemptLowerPriority"));
     tolerate(spec);
+    Ok(())
 }
 
 fn tolerate(spec: &mut Map<String, Value>) {
@@ -111,10 +127,10 @@ mod tests {
     #[test]
     fn tolerations_are_added_once() {
         let mut pod = json!({"spec": {"containers": [], "tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]}});
-        complete(&mut pod);
+        complete(&mut pod).unwrap();
         assert_eq!(pod["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
         let once = pod.clone();
-        complete(&mut pod);
+        complete(&mut pod).unwrap();
         assert_eq!(pod, once);
     }
 }

@@ -136,11 +136,12 @@ impl Scope {
         }
     }
 
-    /// What the server itself adds to a new object, and no manager of fields owns.
-    pub(crate) fn complete(&self, object: &mut Value) {
+    /// What the server itself adds to a new object, and no manager of fields owns; or why the object is forbidden.
+    pub(crate) fn complete(&self, object: &mut Value) -> Result<(), String> {
         if self.policy == Policy::Pod {
-            pods::complete(object);
+            return pods::complete(object);
         }
+        Ok(())
     }
 
     /// Last touches to a changed object, before admission.

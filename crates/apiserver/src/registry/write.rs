@@ -116,7 +116,13 @@ impl Core {
             managers::after_write(call, scope, None, &object, given.as_ref())
         };
         meta::put(&mut identity, "managedFields", managed);
-        scope.complete(&mut object);
+        scope
+            .complete(&mut object)
+            .map_err(|why| ApiError::Forbidden {
+                target: scope.target(&name),
+                why,
+                cause: None,
+            })?;
 
         // Until the object is stored its namespace and its definition stay.
         let _gate = self.gate.read().await;

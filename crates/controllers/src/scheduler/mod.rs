@@ -8,8 +8,10 @@
 //! A binding is remembered until the pod cache shows it; without that, a pass on a stale cache could promise the
 //! same resources twice.
 
+mod affinity;
 mod place;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,23 +120,31 @@ impl Scheduler {
         let mut waiting: Vec<&Arc<Pod>> = pods
             .iter()
             .filter(|p| bound_node(p).is_none() && !is_over(p) && !self.is_assumed(p))
+            .filter(|p| is_ours(p))
             .collect();
+        let priority = |pod: &Pod| pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
         waiting.sort_by(|a, b| {
-            (&a.metadata.creation_timestamp, a.namespace(), a.name_any()).cmp(&(
-                &b.metadata.creation_timestamp,
-                b.namespace(),
-                b.name_any(),
-            ))
+            let age = |p: &Pod| p.metadata.creation_timestamp.clone();
+            let a = (Reverse(priority(a)), age(a), a.namespace(), a.name_any());
+            a.cmp(&(Reverse(priority(b)), age(b), b.namespace(), b.name_any()))
         });
+        // Where pods are, with those that were bound in this pass.
+        let mut placed: Vec<Arc<Pod>> = pods.clone();
+        for pod in &mut placed {
+            if let Some((node, _)) = self.assumed.get(&pod.uid().unwrap_or_default()) {
+                *pod = Arc::new(on(pod, node));
+            }
+        }
         for pod in waiting {
             if pod.metadata.deletion_timestamp.is_some() {
                 self.drop_unbound(pod).await?;
                 continue;
             }
-            match place(pod, &nodes, &used) {
+            match place(pod, &nodes, &used, &placed) {
                 Ok(node) => {
                     if self.bind(pod, &node).await? {
                         let resources = Resources::of_pod(pod);
+                        placed.push(Arc::new(on(pod, &node)));
                         let entry = used.entry(node.clone()).or_default();
                         *entry = entry.plus(resources);
                         self.assumed
@@ -295,6 +305,19 @@ fn unschedulable_conditions(pod: &Pod, message: &str, now: Timestamp) -> Option<
         None => conditions.push(wanted),
     }
     Some(conditions)
+}
+
+/// Whether this scheduler is asked to place a pod.
+fn is_ours(pod: &Pod) -> bool {
+    let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref());
+    name.is_none_or(|name| name.is_empty() || name == "default-scheduler")
+}
+
+/// A pod as it will be on a node.
+fn on(pod: &Pod, node: &str) -> Pod {
+    let mut pod = pod.clone();
+    pod.spec.get_or_insert_default().node_name = Some(node.to_owned());
+    pod
 }
 
 /// True once the first list is in the store.

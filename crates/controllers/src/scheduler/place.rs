@@ -1,7 +1,7 @@
 //! Where a pod may run: a pure decision over nodes and what is already promised on them.
 //!
 //! The checks are the ones a virtual machine's launcher pod can meet on a small installation: the node is there
-//! (Ready), accepts pods (not cordoned), carries the wanted labels and has room for the requests. The words of a
+//! (Ready), accepts pods (not cordoned), is a place where the pod wants to be (`affinity`) and has room for the requests. The words of a
 //! refusal follow kube-scheduler's (`0/1 nodes are available: 1 Insufficient memory.`), because users and tools
 //! know them.
 
@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use berth_api::quantity::{parse_bytes, parse_millis};
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::affinity::{self, Neighbours};
 
 /// What a pod asks of a node, or what a node offers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,7 +185,8 @@ impl Unschedulable {
     }
 }
 
-/// Chooses the node for `pod`: of those that fit, the one with the most memory left, then the first by name.
+/// Chooses the node for `pod`: of those that fit, the one that it prefers most, then the one with the most memory left, then the
+/// first by name. `pods`: all that there are, for those that want to be near or far.
 ///
 /// # Errors
 /// [`Unschedulable`] with every node's reasons counted when no node fits.
@@ -191,21 +194,40 @@ pub fn place(
     pod: &Pod,
     nodes: &[impl AsRef<Node>],
     committed: &Committed,
+    pods: &[impl AsRef<Pod>],
 ) -> Result<String, Unschedulable> {
+    let nodes: Vec<&Node> = nodes.iter().map(AsRef::as_ref).collect();
+    let placed: Vec<(&Pod, &Node)> = pods
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|pod| !is_over(pod))
+        .filter_map(|pod| {
+            let name = bound_node(pod)?;
+            let node = nodes
+                .iter()
+                .find(|n| n.metadata.name.as_deref() == Some(name));
+            Some((pod, *node?))
+        })
+        .collect();
+    let near = Neighbours {
+        pods: &placed,
+        nodes: &nodes,
+    };
     let want = Resources::of_pod(pod);
     let mut refused = Unschedulable {
         nodes: nodes.len(),
         reasons: BTreeMap::new(),
     };
-    let mut best: Option<(u64, String)> = None;
-    for node in nodes.iter().map(AsRef::as_ref) {
+    let mut best: Option<((i64, u64), String)> = None;
+    for node in nodes.iter().copied() {
         let name = node.metadata.name.clone().unwrap_or_default();
         let used = committed.get(&name).copied().unwrap_or_default();
-        let reasons = objections(pod, want, node, used);
+        let reasons = objections(pod, want, node, used, &near);
         if reasons.is_empty() {
             let left = Resources::allocatable(node)
                 .memory
                 .saturating_sub(used.memory);
+            let left = (affinity::preference(pod, node, &near), left);
             let better = match &best {
                 None => true,
                 Some((most, chosen)) => left > *most || (left == *most && name < *chosen),
@@ -222,7 +244,13 @@ pub fn place(
 }
 
 /// What speaks against this node. The first kind of objection hides the later ones, as with kube-scheduler.
-fn objections(pod: &Pod, want: Resources, node: &Node, used: Resources) -> Vec<String> {
+fn objections(
+    pod: &Pod,
+    want: Resources,
+    node: &Node,
+    used: Resources,
+    near: &Neighbours<'_>,
+) -> Vec<String> {
     if node
         .spec
         .as_ref()
@@ -234,17 +262,8 @@ fn objections(pod: &Pod, want: Resources, node: &Node, used: Resources) -> Vec<S
     if !is_ready(node) {
         return vec!["node(s) were not ready".to_owned()];
     }
-    let labels = node.metadata.labels.as_ref();
-    let selector = pod
-        .spec
-        .iter()
-        .filter_map(|s| s.node_selector.as_ref())
-        .flatten();
-    if selector
-        .into_iter()
-        .any(|(key, value)| labels.and_then(|l| l.get(key)) != Some(value))
-    {
-        return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
+    if let Some(why) = affinity::objection(pod, node, near) {
+        return vec![why];
     }
     let has = Resources::allocatable(node);
     let total = used.plus(want);
@@ -306,8 +325,12 @@ mod tests {
         p
     }
 
+    fn none() -> [Arc<Pod>; 0] {
+        []
+    }
+
     fn why(pod: &Pod, nodes: &[Arc<Node>], pods: &[Pod]) -> String {
-        place(pod, nodes, &committed(pods.iter()))
+        place(pod, nodes, &committed(pods.iter()), &none())
             .unwrap_err()
             .to_string()
     }
@@ -316,18 +339,21 @@ mod tests {
     fn takes_the_node_with_the_most_memory_left() {
         let nodes = [node("a", "True", "2Gi"), node("b", "True", "4Gi")];
         assert_eq!(
-            place(&pod("1Gi", "1"), &nodes, &Committed::new()),
+            place(&pod("1Gi", "1"), &nodes, &Committed::new(), &none()),
             Ok("b".to_owned())
         );
         let used = committed([bound("3Gi", "b", "Running")].iter());
-        assert_eq!(place(&pod("1Gi", "1"), &nodes, &used), Ok("a".to_owned()));
+        assert_eq!(
+            place(&pod("1Gi", "1"), &nodes, &used, &none()),
+            Ok("a".to_owned())
+        );
     }
 
     #[test]
     fn equal_nodes_are_taken_by_name() {
         let nodes = [node("b", "True", "2Gi"), node("a", "True", "2Gi")];
         assert_eq!(
-            place(&pod("1Gi", "1"), &nodes, &Committed::new()),
+            place(&pod("1Gi", "1"), &nodes, &Committed::new(), &none()),
             Ok("a".to_owned())
         );
     }
@@ -366,7 +392,10 @@ mod tests {
             "0/1 nodes are available: 1 Insufficient memory."
         );
         let over = committed([bound("1536Mi", "a", "Failed")].iter());
-        assert_eq!(place(&pod("1Gi", "0"), &one, &over), Ok("a".to_owned()));
+        assert_eq!(
+            place(&pod("1Gi", "0"), &one, &over, &none()),
+            Ok("a".to_owned())
+        );
         let many = [
             bound("1Mi", "a", "Running"),
             bound("1Mi", "a", "Pending"),

@@ -180,6 +180,12 @@ pub fn launcher_pod(
             hostname: Some(hostname(&name, &vmi.spec)),
             node_selector: (!vmi.spec.node_selector.is_empty())
                 .then(|| vmi.spec.node_selector.clone()),
+            subdomain: vmi.spec.subdomain.clone(),
+            affinity: vmi.spec.affinity.clone(),
+            tolerations: some(&vmi.spec.tolerations),
+            topology_spread_constraints: some(&vmi.spec.topology_spread_constraints),
+            priority_class_name: vmi.spec.priority_class_name.clone(),
+            scheduler_name: vmi.spec.scheduler_name.clone(),
             image_pull_secrets: pull_secrets(&vmi.spec),
             containers: vec![compute],
             volumes: Some(volumes),
@@ -192,6 +198,11 @@ pub fn launcher_pod(
         for_kubelet(spec, vmi, held, settings, configuration);
     }
     pod
+}
+
+/// A list, if it has anything in it.
+fn some<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    (!list.is_empty()).then(|| list.to_vec())
 }
 
 fn pull_policy(configuration: &Configuration) -> String {

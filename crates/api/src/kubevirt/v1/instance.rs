@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::{Affinity, Toleration, TopologySpreadConstraint};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DomainSpec, VirtualMachineInstanceStatus, Volume};
+use super::{DomainSpec, VirtualMachineInstanceStatus, Volume, placement};
 
 /// One run of a virtual machine, from its start to its end. It does not start again once it has ended.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -44,6 +45,27 @@ pub struct VirtualMachineInstanceSpec {
     /// Labels that a node must carry to run this machine.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
+    /// What else a node must or should have, and which machines are to be near or far; as for pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "placement::schema::affinity")]
+    pub affinity: Option<Affinity>,
+    /// Taints of nodes that this machine stands; as for pods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "placement::schema::tolerations")]
+    pub tolerations: Vec<Toleration>,
+    /// How evenly machines are to be spread; as for pods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "placement::schema::spread")]
+    pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
+    /// The PriorityClass of its pod: who comes first where there is not room for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
+    /// Who places its pod. Default: `default-scheduler`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler_name: Option<String>,
+    /// With the host name, the name of its pod in the cluster's DNS, where a headless Service has this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subdomain: Option<String>,
     /// The virtual hardware.
     pub domain: DomainSpec,
     /// The networks that `domain.devices.interfaces` connect to, joined by name.

@@ -7,6 +7,7 @@ mod features;
 mod guest;
 mod instance;
 mod machine;
+mod placement;
 mod status;
 mod storage;
 
