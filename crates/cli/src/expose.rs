@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use berth_api::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
 use berth_api::labels;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 
-use crate::lifecycle::Namespace;
+use crate::lifecycle::{Kind, Namespace};
 
 /// Arguments of `berth expose`.
 #[derive(Debug, Args)]
@@ -47,17 +47,6 @@ pub(crate) struct ExposeArgs {
     external_ip: Option<String>,
     #[command(flatten)]
     namespace: Namespace,
-}
-
-/// What can be exposed.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kind {
-    /// A virtual machine.
-    #[value(alias = "virtualmachine")]
-    Vm,
-    /// A virtual machine instance.
-    #[value(alias = "virtualmachineinstance")]
-    Vmi,
 }
 
 /// Makes the Service.

@@ -87,7 +87,7 @@ impl Namespace {
 
 /// What has a guest.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kind {
+pub(crate) enum Kind {
     /// A virtual machine.
     #[value(alias = "virtualmachine")]
     Vm,
