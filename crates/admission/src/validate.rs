@@ -4,6 +4,7 @@
 //! plain character sets, and everything else is an enumeration, a number or a name.
 
 mod devices;
+mod guest;
 mod hardware;
 
 use berth_api::kubevirt::v1::VirtualMachineInstanceSpec;
@@ -17,6 +18,7 @@ pub(crate) fn instance_spec(spec: &VirtualMachineInstanceSpec) -> Vec<Cause> {
     placement(spec, &mut causes);
     hardware::check(&spec.domain, &mut causes);
     devices::check(spec, &mut causes);
+    guest::check(spec, &mut causes);
     causes
 }
 

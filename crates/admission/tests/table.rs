@@ -420,7 +420,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/volumes/0/containerDisk",
             Value::Null,
-            "spec.volumes[0]: Required value: must have a source: containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive or emptyDisk",
+            "spec.volumes[0]: Required value: must have a source: containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap or downwardAPI",
         ),
         (
             "/volumes/0/containerDisk",
@@ -436,6 +436,57 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "/volumes/0/containerDisk/path",
             json!("/disk/../etc"),
             "spec.volumes[0].containerDisk.path: Invalid value: \"/disk/../etc\": must be an absolute path below /disk/ without empty, . or .. parts",
+        ),
+        (
+            "/volumes/-",
+            json!({"name": "texts", "secret": {"volumeLabel": "much too long"}}),
+            "spec.volumes[1].secret.secretName: Required value: must be given; spec.volumes[1].secret.volumeLabel: Invalid value: \"much too long\": must be 1 to 11 letters, digits and -_",
+        ),
+        (
+            "/volumes/-",
+            json!({"name": "texts", "downwardAPI": {"fields": [{"path": "../up", "fieldRef": {"fieldPath": "status.podIP"}}]}}),
+            "spec.volumes[1].downwardAPI.fields[0].path: Invalid value: \"../up\": must be the name of a file: letters, digits and -_.; spec.volumes[1].downwardAPI.fields[0].fieldRef.fieldPath: Invalid value: \"status.podIP\": must be metadata.labels, metadata.annotations, one of them as metadata.labels['<key>'], or one of: metadata.name, metadata.namespace, metadata.uid, spec.nodeName",
+        ),
+        (
+            "/volumes/-",
+            json!({"name": "told", "cloudInitNoCloud": {"userData": "a", "secretRef": {"name": "s"}}}),
+            "spec.volumes[1].cloudInitNoCloud.secretRef: Forbidden: cannot be given together with spec.volumes[1].cloudInitNoCloud.userData",
+        ),
+        // Probes, credentials and name servers.
+        (
+            "/readinessProbe",
+            json!({"periodSeconds": -1}),
+            "spec.readinessProbe: Required value: must have a question: exec, guestAgentPing, httpGet or tcpSocket; spec.readinessProbe.periodSeconds: Invalid value: -1: must be at least 1",
+        ),
+        (
+            "/livenessProbe",
+            json!({"tcpSocket": {"port": 0, "host": "10.0.0.1"}, "successThreshold": 2}),
+            "spec.livenessProbe.tcpSocket.port: Invalid value: 0: must be from 1 to 65535; spec.livenessProbe.tcpSocket.host: Forbidden: the guest itself is asked; spec.livenessProbe.successThreshold: Invalid value: 2: must be 1",
+        ),
+        (
+            "/livenessProbe",
+            json!({"guestAgentPing": {}, "httpGet": {"port": "http"}}),
+            "spec.livenessProbe.httpGet: Forbidden: must not be set beside guestAgentPing: a probe has one question; spec.livenessProbe.httpGet.port: Invalid value: \"http\": must be a number: a guest's ports have no names",
+        ),
+        (
+            "/accessCredentials",
+            json!([{"sshPublicKey": {"source": {"secret": {"secretName": "keys"}}, "propagationMethod": {"noCloud": {}}}}]),
+            "spec.accessCredentials[0].sshPublicKey.propagationMethod.noCloud: Invalid value: \"{}\": needs a volume cloudInitNoCloud in spec.volumes",
+        ),
+        (
+            "/accessCredentials",
+            json!([{"userPassword": {}}, {}]),
+            "spec.accessCredentials[0].userPassword.source.secret.secretName: Required value: must be the name of a secret; spec.accessCredentials[0].userPassword.propagationMethod.qemuGuestAgent: Required value: the one way that passwords go; spec.accessCredentials[1]: Required value: must have a kind: sshPublicKey or userPassword",
+        ),
+        (
+            "/dnsPolicy",
+            json!("None"),
+            "spec.dnsConfig.nameservers: Required value: at least one, when spec.dnsPolicy is None",
+        ),
+        (
+            "/dnsConfig",
+            json!({"nameservers": ["dns.example"], "searches": ["_"]}),
+            "spec.dnsConfig.nameservers[0]: Invalid value: \"dns.example\": must be an IP address; spec.dnsConfig.searches[0]: Invalid value: \"_\": must be a domain of the DNS",
         ),
         // Interfaces and networks.
         (
@@ -479,7 +530,7 @@ fn each_refusal_names_field_and_value() {
 #[test]
 fn every_cause_is_told_at_once() {
     let mut spec = good();
-    spec["livenessProbe"] = json!({});
+    spec["utilityVolumes"] = json!([]);
     spec["domain"]["devices"]["tpm"] = json!({});
     spec["volumes"][0]["sysprep"] = json!({"secret": {"name": "secret"}});
     let refusal = create(spec).unwrap_err();
@@ -488,7 +539,7 @@ fn every_cause_is_told_at_once() {
         fields,
         [
             "spec.domain.devices.tpm",
-            "spec.livenessProbe",
+            "spec.utilityVolumes",
             "spec.volumes[0].sysprep"
         ]
     );

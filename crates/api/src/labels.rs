@@ -77,6 +77,10 @@ pub const CONDITION_LIVE_MIGRATABLE: &str = "LiveMigratable";
 pub const CONDITION_PAUSED: &str = "Paused";
 /// Condition: an agent answers in the guest.
 pub const CONDITION_AGENT_CONNECTED: &str = "AgentConnected";
+/// Condition: keys and passwords are in the guest.
+pub const CONDITION_CREDENTIALS: &str = "AccessCredentialsSynchronized";
+/// Reason: a probe found the guest unwell; the kubelet's word.
+pub const REASON_UNHEALTHY: &str = "Unhealthy";
 /// Condition of a VirtualMachine: its VirtualMachineInstance could not be made.
 pub const CONDITION_FAILURE: &str = "Failure";
 /// Condition of a VirtualMachine: its template has changed since it was started.

@@ -19,6 +19,28 @@ pub const DEVICES_DIR: &str = "/dev/berth";
 /// Annotation of the pod: [`ClaimSizes`].
 pub const CLAIM_SIZES: &str = "berth.kubevirt.io/claim-sizes";
 
+/// Under which the texts of Secrets, ConfigMaps and of the pod itself are mounted, inside the pod, by the names of the pod's
+/// volumes.
+pub const TEXTS_DIR: &str = "/var/run/berth-texts";
+
+/// Name of the pod's volume with the texts of a machine's volume: its own, or the user data of cloud-init.
+#[must_use]
+pub fn texts_volume(volume: &str) -> String {
+    format!("text-{volume}")
+}
+
+/// Name of the pod's volume with the configuration of the network for cloud-init.
+#[must_use]
+pub fn network_data_volume(volume: &str) -> String {
+    format!("netd-{volume}")
+}
+
+/// Name of the pod's volume with the keys or passwords of the access credential at this place of the list.
+#[must_use]
+pub fn credential_volume(index: usize) -> String {
+    format!("access-{index}")
+}
+
 /// Annotation of the pod: [`DiskPaths`].
 pub const DISK_PATHS: &str = "berth.kubevirt.io/disk-paths";
 

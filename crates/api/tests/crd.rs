@@ -111,8 +111,13 @@ fn walk(path: &str, schema: &Value, check: &mut dyn FnMut(&str, &Value)) {
 
 /// Whether a field belongs to a type of Kubernetes, whose words are not ours: `kubectl explain pod.spec` has them.
 fn is_of_kubernetes(path: &str) -> bool {
-    const TYPES: [&str; 3] = [
+    const TYPES: [&str; 8] = [
+        "Probe.exec.",
+        "Probe.httpGet.",
+        "Probe.tcpSocket.",
+        ".downwardAPI.fields[]",
         "spec.affinity.",
+        "spec.dnsConfig.",
         "spec.tolerations[]",
         "spec.topologySpreadConstraints[]",
     ];

@@ -31,6 +31,8 @@ struct Inner {
     deaf_to_acpi: bool,
     /// Answers of guests' agents by the command's name.
     agent: BTreeMap<String, String>,
+    /// The commands that were answered.
+    asked: Vec<serde_json::Value>,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,12 @@ impl Fake {
     pub fn answer_agent(&self, command: &str, answer: &str) {
         let mut inner = self.lock();
         inner.agent.insert(command.to_owned(), answer.to_owned());
+    }
+
+    /// The commands that agents have answered so far.
+    #[must_use]
+    pub fn asked_agent(&self) -> Vec<serde_json::Value> {
+        self.lock().asked.clone()
     }
 
     /// The agent of a guest connects or goes.
@@ -279,8 +287,11 @@ impl Hypervisor for Fake {
         inner.domain("agent", uuid)?;
         let asked: serde_json::Value = serde_json::from_str(command).unwrap_or_default();
         let name = asked["execute"].as_str().unwrap_or_default();
-        match inner.agent.get(name) {
-            Some(answer) => Ok(format!("{{\"return\":{answer}}}")),
+        match inner.agent.get(name).cloned() {
+            Some(answer) => {
+                inner.asked.push(asked);
+                Ok(format!("{{\"return\":{answer}}}"))
+            }
             None => Err(Error::Call {
                 operation: "ask the guest's agent",
                 message: "QEMU guest agent is not connected".to_owned(),

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, mpsc};
 
+use crate::credentials::Credentials;
 use crate::protocol::{AgentState, GuestInterface};
 
 /// How long the agent may take for a word.
@@ -123,6 +124,7 @@ impl<H: Hypervisor> Agent<H> {
         Ok(AgentState {
             os: self.os().await.unwrap_or_default(),
             interfaces: self.interfaces().await.unwrap_or_default(),
+            credentials: None,
         })
     }
 
@@ -202,6 +204,38 @@ impl<H: Hypervisor> Agent<H> {
         Ok(())
     }
 
+    /// Lets a user of the guest in with these keys, too.
+    pub(crate) async fn add_keys(&self, user: &str, keys: &[&String]) -> Result<(), String> {
+        let arguments = json!({"username": user, "keys": keys});
+        let _: Value = self
+            .ask("guest-ssh-add-authorized-keys", Some(arguments), PATIENCE)
+            .await?;
+        Ok(())
+    }
+
+    /// Does not let a user of the guest in with these keys any more.
+    pub(crate) async fn remove_keys(&self, user: &str, keys: &[&String]) -> Result<(), String> {
+        let arguments = json!({"username": user, "keys": keys});
+        let _: Value = self
+            .ask(
+                "guest-ssh-remove-authorized-keys",
+                Some(arguments),
+                PATIENCE,
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Gives a user of the guest this password.
+    pub(crate) async fn set_password(&self, user: &str, password: &[u8]) -> Result<(), String> {
+        let arguments =
+            json!({"username": user, "password": BASE64.encode(password), "crypted": false});
+        let _: Value = self
+            .ask("guest-set-user-password", Some(arguments), PATIENCE)
+            .await?;
+        Ok(())
+    }
+
     /// Runs a program in the guest. Its exit status and what it printed.
     pub(crate) async fn exec(
         &self,
@@ -234,12 +268,20 @@ impl<H: Hypervisor> Agent<H> {
 }
 
 /// Tells what becomes of the guest as long as somebody listens; `None` while its agent does not answer.
-pub(crate) async fn watch<H: Hypervisor>(agent: Agent<H>, news: mpsc::Sender<Option<AgentState>>) {
+pub(crate) async fn watch<H: Hypervisor>(
+    agent: Agent<H>,
+    mut credentials: Option<Credentials>,
+    news: mpsc::Sender<Option<AgentState>>,
+) {
     let mut failures = 0;
     loop {
         let pause = match agent.look().await {
-            Ok(seen) => {
+            Ok(mut seen) => {
                 failures = 0;
+                if let Some(credentials) = &mut credentials {
+                    let told = credentials.apply(&agent).await;
+                    seen.credentials = Some(told.err().unwrap_or_default());
+                }
                 if news.send(Some(seen)).await.is_err() {
                     return;
                 }
@@ -489,7 +531,7 @@ mod tests {
     async fn an_agent_that_falls_silent_is_told_once() {
         let agent = agent(&[("guest-ping", "{}")]).await;
         let (news, mut heard) = mpsc::channel(4);
-        let task = tokio::spawn(watch(agent.clone(), news));
+        let task = tokio::spawn(watch(agent.clone(), None, news));
         assert!(heard.recv().await.flatten().is_some());
         agent.hypervisor.answer_agent("guest-ping", "");
         assert_eq!(heard.recv().await, Some(None));

@@ -5,27 +5,33 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use berth_api::kubevirt::v1::VirtualMachineInstance;
+use berth_api::launcher::texts_volume;
 use berth_api::quantity::parse_bytes;
 use berth_domain::{DiskInput, DomainError, DomainInput, NicInput};
 use berth_hypervisor::{DomainInfo, Hypervisor};
 use rustix::net;
 
-use crate::cloud_init;
 use crate::console::Console;
 use crate::dhcp::Servers;
-use crate::millis;
 use crate::overlay::{self, OverlayError};
 use crate::protocol::SyncRequest;
+use crate::texts::Texts;
+use crate::{cloud_init, fat, millis};
 
 /// Where things are in the run directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     run_dir: PathBuf,
+    /// What came with the pod.
+    pub(crate) texts: Texts,
 }
 
 impl Layout {
     pub(crate) fn new(run_dir: PathBuf) -> Self {
-        Self { run_dir }
+        Self {
+            run_dir,
+            texts: Texts::default(),
+        }
     }
 
     /// A file of this name.
@@ -306,7 +312,12 @@ fn own_disks(vmi: &VirtualMachineInstance, layout: &Layout) -> Result<Vec<DiskIn
         let path = layout.raw(&volume.name);
         let shown = path.display().to_string();
         let made = if volume.cloud_init().is_some() {
-            cloud_init::write(&path, vmi, volume).map(|()| true)
+            cloud_init::write(&path, vmi, volume, &layout.texts).map(|()| true)
+        } else if let Some(label) = volume.texts_label() {
+            let files = layout.texts.read(&texts_volume(&volume.name));
+            files
+                .and_then(|files| fat::write(&path, label, &files))
+                .map(|()| true)
         } else if let Some(disk) = &volume.empty_disk {
             let size = disk.capacity.as_ref().and_then(|c| parse_bytes(c).ok());
             let size = size.unwrap_or(0);

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::admit::{Asked, Phase, Verdict, admit};
 use crate::console::Console;
 use crate::create::{CreateError, Created, Creation, Layout, grace_seconds};
+use crate::credentials::Credentials;
 use crate::daemon::Daemon;
 use crate::dhcp::Servers;
 use crate::protocol::{
@@ -84,6 +85,8 @@ struct Running<D: Daemon> {
     asking: asking::Asking<D::Hypervisor>,
     /// From the task that follows the agent now; what an earlier one still had to say is lost with its channel.
     agent_news: mpsc::Receiver<Option<AgentState>>,
+    /// What the guest's agent is to be given.
+    credentials: Option<Credentials>,
     grace: u64,
     /// When the power is cut, and the grace that was given.
     deadline: Option<(Instant, u64)>,
@@ -112,6 +115,7 @@ impl<D: Daemon> Driver<D> {
             dhcp_news: mpsc::channel(16),
             asking: asking::Asking::default(),
             agent_news: mpsc::channel(1).1,
+            credentials: None,
             grace: 30,
             deadline: None,
             press_again: None,
@@ -342,6 +346,7 @@ impl<D: Daemon> Running<D> {
         };
         self.phase = Phase::Creating;
         self.grace = grace_seconds(&request.vmi);
+        self.credentials = Credentials::of(&request.vmi.spec, self.driver.layout.texts.clone());
         let dhcp = Servers::new(&request.nics, fds, self.dhcp_news.0.clone());
         let creation = Creation {
             hypervisor: hypervisor.clone(),

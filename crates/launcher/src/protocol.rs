@@ -186,6 +186,9 @@ pub struct AgentState {
     /// The network interfaces.
     #[serde(default)]
     pub interfaces: Vec<GuestInterface>,
+    /// Whether keys and passwords are in the guest: why not, or nothing where they are. None where it is to get none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
 }
 
 /// A network interface as the guest sees it.

@@ -30,7 +30,9 @@ pub fn host_dns() -> HostDns {
     }
 }
 
-fn parse(text: &str) -> HostDns {
+/// What a text in the format of resolv.conf(5) says.
+#[must_use]
+pub fn parse(text: &str) -> HostDns {
     let mut dns = HostDns::default();
     for line in text.lines() {
         let mut words = line.split_whitespace();

@@ -31,7 +31,7 @@ mod vm;
 
 use std::net::Ipv4Addr;
 
-pub use dns::{HostDns, host_dns};
+pub use dns::{HostDns, host_dns, parse as parse_resolv_conf};
 pub use error::{Error, Result};
 pub use mac::{InvalidMac, MacAddr};
 pub use netns::{create_netns, delete_netns, within};

@@ -143,6 +143,18 @@ story!(
 );
 story!(a_guest_is_started_by_uefi, stories::guests::by_uefi);
 story!(
+    a_guest_is_ready_when_its_probe_says_so,
+    stories::probes::ready_when_it_says_so
+);
+story!(
+    a_guest_that_is_found_dead_is_ended,
+    stories::probes::ended_when_dead
+);
+story!(
+    texts_of_the_namespace_are_disks,
+    stories::texts::texts_are_disks
+);
+story!(
     a_whole_debian_is_told_by_cloud_init,
     stories::guests::a_whole_debian
 );

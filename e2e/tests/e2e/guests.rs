@@ -1,6 +1,6 @@
 //! Guests with an agent, and what can be done to a guest that runs.
 
-use crate::stories::guests;
+use crate::stories::{guests, probes, texts};
 use crate::story;
 
 #[test]
@@ -34,4 +34,19 @@ fn a_machine_is_created_by_command() -> anyhow::Result<()> {
 #[test]
 fn a_whole_debian_is_told_by_cloud_init() -> anyhow::Result<()> {
     story("Debian", guests::a_whole_debian)
+}
+
+#[test]
+fn a_guest_is_ready_when_its_probe_says_so() -> anyhow::Result<()> {
+    story("readiness", probes::ready_when_it_says_so)
+}
+
+#[test]
+fn a_guest_that_is_found_dead_is_ended() -> anyhow::Result<()> {
+    story("liveness", probes::ended_when_dead)
+}
+
+#[test]
+fn texts_of_the_namespace_are_disks() -> anyhow::Result<()> {
+    story("texts", texts::texts_are_disks)
 }

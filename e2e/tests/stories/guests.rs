@@ -24,7 +24,8 @@ fn put(
     target.kubectl_with(&["replace", "--raw", &path, "-f", "-"], body)
 }
 
-fn wait_field(
+/// Waits until a field of a machine's instance has this value.
+pub(super) fn wait_field(
     target: &dyn Target,
     vmi: &str,
     path: &str,
@@ -240,6 +241,14 @@ pub(crate) fn created_by_command(target: &dyn Target) -> anyhow::Result<()> {
     delete(target, "made")
 }
 
+/// Nobody has its other half.
+const OTHER_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f nobody";
+
+fn secret(name: &str, key: &str, text: &str) -> Value {
+    serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: text}})
+}
+
 /// A whole Debian with cloud-init, from its manifest to its orderly end.
 pub(crate) fn a_whole_debian(target: &dyn Target) -> anyhow::Result<()> {
     const IMAGE: &str = "localhost/debian:12";
@@ -263,26 +272,45 @@ pub(crate) fn a_whole_debian(target: &dyn Target) -> anyhow::Result<()> {
         .arg(&key);
     run(&mut keygen, "")?.ok()?;
     let public = std::fs::read_to_string(key.with_extension("pub"))?;
-    let told = format!(
-        "  - name: told
+    const TOLD: &str = "  - name: told
     cloudInitNoCloud:
       userData: |
         #cloud-config
-        ssh_authorized_keys: [{}]
+        ssh_pwauth: false
       networkData: |
         version: 2
         ethernets:
           eth0:
             dhcp4: true
             addresses: [192.0.2.7/24]
-",
-        public.trim()
-    );
-    let manifest = manifest("whole", IMAGE, "512Mi").replace(
-        "      interfaces:\n",
-        "      - name: told\n        disk: {bus: virtio}\n      interfaces:\n",
-    );
-    target.apply(&(manifest + &told))?;
+";
+    // One key by cloud-init, another one and a password by the agent.
+    let secrets = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [
+        secret("first-key", "mine", &public),
+        secret("second-key", "later", OTHER_KEY),
+        secret("password", "debian", "one two\n"),
+    ]});
+    target
+        .kubectl_with(&["apply", "-f", "-"], &secrets.to_string())?
+        .ok()?;
+    let access = "  accessCredentials:
+  - sshPublicKey:
+      source: {secret: {secretName: first-key}}
+      propagationMethod: {noCloud: {}}
+  - sshPublicKey:
+      source: {secret: {secretName: second-key}}
+      propagationMethod: {qemuGuestAgent: {users: [debian]}}
+  - userPassword:
+      source: {secret: {secretName: password}}
+      propagationMethod: {qemuGuestAgent: {}}
+";
+    let manifest = manifest("whole", IMAGE, "512Mi")
+        .replace(
+            "      interfaces:\n",
+            "      - name: told\n        disk: {bus: virtio}\n      interfaces:\n",
+        )
+        .replacen("spec:\n", &format!("spec:\n{access}"), 1);
+    target.apply(&(manifest + TOLD))?;
     target.wait_phase("whole", "Running", SOON)?;
     wait_field(target, "whole", AGENT, "True", BOOT * 2)?;
     wait_field(target, "whole", ".status.guestOSInfo.id", "debian", SOON)?;
@@ -320,6 +348,27 @@ pub(crate) fn a_whole_debian(target: &dyn Target) -> anyhow::Result<()> {
         "cloud-init status --wait --long; grep -E 'ERROR|WARN' /var/log/cloud-init.log; true";
     let done = ssh(told)?;
     ensure!(done.contains("status: done"), "{done}");
+    let synchronized = ".status.conditions[?(@.type=='AccessCredentialsSynchronized')].status";
+    wait_field(target, "whole", synchronized, "True", SOON * 2)?;
+    let keys = ssh("cat .ssh/authorized_keys")?;
+    ensure!(
+        keys.contains(OTHER_KEY) && keys.contains(public.trim()),
+        "{keys}"
+    );
+    let check = "sudo python3 -W ignore -c 'import crypt, spwd; h = spwd.getspnam(\"debian\").sp_pwdp; \
+                 print(crypt.crypt(\"one two\", h) == h)'";
+    ensure!(ssh(check)?.contains("True"), "the password is another one");
+    // A key that leaves the secret leaves the guest; the user's own stays.
+    let none = secret("second-key", "later", "# none\n").to_string();
+    target.kubectl_with(&["apply", "-f", "-"], &none)?.ok()?;
+    wait_for("the key is taken away", BOOT, || {
+        let keys = ssh("cat .ssh/authorized_keys")?;
+        ensure!(
+            !keys.contains(OTHER_KEY) && keys.contains(public.trim()),
+            "{keys}"
+        );
+        Ok(())
+    })?;
     let file = dir.path().join("release");
     let identity = key.display().to_string();
     berth(

@@ -9,6 +9,8 @@ pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod lifecycle;
 pub(crate) mod machines;
+pub(crate) mod probes;
+pub(crate) mod texts;
 pub(crate) mod users;
 pub(crate) mod ways_in;
 

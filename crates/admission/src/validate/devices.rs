@@ -9,6 +9,7 @@ use berth_api::kubevirt::v1::{
 
 use berth_api::quantity::parse_bytes;
 
+use super::guest::exactly_one;
 use super::one_of;
 use crate::cause::Cause;
 use crate::syntax;
@@ -17,8 +18,17 @@ use crate::syntax;
 const CLOUD_INIT_MAX: usize = 64 << 10;
 /// Smallest empty disk, in bytes.
 const EMPTY_DISK_MIN: u64 = 1 << 20;
-/// The pod's volume for a container disk is called `disk-<name>`, and that is a DNS label too.
-const VOLUME_NAME_MAX: usize = syntax::LABEL_MAX - "disk-".len();
+/// The pod's volumes are called `claim-<name>` and the like, and that is a DNS label too.
+const VOLUME_NAME_MAX: usize = syntax::LABEL_MAX - "claim-".len();
+/// Longest label of a disk of texts: what FAT has room for.
+const LABEL_MAX: usize = 11;
+/// What a pod says of itself, of single values.
+const POD_FIELDS: [&str; 4] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+];
 
 pub(super) fn check(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
     let devices = &spec.domain.devices;
@@ -377,23 +387,12 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
             volume.cloud_init_config_drive.is_some(),
         ),
         ("emptyDisk", volume.empty_disk.is_some()),
+        ("secret", volume.secret.is_some()),
+        ("configMap", volume.config_map.is_some()),
+        ("downwardAPI", volume.downward_api.is_some()),
     ];
-    let sources: Vec<&str> = given
-        .iter()
-        .filter(|(_, is)| *is)
-        .map(|(name, _)| *name)
-        .collect();
-    match sources[..] {
-        [] => causes.push(Cause::required(
-            path,
-            "must have a source: containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive or emptyDisk",
-        )),
-        [_] => {}
-        [first, second, ..] => causes.push(Cause::forbidden(
-            format!("{path}.{second}"),
-            format!("must not be set beside {first}: a volume has one source"),
-        )),
-    }
+    exactly_one(path, ("a volume", "source"), &given, causes);
+    check_texts(path, volume, causes);
     if let Some(source) = &volume.container_disk {
         check_container_disk(&format!("{path}.containerDisk"), source, causes);
     }
@@ -431,6 +430,98 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
     }
 }
 
+/// Disks whose files come from Secrets, ConfigMaps or the pod.
+fn check_texts(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
+    let named = [
+        (
+            "secret.secretName",
+            volume.secret.as_ref().map(|s| &s.secret_name),
+        ),
+        (
+            "configMap.name",
+            volume.config_map.as_ref().map(|s| &s.name),
+        ),
+    ];
+    for (field, name) in named {
+        let Some(name) = name else { continue };
+        let name = name.as_deref().unwrap_or_default();
+        check_reference(&format!("{path}.{field}"), name, causes);
+    }
+    if let Some(label) = volume.texts_label()
+        && !(label.len() <= LABEL_MAX && syntax::is_word(label, "-_"))
+    {
+        let source = if volume.secret.is_some() {
+            "secret"
+        } else if volume.config_map.is_some() {
+            "configMap"
+        } else {
+            "downwardAPI"
+        };
+        causes.push(Cause::invalid(
+            format!("{path}.{source}.volumeLabel"),
+            label,
+            format!("must be 1 to {LABEL_MAX} letters, digits and -_"),
+        ));
+    }
+    let files = volume.downward_api.iter().flat_map(|source| &source.fields);
+    for (i, file) in files.enumerate() {
+        let field = format!("{path}.downwardAPI.fields[{i}]");
+        if !syntax::is_word(&file.path, "-_.") || matches!(&*file.path, "." | "..") {
+            causes.push(Cause::invalid(
+                format!("{field}.path"),
+                &file.path,
+                "must be the name of a file: letters, digits and -_.",
+            ));
+        }
+        if file.resource_field_ref.is_some() {
+            causes.push(Cause::unsupported_field(
+                format!("{field}.resourceFieldRef"),
+                "",
+            ));
+        }
+        match file.field_ref.as_ref().map(|of| &*of.field_path) {
+            None => causes.push(Cause::required(
+                format!("{field}.fieldRef"),
+                "what the file is to tell",
+            )),
+            Some(of) if is_pod_field(of) => {}
+            Some(of) => causes.push(Cause::invalid(
+                format!("{field}.fieldRef.fieldPath"),
+                of,
+                format!(
+                    "must be metadata.labels, metadata.annotations, one of them as metadata.labels['<key>'], or one of: {}",
+                    POD_FIELDS.join(", ")
+                ),
+            )),
+        }
+    }
+}
+
+/// What of a pod can be told.
+fn is_pod_field(path: &str) -> bool {
+    let keyed = |map: &str| {
+        let key = path.strip_prefix(map)?.strip_prefix("['")?;
+        Some(syntax::is_label_key(key.strip_suffix("']")?))
+    };
+    POD_FIELDS.contains(&path)
+        || ["metadata.labels", "metadata.annotations"]
+            .iter()
+            .any(|map| path == *map || keyed(map) == Some(true))
+}
+
+/// The name of a Secret or a ConfigMap.
+fn check_reference(field: &str, name: &str, causes: &mut Vec<Cause>) {
+    if name.is_empty() {
+        causes.push(Cause::required(field, "must be given"));
+    } else if !syntax::is_dns_subdomain(name) {
+        causes.push(Cause::invalid(
+            field,
+            name,
+            "must be a name: lower case letters, digits and inner dashes and dots",
+        ));
+    }
+}
+
 /// The texts are secrets as like as not: a refusal never repeats them.
 fn check_cloud_init(path: &str, source: &CloudInitSource, causes: &mut Vec<Cause>) {
     let texts = [
@@ -463,7 +554,31 @@ fn check_cloud_init(path: &str, source: &CloudInitSource, causes: &mut Vec<Cause
             Ok(_) => {}
         }
     }
-    if source.user_data.is_none() && source.user_data_base64.is_none() {
+    for (text, given, reference, secret) in [
+        (
+            "userData",
+            source.user_data.is_some() || source.user_data_base64.is_some(),
+            "secretRef",
+            &source.secret_ref,
+        ),
+        (
+            "networkData",
+            source.network_data.is_some() || source.network_data_base64.is_some(),
+            "networkDataSecretRef",
+            &source.network_data_secret_ref,
+        ),
+    ] {
+        let Some(secret) = secret else { continue };
+        check_reference(&format!("{path}.{reference}.name"), &secret.name, causes);
+        if given {
+            causes.push(Cause::forbidden(
+                format!("{path}.{reference}"),
+                format!("cannot be given together with {path}.{text}"),
+            ));
+        }
+    }
+    let secret = source.secret_ref.is_some();
+    if source.user_data.is_none() && source.user_data_base64.is_none() && !secret {
         causes.push(Cause::required(
             format!("{path}.userData"),
             "cloud-init looks for nothing else",

@@ -17,7 +17,8 @@ use berth_api::kubevirt::v1::{
 };
 use berth_api::launcher::{
     CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR, DISK_PATHS, DISKS_DIR,
-    DiskPaths, HOLDER_PREFIX, RUN_DIR,
+    DiskPaths, HOLDER_PREFIX, RUN_DIR, TEXTS_DIR, credential_volume, network_data_volume,
+    texts_volume,
 };
 use berth_api::settings::v1::{Configuration, Gate, LogVerbosity};
 use berth_api::{labels, quantity};
@@ -116,6 +117,14 @@ pub fn launcher_pod(
         });
     }
 
+    for (name, source) in texts(&vmi.spec) {
+        mounts.push(core::VolumeMount {
+            read_only: Some(true),
+            ..mount(&name, &format!("{TEXTS_DIR}/{name}"))
+        });
+        volumes.push(core::Volume { name, ..source });
+    }
+
     let command = [
         "/usr/bin/berth",
         "launcher",
@@ -181,6 +190,8 @@ pub fn launcher_pod(
             node_selector: (!vmi.spec.node_selector.is_empty())
                 .then(|| vmi.spec.node_selector.clone()),
             subdomain: vmi.spec.subdomain.clone(),
+            dns_policy: vmi.spec.dns_policy.clone(),
+            dns_config: vmi.spec.dns_config.clone(),
             affinity: vmi.spec.affinity.clone(),
             tolerations: some(&vmi.spec.tolerations),
             topology_spread_constraints: some(&vmi.spec.topology_spread_constraints),
@@ -421,6 +432,65 @@ fn container_disks(spec: &VirtualMachineInstanceSpec) -> Vec<(&str, &ContainerDi
     volumes
         .filter_map(|v| Some((v.name.as_str(), v.container_disk.as_ref()?)))
         .collect()
+}
+
+/// What the pod is to bring of texts: the names of its volumes, and where the texts come from.
+fn texts(spec: &VirtualMachineInstanceSpec) -> Vec<(String, core::Volume)> {
+    // The launcher's user alone, by its group where a kubelet lays them down.
+    const MODE: i32 = 0o440;
+    let secret = |name: &str, optional| core::Volume {
+        secret: Some(core::SecretVolumeSource {
+            secret_name: Some(name.to_owned()),
+            optional,
+            default_mode: Some(MODE),
+            items: None,
+        }),
+        ..core::Volume::default()
+    };
+    let mut all = Vec::new();
+    for volume in &spec.volumes {
+        let name = texts_volume(&volume.name);
+        if let Some(source) = &volume.secret {
+            let wanted = source.secret_name.as_deref().unwrap_or_default();
+            all.push((name, secret(wanted, source.optional)));
+        } else if let Some(source) = &volume.config_map {
+            let config_map = core::ConfigMapVolumeSource {
+                name: source.name.clone().unwrap_or_default(),
+                optional: source.optional,
+                default_mode: Some(MODE),
+                items: None,
+            };
+            let source = core::Volume {
+                config_map: Some(config_map),
+                ..core::Volume::default()
+            };
+            all.push((name, source));
+        } else if let Some(source) = &volume.downward_api {
+            let downward_api = core::DownwardAPIVolumeSource {
+                items: Some(source.fields.clone()),
+                default_mode: Some(MODE),
+            };
+            let source = core::Volume {
+                downward_api: Some(downward_api),
+                ..core::Volume::default()
+            };
+            all.push((name, source));
+        } else if let Some(source) = volume.cloud_init() {
+            if let Some(user) = &source.secret_ref {
+                all.push((name, secret(&user.name, None)));
+            }
+            if let Some(network) = &source.network_data_secret_ref {
+                let name = network_data_volume(&volume.name);
+                all.push((name, secret(&network.name, None)));
+            }
+        }
+    }
+    for (index, credential) in spec.access_credentials.iter().enumerate() {
+        if let Some(name) = credential.secret() {
+            all.push((credential_volume(index), secret(name, None)));
+        }
+    }
+    all
 }
 
 fn pull_secrets(spec: &VirtualMachineInstanceSpec) -> Option<Vec<core::LocalObjectReference>> {

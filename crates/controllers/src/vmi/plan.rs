@@ -449,7 +449,10 @@ fn gate(vmi: &VirtualMachineInstance, pod: &Pod) -> Option<Action> {
     if status.phase != Some(VmiPhase::Running) || !has_gate(pod) {
         return None;
     }
-    let unpaused = !is_true(&status.conditions, labels::CONDITION_PAUSED);
+    // A guest that is not ready for work is as good as one that stands still.
+    let unpaused = !is_true(&status.conditions, labels::CONDITION_PAUSED)
+        && (vmi.spec.readiness_probe.is_none()
+            || is_true(&status.conditions, labels::CONDITION_READY));
     (is_condition_true(pod, labels::UNPAUSED) != unpaused)
         .then(|| Action::PodUnpaused(pod.name_any(), unpaused))
 }

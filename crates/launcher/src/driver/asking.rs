@@ -117,7 +117,9 @@ impl<D: Daemon> Running<D> {
             self.asking.agent = Some(agent.clone());
             let (news, heard) = mpsc::channel(1);
             self.agent_news = heard;
-            self.asking.watch = Some(self.asking.tasks.spawn(agent::watch(agent, news)));
+            let credentials = self.credentials.clone();
+            let watch = agent::watch(agent, credentials, news);
+            self.asking.watch = Some(self.asking.tasks.spawn(watch));
         }
     }
 

@@ -15,6 +15,7 @@ mod sandbox;
 mod spec;
 mod status;
 mod task;
+mod texts;
 mod warm;
 
 use std::collections::{HashMap, HashSet};

@@ -21,6 +21,7 @@ use super::init::{InitConfig, Report};
 use super::process::ProcessId;
 use super::record::{Record, log_file, volume_dir};
 use super::rootfs::{BERTH, Bind, Root};
+use super::texts::{self, Texts};
 use crate::NodeConfig;
 
 /// Where a pod finds what QEMU can do, so that its libvirtd need not find out.
@@ -94,6 +95,19 @@ pub(crate) struct Spec {
     pub(crate) limits: Limits,
     /// Volume → where it is mounted.
     pub(crate) empty_dirs: BTreeMap<String, String>,
+    /// Volume → its files.
+    pub(crate) texts: BTreeMap<String, Texts>,
+    pub(crate) resolver: Resolver,
+}
+
+/// Whom the pod asks for addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Resolver {
+    /// Whether those of the node are among them.
+    pub(crate) of_node: bool,
+    pub(crate) servers: Vec<String>,
+    pub(crate) search: Vec<String>,
+    pub(crate) options: Vec<String>,
 }
 
 /// Makes the sandbox of a record and starts the command. Blocks. After a failure [`tear_down`] removes what there is.
@@ -117,6 +131,11 @@ pub(crate) fn start(
     for volume in spec.empty_dirs.keys() {
         make_dir(&volume_dir(&dir, volume), 0o700, Some(owner))?;
     }
+    for (volume, texts) in &spec.texts {
+        let path = volume_dir(&dir, volume);
+        texts::write(&path, texts, record.group)
+            .map_err(|source| SandboxError::Files { path, source })?;
+    }
     let log = log_file(&dir);
     if let Some(parent) = log.parent() {
         make_dir(parent, 0o700, None)?;
@@ -126,7 +145,7 @@ pub(crate) fn start(
     let init = InitConfig {
         root: Root {
             dir: root,
-            files: etc(config, record, &spec.hostname),
+            files: etc(config, record, &spec.hostname, &spec.resolver),
             binds: binds(config, record, spec, &dir),
             kvm: kvm_is_usable(),
         },
@@ -238,6 +257,11 @@ fn binds(config: &NodeConfig, record: &Record, spec: &Spec, dir: &Path) -> Vec<B
             .map(|(volume, at)| bind(volume_dir(dir, volume), at, true)),
     );
     binds.extend(
+        spec.texts
+            .iter()
+            .map(|(volume, texts)| bind(volume_dir(dir, volume), &texts.mount_path, false)),
+    );
+    binds.extend(
         record
             .disks
             .values()
@@ -251,17 +275,30 @@ pub(crate) fn etc(
     config: &NodeConfig,
     record: &Record,
     hostname: &str,
+    resolver: &Resolver,
 ) -> BTreeMap<String, String> {
     let Record {
         user, group, ip, ..
     } = record;
-    let mut resolv: String = config
-        .dns
-        .iter()
+    let of_node = config.dns.iter().filter(|_| resolver.of_node);
+    let servers = of_node
+        .map(ToString::to_string)
+        .chain(resolver.servers.iter().cloned());
+    let mut resolv: String = servers
         .map(|server| format!("nameserver {server}\n"))
         .collect();
-    if !config.search.is_empty() {
-        resolv += &format!("search {}\n", config.search.join(" "));
+    let of_node = config.search.iter().filter(|_| resolver.of_node);
+    let search: Vec<&str> = of_node
+        .chain(&resolver.search)
+        .map(String::as_str)
+        .collect();
+    for (word, list) in [
+        ("search", search.join(" ")),
+        ("options", resolver.options.join(" ")),
+    ] {
+        if !list.is_empty() {
+            resolv += &format!("{word} {list}\n");
+        }
     }
     [
         ("/etc/passwd", format!("root:x:0:0:root:/root:/usr/sbin/nologin\nqemu:x:{user}:{group}:qemu:/var/run/berth:/usr/sbin/nologin\n")),

@@ -1,14 +1,15 @@
-//! What the runtime reads from a Pod. It runs launcher pods only: one container, image volumes and empty directories.
+//! What the runtime reads from a Pod. It runs launcher pods only: one container; image volumes, empty directories and texts.
 
 use std::collections::BTreeMap;
 
 use berth_api::{labels, quantity};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use kube::ResourceExt as _;
 
 use super::cgroup::Limits;
 use super::record::USER_BASE;
-use super::sandbox::Spec;
+use super::sandbox::{Resolver, Spec};
+use super::texts::is_texts;
 
 /// A pod that this runtime does not run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,13 +69,14 @@ pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported>
             .find(|mount| mount.name == volume.name);
         match (mount, &volume.empty_dir, &volume.image) {
             (None, ..) | (_, None, Some(_)) => {}
+            (Some(_), None, None) if is_texts(volume) => {}
             (Some(mount), Some(_), None) => {
                 empty_dirs.insert(volume.name.clone(), mount.mount_path.clone());
             }
             _ => {
                 return Err(unsupported(
                     format!("spec.volumes[{index}]"),
-                    "neither image nor emptyDir",
+                    "neither image nor emptyDir, secret, configMap or downwardAPI",
                 ));
             }
         }
@@ -94,8 +96,28 @@ pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported>
         environment: environment.collect(),
         limits: limits(container),
         empty_dirs,
+        texts: BTreeMap::new(),
+        resolver: resolver(spec),
     };
     Ok((sandbox, user(pod, container)?))
+}
+
+/// What the pod's resolver is to use. A machine without a cluster has one kind of name servers: its own.
+fn resolver(spec: &PodSpec) -> Resolver {
+    let config = spec.dns_config.clone().unwrap_or_default();
+    let options = config.options.into_iter().flatten().filter_map(|option| {
+        let name = option.name?;
+        Some(match option.value {
+            Some(value) => format!("{name}:{value}"),
+            None => name,
+        })
+    });
+    Resolver {
+        of_node: spec.dns_policy.as_deref() != Some("None"),
+        servers: config.nameservers.unwrap_or_default(),
+        search: config.searches.unwrap_or_default(),
+        options: options.collect(),
+    }
 }
 
 fn user(pod: &Pod, container: &Container) -> Result<Option<(u32, u32)>, Unsupported> {
@@ -188,6 +210,29 @@ mod tests {
             }
         );
         assert_eq!(spec.empty_dirs["run"], "/var/run/berth");
+    }
+
+    #[test]
+    fn name_servers_are_the_nodes_and_the_pods() {
+        let read_dns = |dns: serde_json::Value| {
+            let (spec, _) = read(&pod(|pod| {
+                pod["spec"]["dnsPolicy"] = dns["policy"].clone();
+                pod["spec"]["dnsConfig"] = dns["config"].clone();
+            }))
+            .unwrap();
+            spec.resolver
+        };
+        assert!(read_dns(json!({"policy": "ClusterFirst"})).of_node);
+        let own = read_dns(json!({"policy": "None", "config": {
+            "nameservers": ["192.0.2.1"], "searches": ["lab.example"], "options": [{"name": "ndots", "value": "2"}, {"name": "rotate"}],
+        }}));
+        let wanted = Resolver {
+            of_node: false,
+            servers: vec!["192.0.2.1".into()],
+            search: vec!["lab.example".into()],
+            options: vec!["ndots:2".into(), "rotate".into()],
+        };
+        assert_eq!(own, wanted);
     }
 
     #[test]

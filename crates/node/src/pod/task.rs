@@ -32,9 +32,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::images::{self, ImageError, Provided};
 use super::process::{Ending, WatchedProcess};
-use super::record::{Disk, Ended, Record, Request, Sandboxes, run_dir};
+use super::record::{Disk, Ended, Record, Request, Sandboxes, run_dir, volume_dir};
 use super::sandbox::{self, Spec};
 use super::status::{Progress, status};
+use super::texts::{self, Texts};
 use super::{Shared, cgroup, ended, log, spec};
 use crate::{NodeConfig, blocking};
 
@@ -43,8 +44,8 @@ const BACKOFF: Duration = Duration::from_secs(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// How long the first pods wait for QEMU's capabilities. Without them they start, only slower.
 const WARM: Duration = Duration::from_secs(60);
-/// How often the log is looked at.
-const LOG_CHECK: Duration = Duration::from_secs(60);
+/// How often the log is looked at, and whether the pod's texts have changed; a kubelet does so as often.
+const CHECK: Duration = Duration::from_secs(60);
 /// Between attempts to write a status that the API refused.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -226,7 +227,7 @@ impl PodTask {
         let Some(pod) = self.current() else {
             return Ok(None);
         };
-        let (spec, user) = spec::read(&pod)
+        let (mut spec, user) = spec::read(&pod)
             .map_err(|error| failed("CreateContainerConfigError", error.to_string()))?;
         let shared = self.shared.clone();
         let images = {
@@ -234,7 +235,11 @@ impl PodTask {
             async move { provide(&shared, &pod).await }
         };
         let images = tokio::select! {
-            images = images => images?,
+            provided = images => {
+                let (images, texts) = provided?;
+                spec.texts = texts;
+                images
+            }
             wake = self.deletion() => return match wake {
                 Wake::Deleted | Wake::Shutdown => Ok(None),
             },
@@ -295,7 +300,7 @@ impl PodTask {
 
     /// Waits for the end of a pod's process; brings it about when the pod is to go.
     async fn follow(&mut self, record: Record, process: WatchedProcess) -> Result<Record, Wake> {
-        let mut log_check = tokio::time::interval(LOG_CHECK);
+        let mut check = tokio::time::interval(CHECK);
         let mut kill_at: Option<Instant> = None;
         self.publish_with(&record, &Progress::Running).await;
         let ending = loop {
@@ -334,10 +339,34 @@ impl PodTask {
                     return Err(Wake::Shutdown);
                 },
                 () = self.shutdown.cancelled() => return Err(Wake::Shutdown),
-                _ = log_check.tick() => log::cut(&self.shared.sandboxes.log_file(&self.uid)),
+                _ = check.tick() => {
+                    log::cut(&self.shared.sandboxes.log_file(&self.uid));
+                    self.refresh_texts(record.group).await;
+                }
             }
         };
         Ok(self.conclude(record, ending).await)
+    }
+
+    /// Secrets and the like as they are now. What cannot be read stays as it was.
+    async fn refresh_texts(&self, group: u32) {
+        let Some(pod) = self.current() else { return };
+        let texts = match texts::gather(&self.shared.client, &pod).await {
+            Ok(texts) => texts,
+            Err(problem) => {
+                tracing::warn!(pod = %name(&pod), "texts stay as they were: {problem}");
+                return;
+            }
+        };
+        let dir = self.shared.sandboxes.dir(&self.uid);
+        let written = blocking(move || {
+            texts.iter().try_for_each(|(volume, texts)| {
+                texts::write(&volume_dir(&dir, volume), texts, group)
+            })
+        });
+        if let Err(error) = written.await {
+            tracing::warn!(pod = %name(&pod), %error, "texts stay as they were");
+        }
     }
 
     /// Frees what the pod held, and puts its end on record.
@@ -523,7 +552,14 @@ fn signal_to(record: &Record, process: &WatchedProcess, signal: Signal) {
     }
 }
 
-async fn provide(shared: &Shared, pod: &Pod) -> Result<Vec<Provided>, NotStarted> {
+async fn provide(
+    shared: &Shared,
+    pod: &Pod,
+) -> Result<(Vec<Provided>, BTreeMap<String, Texts>), NotStarted> {
+    // They cost nothing and may be missing, so they come first.
+    let texts = texts::gather(&shared.client, pod)
+        .await
+        .map_err(|message| failed("CreateContainerConfigError", message))?;
     let volumes = images::image_volumes(pod);
     let secrets = images::pull_secrets(&shared.client, &shared.recorder, pod).await;
     let mut provided = Vec::new();
@@ -537,7 +573,7 @@ async fn provide(shared: &Shared, pod: &Pod) -> Result<Vec<Provided>, NotStarted
         .await;
         provided.push(got.map_err(|error| image_problem(&error))?);
     }
-    Ok(provided)
+    Ok((provided, texts))
 }
 
 fn image_problem(error: &ImageError) -> NotStarted {

@@ -20,7 +20,7 @@ use super::init::InitConfig;
 use super::process::ProcessId;
 use super::record::Record;
 use super::rootfs::{BERTH, Bind, Root};
-use super::sandbox;
+use super::sandbox::{self, Resolver};
 use crate::{NodeConfig, blocking};
 
 /// The user that gathers; below those of pods.
@@ -123,7 +123,7 @@ fn probe(
     let init = InitConfig {
         root: Root {
             dir: root,
-            files: sandbox::etc(config, &nobody, "capabilities"),
+            files: sandbox::etc(config, &nobody, "capabilities", &Resolver::default()),
             binds: vec![
                 bind(&config.berth_binary, BERTH, false),
                 bind(out, "/out", true),

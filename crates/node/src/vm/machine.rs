@@ -35,6 +35,7 @@ use tracing::{info, warn};
 
 use super::domain::{end_of, guest_of};
 use super::nic;
+use super::probe::{Kind, Probes, Verdict};
 use super::status::{End, Guest, View, WiredNic, message_of, plan_status, reason_of};
 use super::{Agent, full_name, grace_seconds};
 use crate::{PodLocation, chain, untrusted};
@@ -96,6 +97,8 @@ pub(super) struct Machine {
     shutdown: CancellationToken,
     pod_uid: String,
     view: View,
+    /// Why the guest is stopped, when its probe found it dead.
+    dead: Option<String>,
     clock: Stopwatch,
 }
 
@@ -144,6 +147,7 @@ impl Machine {
             agent: None,
             frozen: false,
             machine: None,
+            not_ready: None,
         };
         Self {
             agent,
@@ -152,6 +156,7 @@ impl Machine {
             shutdown,
             pod_uid: String::new(),
             view,
+            dead: None,
             clock: Stopwatch::new(),
         }
     }
@@ -179,7 +184,11 @@ impl Machine {
         };
         self.clock.lap("connected_ms");
         self.view.emulation = self.agent.emulation(&self.pod_uid).await;
-        let end = self.follow(&pod, &launcher).await?;
+        let end = match (self.follow(&pod, &launcher).await?, self.dead.take()) {
+            // However it went down, this is why.
+            (_, Some(why)) => End::Unhealthy(why),
+            (end, None) => end,
+        };
         self.finish(end).await
     }
 
@@ -297,6 +306,7 @@ impl Machine {
         let mut states = launcher.state();
         let mut asked_to_stop = false;
         let mut backoff = Backoff::new();
+        let mut probes: Option<Probes> = None;
         self.see(&states.borrow_and_update().clone());
         // A domain that is there already: an earlier agent brought it up.
         let mut next_sync = (self.view.guest == Guest::Absent).then(Instant::now);
@@ -328,6 +338,9 @@ impl Machine {
                 self.see(&states.borrow_and_update().clone());
                 continue;
             }
+            if probes.is_none() && self.view.guest == Guest::Running {
+                probes = Some(self.probe(launcher));
+            }
             let unwritten = !self.publish().await;
             let retry_at = next_sync.or(unwritten.then(|| Instant::now() + RETRY_MIN * 4));
             let retry = async {
@@ -344,8 +357,51 @@ impl Machine {
                 () = launcher.closed() => return Ok(self.launcher_closed(pod, &states.borrow())),
                 updated = Self::updated(&mut self.updates) => self.vmi = updated?,
                 () = self.shutdown.cancelled() => return Err(Stop::Agent),
+                verdict = next_verdict(&mut probes) => self.on_verdict(verdict, launcher).await,
                 () = retry => {}
             }
+        }
+    }
+
+    /// Begins to ask the guest how it is. One that was ready before this agent came is, until a probe says otherwise.
+    fn probe(&mut self, launcher: &Client) -> Probes {
+        let spec = &self.vmi.spec;
+        let conditions = self.vmi.status.iter().flat_map(|status| &status.conditions);
+        let was_ready = conditions
+            .into_iter()
+            .any(|c| c.type_ == labels::CONDITION_READY && c.status == "True");
+        if spec.readiness_probe.is_some() && !was_ready {
+            let message = "The readiness probe has not succeeded yet.";
+            self.view.not_ready = Some(message.to_owned());
+        }
+        let address = self.view.nics.first().and_then(|nic| nic.ip.as_deref());
+        Probes::start(spec, launcher, address, was_ready)
+    }
+
+    /// A probe thinks otherwise of the guest than before.
+    async fn on_verdict(&mut self, (kind, verdict): Verdict, launcher: &Client) {
+        let problem = verdict.err();
+        if let Some(problem) = &problem {
+            let message = format!("{} probe failed: {problem}", kind.as_str());
+            self.agent
+                .recorder
+                .warning(&*self.vmi, labels::REASON_UNHEALTHY, &message)
+                .await;
+        }
+        match (kind, problem) {
+            (Kind::Readiness, problem) => {
+                self.view.not_ready =
+                    problem.map(|problem| format!("Readiness probe failed: {problem}"));
+            }
+            (Kind::Liveness, Some(problem)) if self.dead.is_none() => {
+                let grace = grace_seconds(&self.vmi.spec);
+                info!(vmi = %full_name(&self.vmi), grace, problem, "guest is not alive, and is asked to shut down");
+                self.dead = Some(problem);
+                if let Err(error) = launcher.shutdown(grace).await {
+                    warn!(vmi = %full_name(&self.vmi), error = %chain(&error), "launcher could not be asked to stop");
+                }
+            }
+            (Kind::Liveness, _) => {}
         }
     }
 
@@ -604,6 +660,14 @@ impl Machine {
     }
 }
 
+/// The next word of the probes, if there are any.
+async fn next_verdict(probes: &mut Option<Probes>) -> Verdict {
+    match probes {
+        Some(probes) => probes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The disks that firmware may boot from; none where it is told to boot from the network.
 fn boot_disks(vmi: &VirtualMachineInstance) -> Vec<&str> {
     let devices = &vmi.spec.domain.devices;
@@ -629,7 +693,7 @@ fn disks(vmi: &VirtualMachineInstance, pod: &PodLocation) -> Result<Vec<DiskBack
         .spec
         .volumes
         .iter()
-        .filter(|volume| volume.cloud_init().is_none() && volume.empty_disk.is_none());
+        .filter(|volume| !volume.is_made_by_launcher());
     volumes
         .map(|volume| {
             let missing = || SyncError::NoVolume(volume.name.clone());

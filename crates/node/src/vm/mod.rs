@@ -7,6 +7,7 @@
 mod domain;
 mod machine;
 mod nic;
+mod probe;
 mod status;
 
 use std::collections::{HashMap, HashSet};

@@ -5,7 +5,8 @@
 //! the pod's other state, where the guest's user cannot write. An agent that starts again reads it there, and
 //! everything after that is idempotent.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read as _, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,9 @@ use std::path::{Path, PathBuf};
 use berth_api::kubevirt::v1::{Interface, VirtualMachineInstance, hostname};
 use berth_launcher::protocol::NicBacking;
 use berth_network::dhcp::Lease;
-use berth_network::{MacAddr, PodNic, VmNicRequest};
+use berth_network::{HostDns, MacAddr, PodNic, VmNicRequest};
 use kube::ResourceExt;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::status::WiredNic;
 use crate::{NodeConfig, PodLocation};
@@ -70,6 +72,10 @@ pub(crate) fn wire(
         sockets: Vec::new(),
         shown: Vec::new(),
     };
+    let dns = pod_dns(pod.pid).unwrap_or_else(|| HostDns {
+        servers: config.dns.clone(),
+        search: config.search.clone(),
+    });
     for (index, interface) in (0u8..).zip(&vmi.spec.domain.devices.interfaces) {
         let network = vmi.spec.networks.iter().find(|n| n.name == interface.name);
         // One pod has one pod network, so only the first interface can be on it.
@@ -86,7 +92,7 @@ pub(crate) fn wire(
         };
         let nic = berth_network::wire_bridge(&pod.netns, &request)
             .map_err(network_error("bridge and tap", interface))?;
-        let lease = lease(vmi, &pod_nic, mac, config);
+        let lease = lease(vmi, &pod_nic, mac, &dns);
         if lease.is_some() {
             let socket = berth_network::open_dhcp_socket(&pod.netns, &nic.tap)
                 .map_err(network_error("DHCP socket", interface))?;
@@ -201,11 +207,29 @@ fn write(record: &Path, nic: &PodNic) -> Result<(), Error> {
 }
 
 /// The guest's lease: the pod's address and routes. `None` when the pod has no IPv4 address.
+/// The name servers of the pod, which the guest is told: its runtime has written down what the spec and the cluster say. None
+/// where the pod names no server that a guest could ask.
+fn pod_dns(pid: u32) -> Option<HostDns> {
+    const MAX: u64 = 64 << 10;
+    if pid == 0 {
+        return None;
+    }
+    let root = File::open(format!("/proc/{pid}/root")).ok()?;
+    // Whatever the pod has there, it leads nowhere else.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = openat2(root, "etc/resolv.conf", flags, Mode::empty(), inside).ok()?;
+    let mut text = String::new();
+    File::from(file).take(MAX).read_to_string(&mut text).ok()?;
+    let dns = berth_network::parse_resolv_conf(&text);
+    (!dns.servers.is_empty()).then_some(dns)
+}
+
 fn lease(
     vmi: &VirtualMachineInstance,
     pod_nic: &PodNic,
     mac: MacAddr,
-    config: &NodeConfig,
+    dns: &HostDns,
 ) -> Option<Lease> {
     let (ip, prefix) = pod_nic.ipv4?;
     Some(Lease {
@@ -214,10 +238,10 @@ fn lease(
         prefix,
         gateway: pod_nic.gateway,
         routes: pod_nic.routes.clone(),
-        dns: config.dns.clone(),
+        dns: dns.servers.clone(),
         hostname: Some(hostname(&vmi.name_any(), &vmi.spec)),
         domain: None,
-        search: config.search.clone(),
+        search: dns.search.clone(),
         mtu: Some(pod_nic.mtu),
         // Renewals are unicast to the server: the gateway is an address that the guest can resolve, so its
         // renewals reach the tap, where they are answered.
@@ -264,14 +288,12 @@ mod tests {
     #[test]
     fn the_guest_leases_the_pods_address() {
         let dns = [Ipv4Addr::new(9, 9, 9, 9)];
-        let config = crate::vm::tests::config(Path::new("/nowhere"));
-        let config = NodeConfig {
-            dns: dns.to_vec(),
+        let told = HostDns {
+            servers: dns.to_vec(),
             search: vec!["lab.example".to_owned()],
-            ..config
         };
         let pod_nic = pod_eth0();
-        let lease = lease(&ordinary(), &pod_nic, pod_nic.mac, &config).unwrap();
+        let lease = lease(&ordinary(), &pod_nic, pod_nic.mac, &told).unwrap();
         assert_eq!(
             (lease.ip, lease.prefix, lease.mtu),
             (Ipv4Addr::new(10, 98, 0, 7), 16, Some(1400))
@@ -288,7 +310,7 @@ mod tests {
             ipv4: None,
             ..pod_nic
         };
-        assert!(super::lease(&ordinary(), &bare, bare.mac, &config).is_none());
+        assert!(super::lease(&ordinary(), &bare, bare.mac, &told).is_none());
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) enum End {
     LauncherGone,
     /// It was deleted before it started.
     NeverStarted,
+    /// It was stopped because its probe found it dead.
+    Unhealthy(String),
 }
 
 /// A network interface that was wired for the guest.
@@ -77,6 +79,8 @@ pub(crate) struct View {
     pub frozen: bool,
     /// The machine type that the guest has, once it has one.
     pub machine: Option<String>,
+    /// Why the guest is not ready for work, by its own probe.
+    pub not_ready: Option<String>,
 }
 
 /// The status for this view. Equal to the current one when nothing is to be written.
@@ -114,6 +118,7 @@ pub(crate) fn plan_status(vmi: &VirtualMachineInstance, view: &View, now: &Time)
             for gone in [
                 labels::CONDITION_LIVE_MIGRATABLE,
                 labels::CONDITION_AGENT_CONNECTED,
+                labels::CONDITION_CREDENTIALS,
             ] {
                 remove_condition(&mut status.conditions, gone);
             }
@@ -135,6 +140,7 @@ fn phase_of_end(end: &End, acpi: bool) -> VmiPhase {
         | End::Destroyed(_)
         | End::Crashed(_)
         | End::NotStarted(_)
+        | End::Unhealthy(_)
         | End::LauncherGone => VmiPhase::Failed,
     }
 }
@@ -148,6 +154,7 @@ pub(crate) fn reason_of(end: &End) -> &'static str {
         End::Crashed(_) => "GuestCrashed",
         End::NotStarted(_) => "StartFailed",
         End::LauncherGone => "LauncherGone",
+        End::Unhealthy(_) => labels::REASON_UNHEALTHY,
     }
 }
 
@@ -161,6 +168,7 @@ pub(crate) fn message_of(end: &End) -> String {
         End::GraceExceeded(why) | End::Destroyed(why) => format!("The guest was stopped: {why}."),
         End::Crashed(why) => format!("The guest crashed: {why}."),
         End::NotStarted(why) => format!("The guest could not be started: {why}"),
+        End::Unhealthy(why) => format!("The guest was stopped: its liveness probe failed: {why}"),
         End::LauncherGone => {
             "The launcher ended without reporting what became of the guest.".to_owned()
         }
@@ -180,7 +188,10 @@ fn set_ready(status: &mut Status, view: &View, now: &Time) {
             labels::REASON_POD_TERMINATING,
             "The launcher pod is being deleted.".to_owned(),
         ),
-        Guest::Running => (true, "", String::new()),
+        Guest::Running => match &view.not_ready {
+            Some(why) => (false, labels::REASON_UNHEALTHY, why.clone()),
+            None => (true, "", String::new()),
+        },
         Guest::Paused(_) => (
             false,
             labels::REASON_GUEST_NOT_RUNNING,
@@ -335,6 +346,21 @@ fn set_agent(status: &mut Status, view: &View, now: &Time) {
         return;
     };
     set_condition(&mut status.conditions, type_, true, "", "", now.clone());
+    if let Some(problem) = &agent.credentials {
+        let reason = if problem.is_empty() {
+            "AccessCredentialsSyncSuccess"
+        } else {
+            "AccessCredentialsSyncError"
+        };
+        set_condition(
+            &mut status.conditions,
+            labels::CONDITION_CREDENTIALS,
+            problem.is_empty(),
+            reason,
+            problem,
+            now.clone(),
+        );
+    }
     status.guest_os_info = Some(agent.os.clone());
     status.fs_freeze_status = view.frozen.then(|| "frozen".to_owned());
 }
@@ -402,6 +428,7 @@ mod tests {
             agent: None,
             frozen: false,
             machine: None,
+            not_ready: None,
         }
     }
 
@@ -412,6 +439,20 @@ mod tests {
     fn condition<'a>(status: &'a Status, type_: &str) -> (&'a str, &'a str) {
         let c = find_condition(&status.conditions, type_).unwrap();
         (&c.status, c.reason.as_deref().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_guest_that_is_not_well_is_not_ready() {
+        let seen = View {
+            not_ready: Some("Readiness probe failed: no answer".to_owned()),
+            ..view(Guest::Running)
+        };
+        let status = plan_status(&vmi("Running", &json!({})), &seen, &at(1));
+        assert_eq!(condition(&status, "Ready"), ("False", "Unhealthy"));
+        let dead = view(Guest::Ended(End::Unhealthy("no answer".to_owned())));
+        let status = plan_status(&vmi("Running", &json!({})), &dead, &at(1));
+        assert_eq!(status.phase, Some(VmiPhase::Failed));
+        assert_eq!(status.reason.as_deref(), Some("Unhealthy"));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Affinity, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{Affinity, PodDNSConfig, Toleration, TopologySpreadConstraint};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DomainSpec, VirtualMachineInstanceStatus, Volume, placement};
+use super::{AccessCredential, DomainSpec, Probe, VirtualMachineInstanceStatus, Volume, plain};
 
 /// One run of a virtual machine, from its start to its end. It does not start again once it has ended.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -47,15 +47,15 @@ pub struct VirtualMachineInstanceSpec {
     pub node_selector: BTreeMap<String, String>,
     /// What else a node must or should have, and which machines are to be near or far; as for pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "placement::schema::affinity")]
+    #[schemars(schema_with = "plain::schema::affinity")]
     pub affinity: Option<Affinity>,
     /// Taints of nodes that this machine stands; as for pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "placement::schema::tolerations")]
+    #[schemars(schema_with = "plain::schema::tolerations")]
     pub tolerations: Vec<Toleration>,
     /// How evenly machines are to be spread; as for pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "placement::schema::spread")]
+    #[schemars(schema_with = "plain::schema::spread")]
     pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
     /// The PriorityClass of its pod: who comes first where there is not room for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,6 +66,23 @@ pub struct VirtualMachineInstanceSpec {
     /// With the host name, the name of its pod in the cluster's DNS, where a headless Service has this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
+    /// Whose name servers the guest is told: `Default` (those of the node), `ClusterFirst` (the default),
+    /// `ClusterFirstWithHostNet`, or `None` (those of `dnsConfig` alone); as for pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_policy: Option<String>,
+    /// Name servers and search domains besides; as for pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "plain::schema::dns_config")]
+    pub dns_config: Option<PodDNSConfig>,
+    /// Whether the guest is ready for work. While it is not, the machine is not `Ready`, and no Service sends anybody to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness_probe: Option<Probe>,
+    /// Whether the guest is alive. One that is not is asked to power off, and the machine has `Failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness_probe: Option<Probe>,
+    /// Keys and passwords for the guest, out of secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub access_credentials: Vec<AccessCredential>,
     /// The virtual hardware.
     pub domain: DomainSpec,
     /// The networks that `domain.devices.interfaces` connect to, joined by name.

@@ -5,6 +5,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{
+    ConfigMapVolumeSource, DownwardAPIVolumeSource, LocalObjectReference, SecretVolumeSource,
+};
 use crate::quantity;
 
 /// A named piece of storage. Exactly one source must be set.
@@ -29,6 +32,19 @@ pub struct Volume {
     /// An empty disk that goes with the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_disk: Option<EmptyDiskSource>,
+    /// The texts of a Secret, as files of a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretVolumeSource>,
+    /// The texts of a ConfigMap, as files of a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map: Option<ConfigMapVolumeSource>,
+    /// What the machine's pod says of itself, as files of a disk.
+    #[serde(
+        default,
+        rename = "downwardAPI",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub downward_api: Option<DownwardAPIVolumeSource>,
 }
 
 impl Volume {
@@ -37,6 +53,24 @@ impl Volume {
         self.cloud_init_no_cloud
             .as_ref()
             .or(self.cloud_init_config_drive.as_ref())
+    }
+
+    /// The label of a disk of texts that come with the pod; none for other volumes.
+    #[must_use]
+    pub fn texts_label(&self) -> Option<&str> {
+        let label = match (&self.secret, &self.config_map, &self.downward_api) {
+            (Some(source), ..) => source.volume_label.as_deref(),
+            (_, Some(source), _) => source.volume_label.as_deref(),
+            (.., Some(source)) => source.volume_label.as_deref(),
+            (None, None, None) => return None,
+        };
+        Some(label.filter(|label| !label.is_empty()).unwrap_or("cfgdata"))
+    }
+
+    /// Whether the launcher makes the disk itself.
+    #[must_use]
+    pub fn is_made_by_launcher(&self) -> bool {
+        self.cloud_init().is_some() || self.empty_disk.is_some() || self.texts_label().is_some()
     }
 }
 
@@ -56,6 +90,12 @@ pub struct CloudInitSource {
     /// The configuration of the network as base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data_base64: Option<String>,
+    /// A secret with the user data under the key `userdata` or `userData`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<LocalObjectReference>,
+    /// A secret with the configuration of the network under the key `networkdata` or `networkData`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_data_secret_ref: Option<LocalObjectReference>,
 }
 
 /// A text for cloud-init that is no base64.

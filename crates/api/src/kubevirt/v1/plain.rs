@@ -1,4 +1,4 @@
-//! Where a machine may run. These are fields of its pod, in the types of Kubernetes.
+//! Fields in the types of Kubernetes, which mean what they mean for pods.
 
 /// The schemas of Kubernetes' types, without Kubernetes' words.
 pub(super) mod schema {
@@ -16,6 +16,26 @@ pub(super) mod schema {
 
     pub(in super::super) fn spread(generator: &mut SchemaGenerator) -> Schema {
         plain::<Vec<core::TopologySpreadConstraint>>(generator)
+    }
+
+    pub(in super::super) fn dns_config(generator: &mut SchemaGenerator) -> Schema {
+        plain::<core::PodDNSConfig>(generator)
+    }
+
+    pub(in super::super) fn exec(generator: &mut SchemaGenerator) -> Schema {
+        plain::<core::ExecAction>(generator)
+    }
+
+    pub(in super::super) fn http_get(generator: &mut SchemaGenerator) -> Schema {
+        plain::<core::HTTPGetAction>(generator)
+    }
+
+    pub(in super::super) fn tcp_socket(generator: &mut SchemaGenerator) -> Schema {
+        plain::<core::TCPSocketAction>(generator)
+    }
+
+    pub(in super::super) fn downward_api_files(generator: &mut SchemaGenerator) -> Schema {
+        plain::<Vec<core::DownwardAPIVolumeFile>>(generator)
     }
 
     fn plain<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
