@@ -64,7 +64,7 @@ async fn measure(kubeconfig: &Path, count: usize) -> anyhow::Result<()> {
         .await?;
     let vmis: Api<VirtualMachineInstance> = Api::namespaced(client.clone(), NAMESPACE);
     // The first one finds no image unpacked and no code in memory; it does not count.
-    make(&vmis, "primer").await?;
+    make(&vmis, "primer", IMAGE).await?;
     until(&vmis, 1, &mut BTreeMap::new()).await?;
 
     let idle = parts();
@@ -78,7 +78,7 @@ async fn measure(kubeconfig: &Path, count: usize) -> anyhow::Result<()> {
             for number in 0..count {
                 let name = format!("vm-{number}");
                 made.insert(name.clone(), Instant::now());
-                make(&vmis, &name).await?;
+                make(&vmis, &name, IMAGE).await?;
                 tokio::time::sleep(PACE).await;
             }
             anyhow::Ok(made)
@@ -140,7 +140,11 @@ async fn measure(kubeconfig: &Path, count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn make(vmis: &Api<VirtualMachineInstance>, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn make(
+    vmis: &Api<VirtualMachineInstance>,
+    name: &str,
+    image: &str,
+) -> anyhow::Result<()> {
     let vmi = serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {
@@ -153,7 +157,7 @@ async fn make(vmis: &Api<VirtualMachineInstance>, name: &str) -> anyhow::Result<
                 },
             },
             "networks": [{"name": "default", "pod": {}}],
-            "volumes": [{"name": "root", "containerDisk": {"image": IMAGE}}],
+            "volumes": [{"name": "root", "containerDisk": {"image": image}}],
         },
     }))?;
     vmis.create(&PostParams::default(), &vmi)
@@ -163,7 +167,7 @@ async fn make(vmis: &Api<VirtualMachineInstance>, name: &str) -> anyhow::Result<
 }
 
 /// Waits until so many machines run; notes when each was first seen to.
-async fn until(
+pub(crate) async fn until(
     vmis: &Api<VirtualMachineInstance>,
     count: usize,
     running: &mut BTreeMap<String, Instant>,
@@ -284,7 +288,7 @@ fn parts() -> Part {
     found
 }
 
-fn resident(pid: u32) -> Option<f64> {
+pub(crate) fn resident(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status
         .lines()
@@ -294,7 +298,7 @@ fn resident(pid: u32) -> Option<f64> {
 }
 
 /// Processor time in seconds; the kernel counts hundredths.
-fn seconds(pid: u32) -> Option<f64> {
+pub(crate) fn seconds(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();

@@ -6,6 +6,7 @@
 mod apiserver;
 mod cluster;
 mod figures;
+mod machines;
 mod memory;
 mod peer;
 mod start;
@@ -15,6 +16,12 @@ use berth_e2e::{Machine, MachineOptions, Need, missing, small_guest};
 
 /// The guest's memory.
 const MEMORY: &str = "160Mi";
+/// No QEMU: what is measured is all the rest.
+const SETTINGS: &str = "apiVersion: berth.kubevirt.io/v1
+kind: Berth
+metadata: {name: berth}
+spec: {configuration: {developerConfiguration: {featureGates: [FakeHypervisor]}}}
+";
 /// The small guest as a container disk.
 const IMAGE: &str = "berth/small-guest:latest";
 
@@ -49,6 +56,12 @@ fn main() -> anyhow::Result<()> {
     let large = matches!(only.as_deref(), None | Some("apiserver-large"));
     if large || wanted("apiserver") {
         apiserver::run(large).context("API server")?;
+        if only.is_some() {
+            return Ok(());
+        }
+    }
+    if wanted("machines") {
+        machines::run().context("machines")?;
         if only.is_some() {
             return Ok(());
         }

@@ -216,7 +216,7 @@ impl Target for Cluster {
         let script = format!(
             "for group in $(grep -ls 'pod{uid}' /proc/[0-9]*/cgroup); do \
                process=${{group%/cgroup}}; \
-               grep -qs '^{program}' $process/comm && kill -9 ${{process#/proc/}} && echo killed; \
+               tr '\\0' ' ' <$process/cmdline | grep -qs '{program}' && kill -9 ${{process#/proc/}} && echo killed; \
              done; true"
         );
         let said = self.on_node(node, "sh", &["-c", &script])?.ok()?;

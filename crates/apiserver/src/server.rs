@@ -224,16 +224,27 @@ impl ApiServer {
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let (server, user) = (server.clone(), user.clone());
             async move {
-                let (mut parts, body) = request.map(Body::new).into_parts();
+                let mut request = request.map(Body::new);
                 // Owners of fields are told apart by their program, and here all are one.
                 if let Ok(name) = HeaderValue::from_str(&user.name) {
-                    parts.headers.entry(header::USER_AGENT).or_insert(name);
+                    request
+                        .headers_mut()
+                        .entry(header::USER_AGENT)
+                        .or_insert(name);
                 }
-                let admitted = admit(&server.core, user, &mut parts);
-                let response = match admitted {
-                    Ok(()) => server.core.handle(Request::from_parts(parts, body)).await,
-                    Err(refusal) => refusal.into_response(),
+                let answer = async |request: Request<Body>| {
+                    let (mut parts, body) = request.into_parts();
+                    front::known(&parts.extensions, &user);
+                    match admit(&server.core, user, &mut parts) {
+                        Ok(()) => {
+                            front::admitted(&parts.extensions);
+                            server.core.handle(Request::from_parts(parts, body)).await
+                        }
+                        Err(refusal) => refusal.into_response(),
+                    }
                 };
+                // No limits, for controllers are not to wait for those whom they serve; but on record like everybody.
+                let response = server.door.clone().pass(request, None, answer).await;
                 Ok::<_, Infallible>(response)
             }
         });

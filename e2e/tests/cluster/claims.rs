@@ -111,7 +111,19 @@ pub(crate) fn file_system(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(&on_claims("keeper"))?;
     cluster.wait_phase("keeper", "Running", SOON)?;
     cluster.wait_prompt("keeper", BOOT)?;
+    // QEMU holds a lock on its disks: nobody else writes to them meanwhile, and who waits for them gets them afterwards.
+    cluster.apply(&on_claims("rival"))?;
+    wait_for("the lock is told", SOON * 2, || {
+        let path = ".status.conditions[?(@.type=='Synchronized')].message";
+        let told = cluster.vmi("rival", path)?;
+        ensure!(told.contains("lock"), "{told}");
+        Ok(())
+    })?;
+    ensure!(cluster.vmi("rival", ".status.phase")? == "Scheduled");
+    ensure!(cluster.vmi("keeper", ".status.phase")? == "Running");
     cluster.delete("keeper", SOON * 2)?;
+    cluster.wait_phase("rival", "Running", Duration::from_secs(90))?;
+    cluster.delete("rival", SOON * 2)?;
     for claim in ["root", "data"] {
         forget(cluster, claim)?;
     }

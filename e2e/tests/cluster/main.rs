@@ -606,3 +606,11 @@ fn refused_consoles(cluster: &Cluster) -> anyhow::Result<()> {
     ensure!(answer.stdout.ends_with("401"), "{answer}");
     Ok(())
 }
+
+#[test]
+fn each_part_is_killed_in_each_phase() -> anyhow::Result<()> {
+    without_berth(
+        "each_part_is_killed_in_each_phase",
+        stories::crashes::each_part_is_killed_in_each_phase,
+    )
+}

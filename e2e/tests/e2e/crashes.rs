@@ -25,3 +25,8 @@ fn a_killed_qemu_is_a_failed_vmi_with_the_reason() -> anyhow::Result<()> {
 fn a_killed_libvirt_is_started_again() -> anyhow::Result<()> {
     story("libvirt killed", crashes::a_killed_libvirt_is_started_again)
 }
+
+#[test]
+fn each_part_is_killed_in_each_phase() -> anyhow::Result<()> {
+    story("crash matrix", crashes::each_part_is_killed_in_each_phase)
+}

@@ -1,8 +1,9 @@
 //! `kill -9`, and coming and going.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use berth_e2e::{Target, manifest, wait_for};
 
+use super::machines::{berth, delete, machine, uid, wait_status};
 use super::{BOOT, MEMORY, SOON};
 
 /// A QEMU that is killed is a machine that has failed, and says of what.
@@ -129,4 +130,79 @@ pub(crate) fn an_end_while_berth_is_away_is_told(target: &dyn Target) -> anyhow:
     killed?;
     target.wait_phase("goner", "Failed", SOON * 2)?;
     target.delete("goner", SOON)
+}
+
+/// When a part is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// As soon as it is there.
+    Starting,
+    Running,
+    /// While the guest is asked to shut down.
+    Stopping,
+}
+
+/// `kill -9` of each part of berth in each phase of a machine that is to run always: it runs in the end, once, or is stopped as
+/// was asked, and nothing is left.
+pub(crate) fn each_part_is_killed_in_each_phase(target: &dyn Target) -> anyhow::Result<()> {
+    for when in [When::Starting, When::Running, When::Stopping] {
+        for part in ["launcher", "libvirtd", "qemu-system", "berth"] {
+            one_kill(target, when, part)
+                .with_context(|| format!("{part} is killed while {when:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn one_kill(target: &dyn Target, when: When, part: &str) -> anyhow::Result<()> {
+    target.apply(&machine(target, "matrix", "runStrategy: Always"))?;
+    let mut first = String::new();
+    if when != When::Starting {
+        wait_status(target, "matrix", "Running", BOOT)?;
+        first = uid(target, "matrix")?;
+    }
+    if when == When::Stopping {
+        berth(target, &["stop", "matrix"])?.ok()?;
+    }
+    if part == "berth" {
+        target.take_berth_away()?;
+        target.bring_berth_back()?;
+    } else {
+        wait_for("it is there to be killed", SOON, || {
+            target.kill_in_pod("matrix", part)
+        })?;
+    }
+    if when == When::Stopping {
+        wait_status(target, "matrix", "Stopped", BOOT)?;
+    } else {
+        wait_for("it runs, once", BOOT, || {
+            let phase = target.vmi("matrix", ".status.phase")?;
+            let pods = target
+                .kubectl(&[
+                    "get",
+                    "pods",
+                    "--field-selector=status.phase=Running",
+                    "-o",
+                    "name",
+                ])?
+                .ok()?;
+            ensure!(
+                phase == "Running" && pods.lines().count() == 1,
+                "{phase} {pods}"
+            );
+            if when == When::Running {
+                let is_first = uid(target, "matrix")? == first;
+                let lives = matches!(part, "libvirtd" | "berth");
+                ensure!(is_first == lives, "the first instance: {is_first}");
+            }
+            Ok(())
+        })?;
+        wait_status(target, "matrix", "Running", SOON)?;
+    }
+    delete(target, "matrix")?;
+    wait_for("no pod is left", SOON * 2, || {
+        let pods = target.kubectl(&["get", "pods", "-o", "name"])?.ok()?;
+        ensure!(pods.trim().is_empty(), "{pods}");
+        Ok(())
+    })
 }
