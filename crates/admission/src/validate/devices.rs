@@ -20,6 +20,8 @@ const CLOUD_INIT_MAX: usize = 64 << 10;
 const EMPTY_DISK_MIN: u64 = 1 << 20;
 /// The pod's volumes are called `claim-<name>` and the like, and that is a DNS label too.
 const VOLUME_NAME_MAX: usize = syntax::LABEL_MAX - "claim-".len();
+/// More devices than that no machine has.
+const BOOT_ORDER_MAX: u64 = 1 << 16;
 /// Longest label of a disk of texts: what FAT has room for.
 const LABEL_MAX: usize = 11;
 /// What a pod says of itself, of single values.
@@ -727,6 +729,12 @@ fn check_boot_order(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) 
         let field = format!("spec.domain.devices.{list}[{i}].bootOrder");
         if order == 0 {
             causes.push(Cause::invalid(field, order, "must be at least 1"));
+        } else if order > BOOT_ORDER_MAX {
+            causes.push(Cause::invalid(
+                field,
+                order,
+                format!("must be no more than {BOOT_ORDER_MAX}"),
+            ));
         } else if !seen.insert(order) {
             causes.push(Cause::duplicate(field, order));
         }

@@ -172,8 +172,8 @@ fn count_failures(seen: &Observed<'_>, status: &mut Status, plan: &mut Plan) {
     clippy::cast_precision_loss,
     reason = "seconds of a pause of minutes"
 )]
-fn pause_after(count: u32, jitter: f64) -> u64 {
-    let count = u64::from(count);
+fn pause_after(count: i32, jitter: f64) -> u64 {
+    let count = u64::from(count.max(1).unsigned_abs());
     let base = BACKOFF.saturating_mul(count.saturating_mul(count));
     if base >= BACKOFF_MAX {
         return BACKOFF_MAX;

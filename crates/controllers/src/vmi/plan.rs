@@ -494,14 +494,15 @@ fn container_trouble(pod: &Pod) -> Option<(String, String)> {
     })
 }
 
-/// How the pod ended, when it has.
+/// How the pod ended, when it has. It has without its launcher, even if a container beside that still holds an image.
 fn pod_end(pod: &Pod) -> Option<(String, String)> {
     let status = pod.status.as_ref()?;
-    let phase = status
-        .phase
-        .as_deref()
-        .filter(|p| matches!(*p, "Failed" | "Succeeded"))?;
-    let ended = containers(pod).find_map(|c| c.state.as_ref()?.terminated.as_ref());
+    let phase = status.phase.as_deref().unwrap_or_default();
+    let launcher = containers(pod).find(|c| c.name == labels::COMPUTE_CONTAINER);
+    let ended = launcher.and_then(|c| c.state.as_ref()?.terminated.as_ref());
+    if !matches!(phase, "Failed" | "Succeeded") && ended.is_none() {
+        return None;
+    }
     let reason = status.reason.clone().or_else(|| {
         // `Error` and `Completed` name no cause.
         ended

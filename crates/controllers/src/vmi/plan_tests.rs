@@ -132,6 +132,41 @@ fn a_gated_pod_is_ready_with_its_guest() {
 }
 
 #[test]
+fn a_guest_that_is_not_ready_closes_the_gate() {
+    let open = pod(json!({
+        "spec": {"nodeName": NODE, "readinessGates": [{"conditionType": labels::UNPAUSED}]},
+        "status": {"phase": "Running", "conditions": [{"type": labels::UNPAUSED, "status": "True"}]},
+    }));
+    let with = |ready: &str| {
+        let mut patch = in_phase("Running");
+        patch["spec"] = json!({"readinessProbe": {"tcpSocket": {"port": 22}}});
+        patch["status"]["conditions"] = json!([{"type": "Ready", "status": ready}]);
+        vmi(patch)
+    };
+    assert_eq!(shape(&run(&with("False"), &[&open])).0, ["close"]);
+    assert!(run(&with("True"), &[&open]).is_empty());
+}
+
+/// A container that holds an image outlives the launcher, and the pod runs on.
+#[test]
+fn a_pod_without_its_launcher_is_over() {
+    let killed = pod(json!({
+        "spec": {"nodeName": NODE},
+        "status": {"phase": "Running", "containerStatuses": [
+            {"name": "disk-root", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}},
+            {"name": "compute", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+             "state": {"terminated": {"exitCode": 137, "reason": "Error"}}},
+        ]},
+    }));
+    let status = shape(&run(&vmi(in_phase("Scheduling")), &[&killed]))
+        .1
+        .unwrap();
+    assert_eq!(status.phase, Some(VmiPhase::Failed));
+    let (_, _, message) = condition(&status, "Ready");
+    assert!(message.contains("exit code 137"), "{message}");
+}
+
+#[test]
 fn a_new_machine_gets_a_pod_and_is_pending_until_it_has_one() {
     let new = vmi(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}}));
     assert_eq!(shape(&run(&new, &[])).0, ["create"]);

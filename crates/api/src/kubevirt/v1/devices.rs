@@ -128,7 +128,7 @@ pub struct Disk {
     /// Place in the boot order, 1 first; unique among all devices. When no device has one, the disks are tried in
     /// their order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_order: Option<u32>,
+    pub boot_order: Option<u64>,
     /// Serial number that the guest sees: letters, digits and `. _ - +`, no more than fit the bus (20 for virtio
     /// and sata, 36 for scsi and usb).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,9 +170,9 @@ pub struct BlockSize {
 #[serde(rename_all = "camelCase")]
 pub struct CustomBlockSize {
     /// What the disk is addressed by; no more than `physical`.
-    pub logical: u32,
+    pub logical: u64,
     /// What the disk reads and writes best.
-    pub physical: u32,
+    pub physical: u64,
 }
 
 /// A volume that is shown as a disk.
@@ -224,10 +224,10 @@ pub struct Interface {
     pub mac_address: Option<String>,
     /// Place in the boot order (network boot by the card's own ROM), 1 first; unique among all devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_order: Option<u32>,
+    pub boot_order: Option<u64>,
     /// A number from 1 to 16383 by which the guest can name the interface, unique among the interfaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub acpi_index: Option<u32>,
+    pub acpi_index: Option<i32>,
     /// Place on the PCI bus, `DOMAIN:BUS:SLOT.FUNCTION` in hex, for example `0000:81:01.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_address: Option<String>,

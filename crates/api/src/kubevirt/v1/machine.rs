@@ -219,7 +219,7 @@ pub enum StateChange {
 #[serde(rename_all = "camelCase")]
 pub struct StartFailure {
     /// How many.
-    pub consecutive_fail_count: u32,
+    pub consecutive_fail_count: i32,
     /// UID of the VirtualMachineInstance that failed last.
     #[serde(rename = "lastFailedVMIUID")]
     pub last_failed_vmi_uid: String,
