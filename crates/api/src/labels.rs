@@ -59,6 +59,8 @@ pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 /// Finalizer of a VirtualMachine. Admission sets it on create; the VM controller takes it off when its
 /// VirtualMachineInstance is gone.
 pub const VM_FINALIZER: &str = "kubevirt.io/virtualMachineControllerFinalize";
+/// Label of a ControllerRevision: UID of the VirtualMachine whose spec it holds.
+pub const VM_UID: &str = "kubevirt.io/vm-uid";
 /// Annotation of a VirtualMachineInstance: the generation of the VirtualMachine that it was made of.
 pub const VM_GENERATION: &str = "kubevirt.io/vm-generation";
 /// Annotation of a VirtualMachineInstance: a digest of the template that it was made of.

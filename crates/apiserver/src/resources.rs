@@ -230,6 +230,15 @@ pub fn builtin() -> Vec<ResourceDef> {
             false,
         ),
         (
+            "apps",
+            "v1",
+            "ControllerRevision",
+            "controllerrevisions",
+            &[],
+            true,
+            false,
+        ),
+        (
             "coordination.k8s.io",
             "v1",
             "Lease",

@@ -145,6 +145,12 @@ fn access(settings: &Settings) -> Vec<Value> {
         rule(&["berth.kubevirt.io"], &["berths"], WATCH),
         rule(&["berth.kubevirt.io"], &["berths/status"], &["patch"]),
         rule(&[""], &["persistentvolumeclaims"], &["get"]),
+        // What machines were started with.
+        rule(
+            &["apps"],
+            &["controllerrevisions"],
+            &["create", "delete", "list"],
+        ),
         events.clone(),
         named(
             &["admissionregistration.k8s.io"],

@@ -74,6 +74,9 @@ pub(crate) fn file_system(cluster: &Cluster) -> anyhow::Result<()> {
             events.contains("there is no persistentvolumeclaim \"root\""),
             "{events}"
         );
+        let path = ".status.conditions[?(@.type=='Synchronized')].reason";
+        let reason = cluster.vmi("keeper", path)?;
+        ensure!(reason == "FailedPvcNotFound", "{reason}");
         Ok(())
     })?;
     let base = format!("/var/lib/berth-cluster/volumes/{}", cluster.namespace());

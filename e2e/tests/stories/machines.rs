@@ -82,6 +82,25 @@ pub(crate) fn delete(target: &dyn Target, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The one record of the spec that a machine runs with, which its instance names.
+fn revision(target: &dyn Target, name: &str) -> anyhow::Result<String> {
+    let all = "jsonpath={.items[*].metadata.name} {.items[*].data.spec.template.spec.hostname}";
+    wait_for("the record of the start", SOON, || {
+        let kept = target
+            .kubectl(&["get", "controllerrevisions", "-o", all])?
+            .ok()?;
+        let named = target.vmi(name, ".status.virtualMachineRevisionName")?;
+        let uid = vm(target, name, ".metadata.uid")?;
+        let hostname = target.vmi(name, ".spec.hostname")?;
+        ensure!(
+            named.starts_with(&format!("revision-start-vm-{uid}-"))
+                && kept.trim() == format!("{named} {hostname}").trim(),
+            "kept: {kept:?}; named: {named:?}"
+        );
+        Ok(kept)
+    })
+}
+
 /// Start, restart, stop, as users do it.
 pub(crate) fn started_restarted_stopped(target: &dyn Target) -> anyhow::Result<()> {
     target.apply(&machine(target, "web", "runStrategy: Halted"))?;
@@ -128,6 +147,7 @@ pub(crate) fn started_restarted_stopped(target: &dyn Target) -> anyhow::Result<(
         Ok(())
     })?;
     let first = uid(target, "web")?;
+    let started_with = revision(target, "web")?;
     berth(target, &["restart", "web"])?.ok()?;
     wait_for("another instance runs", RESTART, || {
         let (now, phase) = (uid(target, "web")?, target.vmi("web", ".status.phase")?);
@@ -138,6 +158,8 @@ pub(crate) fn started_restarted_stopped(target: &dyn Target) -> anyhow::Result<(
     console.log_in(BOOT)?;
     let name = console.shell("hostname", SOON)?;
     ensure!(name.contains("renamed"), "{name}");
+    let now = revision(target, "web")?;
+    ensure!(now != started_with, "two generations and one record: {now}");
     wait_for("nothing is required any more", SOON, || {
         let now = vm(target, "web", required)?;
         ensure!(now.is_empty(), "{now:?}");

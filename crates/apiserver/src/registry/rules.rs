@@ -28,6 +28,7 @@ pub(crate) fn check(scope: &Scope, object: &Value, old: Option<&Value>) -> Vec<C
         ("", "persistentvolumeclaims") => claim(object, old, &mut causes),
         ("", "pods") if old.is_none() => pod(object, &mut causes),
         ("", "events") => event(object, &mut causes),
+        ("apps", "controllerrevisions") => controller_revision(object, old, &mut causes),
         ("coordination.k8s.io", "leases") => lease(object, &mut causes),
         ("storage.k8s.io", "storageclasses") => storage_class(object, old, &mut causes),
         _ => {}
@@ -370,6 +371,27 @@ fn lease(object: &Value, causes: &mut Vec<Cause>) {
             "spec.leaseTransitions",
             count,
             "must be greater than or equal to 0",
+        ));
+    }
+}
+
+fn controller_revision(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    if object["data"].is_null() {
+        causes.push(Cause::required("data", "data is mandatory"));
+    }
+    let revision = object["revision"].as_i64().unwrap_or_default();
+    if revision < 0 {
+        causes.push(Cause::invalid(
+            "revision",
+            &object["revision"],
+            "must be greater than or equal to 0",
+        ));
+    }
+    if old.is_some_and(|old| old["data"] != object["data"]) {
+        causes.push(Cause::invalid(
+            "data",
+            &object["data"],
+            "field is immutable",
         ));
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
 
+use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1 as authentication;
 use k8s_openapi::api::authorization::v1 as authorization;
 use k8s_openapi::api::autoscaling::v1 as autoscaling;
@@ -64,6 +65,7 @@ static KINDS: &[Kind] = kinds! {
     "" ServiceAccount in core as "io.k8s.api.core.v1.ServiceAccount";
     "" PersistentVolumeClaim in core as "io.k8s.api.core.v1.PersistentVolumeClaim";
     "" PersistentVolume in core as "io.k8s.api.core.v1.PersistentVolume";
+    "apps" ControllerRevision in apps as "io.k8s.api.apps.v1.ControllerRevision";
     "coordination.k8s.io" Lease in coordination as "io.k8s.api.coordination.v1.Lease";
     "events.k8s.io" Event in events as "io.k8s.api.events.v1.Event";
     "policy" Eviction in policy as "io.k8s.api.policy.v1.Eviction";

@@ -127,6 +127,38 @@ pub(super) fn printer(group: &str, kind: &str) -> Printer {
             ],
             cells: claim,
         },
+        ("apps", "ControllerRevision") => Printer {
+            headers: &[
+                NAME,
+                ("Controller", "string", 0),
+                ("Revision", "string", 0),
+                AGE,
+            ],
+            cells: |o, now| {
+                let owners = o["metadata"]["ownerReferences"].as_array();
+                let mut owners = owners.into_iter().flatten();
+                let owner = owners
+                    .find(|owner| owner["controller"] == true)
+                    .map(|owner| {
+                        let (_, group) = text(owner, "/apiVersion")
+                            .rsplit_once('/')
+                            .map_or(("", ""), |(group, version)| (version, group));
+                        let kind = text(owner, "/kind").to_lowercase();
+                        let dot = if group.is_empty() { "" } else { "." };
+                        format!("{kind}{dot}{group}/{}", text(owner, "/name"))
+                    });
+                vec![
+                    name(o),
+                    owner.unwrap_or_else(|| "<none>".to_owned()).into(),
+                    o["revision"]
+                        .as_i64()
+                        .unwrap_or_default()
+                        .to_string()
+                        .into(),
+                    created(o, now),
+                ]
+            },
+        },
         ("coordination.k8s.io", "Lease") => Printer {
             headers: &[NAME, ("Holder", "string", 0), AGE],
             cells: |o, now| {

@@ -17,11 +17,13 @@ use std::sync::{Arc, Mutex};
 use berth_api::events::{EventType, Recorder};
 use berth_api::kubevirt::v1::{
     VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceTemplateSpec,
-    VirtualMachineStatus,
+    VirtualMachineStatus, start_revision,
 };
 use berth_api::{labels, merge};
 use futures::{FutureExt, StreamExt};
-use kube::api::{Api, DeleteParams, Patch, Preconditions};
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::api::{Api, DeleteParams, ListParams, Patch, Preconditions};
 use kube::runtime::controller::{self, Action as Requeue, trigger_owners, trigger_self};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, applier, watcher};
@@ -234,6 +236,8 @@ impl Controller {
         if paused {
             wanted.spec.start_strategy = Some("Paused".to_owned());
         }
+        // Before the instance, which names it.
+        self.record_revision(vm).await?;
         let refused = match api.create(&manager_post(), &wanted).await {
             Ok(vmi) => {
                 info!(vm = %full_name(vm), "started");
@@ -284,6 +288,48 @@ impl Controller {
             return Ok(Step::Stale);
         }
         Err(Error::Waits(full_name(vm), refused))
+    }
+
+    /// Keeps the spec that the machine is started with, and no older one.
+    async fn record_revision(&self, vm: &VirtualMachine) -> Result<(), Error> {
+        let uid = vm.uid().unwrap_or_default();
+        let generation = vm.metadata.generation.unwrap_or_default();
+        let namespace = vm.namespace().unwrap_or_default();
+        let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &namespace);
+        let name = start_revision(&uid, generation);
+        let of_machine = ListParams::default().labels(&format!("{}={uid}", labels::VM_UID));
+        let there = api.list_metadata(&of_machine).await;
+        let there = there.map_err(failed("list controllerrevisions", vm))?.items;
+        if !there.iter().any(|revision| revision.name_any() == name) {
+            let revision = ControllerRevision {
+                metadata: kube::core::ObjectMeta {
+                    name: Some(name.clone()),
+                    labels: Some([(labels::VM_UID.to_owned(), uid)].into()),
+                    owner_references: vm.controller_owner_ref(&()).map(|owner| vec![owner]),
+                    ..Default::default()
+                },
+                data: Some(RawExtension(json!({"spec": &vm.spec}))),
+                revision: generation,
+            };
+            match api.create(&manager_post(), &revision).await {
+                Err(error) if code(&error) != 409 => {
+                    return Err(failed("create controllerrevision", vm)(error));
+                }
+                _ => {}
+            }
+        }
+        for older in there.iter().filter(|revision| revision.name_any() != name) {
+            match api
+                .delete(&older.name_any(), &DeleteParams::default())
+                .await
+            {
+                Err(error) if code(&error) != 404 => {
+                    return Err(failed("delete controllerrevision", vm)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     async fn delete(&self, vm: &VirtualMachine, uid: &str) -> Result<Step, Error> {

@@ -377,6 +377,7 @@ fn printable(seen: &Observed<'_>, status: &Status, plan: &Plan) -> PrintableStat
         return PrintableStatus::ErrorUnschedulable;
     }
     match told(labels::CONDITION_SYNCHRONIZED) {
+        Some(labels::REASON_CLAIM_NOT_FOUND) => PrintableStatus::ErrorPvcNotFound,
         Some("ErrImagePull") => PrintableStatus::ErrImagePull,
         Some("ImagePullBackOff") => PrintableStatus::ImagePullBackOff,
         _ => PrintableStatus::Starting,

@@ -259,6 +259,12 @@ fn what_the_status_says() {
         panic!("{refused:?}")
     };
     assert!(is_true(&status.conditions, labels::CONDITION_FAILURE));
+    let mut waits = vmi("Pending", false, json!({}));
+    let told = json!([{"type": "Synchronized", "status": "False", "reason": "FailedPvcNotFound"}]);
+    waits.status.as_mut().unwrap().conditions = serde_json::from_value(told).unwrap();
+    let (_, status, _) = run_at(&vm("Always", json!({})), Some(&waits), 1_000);
+    let word = status.printable_status;
+    assert_eq!(word, Some(PrintableStatus::ErrorPvcNotFound));
 }
 
 #[test]

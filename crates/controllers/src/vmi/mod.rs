@@ -247,7 +247,12 @@ impl Controller {
                 Action::CreatePod => match self.create_pod(vmi).await {
                     Ok(step) => step,
                     Err(error) => {
-                        self.write_pending(vmi, &mut version).await;
+                        let (reason, message) = match &error {
+                            Error::Waits(_, why) => (labels::REASON_CLAIM_NOT_FOUND, why.clone()),
+                            other => (labels::REASON_FAILED_CREATE, crate::chain(other)),
+                        };
+                        self.write_pending(vmi, reason, &message, &mut version)
+                            .await;
                         return Err(error);
                     }
                 },
@@ -442,13 +447,20 @@ impl Controller {
     }
 
     /// Shows that the machine waits for its pod. If that cannot be written either, the next attempt writes it.
-    async fn write_pending(&self, vmi: &VirtualMachineInstance, version: &mut Option<String>) {
-        let status = plan::pending(&Observed {
+    async fn write_pending(
+        &self,
+        vmi: &VirtualMachineInstance,
+        reason: &str,
+        message: &str,
+        version: &mut Option<String>,
+    ) {
+        let seen = Observed {
             vmi,
             pods: &[],
             down_for: Duration::ZERO,
             now: now(),
-        });
+        };
+        let status = plan::pending(&seen, reason, message);
         if let Err(error) = self.write_status(vmi, &status, version).await {
             debug!(error = %crate::chain(&error), "vmi: status");
         }

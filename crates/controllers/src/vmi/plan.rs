@@ -17,7 +17,7 @@ use berth_api::conditions::{find_condition, is_true, remove_condition, set_condi
 use berth_api::events::EventType;
 use berth_api::kubevirt::v1::{
     VirtualMachineInstance, VirtualMachineInstancePhaseTransitionTimestamp as Transition,
-    VirtualMachineInstanceStatus as Status, VmiPhase,
+    VirtualMachineInstanceStatus as Status, VmiPhase, start_revision,
 };
 use berth_api::labels;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -82,11 +82,12 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
     }
 }
 
-/// The status of a machine whose pod cannot be made for now.
+/// The status of a machine whose pod cannot be made for now, for this reason.
 #[must_use]
-pub fn pending(seen: &Observed<'_>) -> Status {
+pub fn pending(seen: &Observed<'_>, reason: &str, message: &str) -> Status {
     let mut edit = Edit::new(seen);
     edit.wait_for_pod();
+    edit.condition(labels::CONDITION_SYNCHRONIZED, false, reason, message);
     edit.status
 }
 
@@ -369,6 +370,7 @@ impl<'a> Edit<'a> {
             "The guest is not running yet.",
         );
         self.status.node_name = Some(node.to_owned());
+        self.status.virtual_machine_revision_name = start_revision_of(self.seen.vmi);
         self.status.active_pods = [(pod.uid().unwrap_or_default(), node.to_owned())].into();
         self.status.qos_class = pod.status.as_ref().and_then(|s| s.qos_class.clone());
         let image = pod
@@ -405,6 +407,17 @@ impl<'a> Edit<'a> {
             )),
         }
     }
+}
+
+/// The record of the machine that this is an instance of, as it was at the start.
+fn start_revision_of(vmi: &VirtualMachineInstance) -> Option<String> {
+    let owners = vmi.owner_references().iter();
+    let mut machines = owners.filter(|owner| owner.kind == "VirtualMachine");
+    let generation = vmi.annotations().get(labels::VM_GENERATION)?;
+    Some(start_revision(
+        &machines.next()?.uid,
+        generation.parse().ok()?,
+    ))
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {

@@ -182,12 +182,14 @@ fn a_new_machine_gets_a_pod_and_is_pending_until_it_has_one() {
     assert_eq!(phases[1].0, VmiPhase::Scheduling);
     assert_eq!(phases.len(), 2);
     // Where the pod cannot be made, it is told at once.
-    let status = pending(&Observed {
+    let seen = Observed {
         vmi: &new,
         pods: &[],
         down_for: Duration::ZERO,
         now: Time(k8s_openapi::jiff::Timestamp::from_second(1_000).unwrap()),
-    });
+    };
+    let status = pending(&seen, labels::REASON_CLAIM_NOT_FOUND, "no claim");
+    assert_eq!(condition(&status, "Synchronized").1, "FailedPvcNotFound");
     assert_eq!(status.phase, Some(VmiPhase::Pending));
     assert_eq!(status.phase_transition_timestamps.len(), 1);
     assert_eq!(condition(&status, "Ready").1, "PodNotExists");

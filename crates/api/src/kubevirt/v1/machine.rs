@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{VirtualMachineInstanceCondition, VirtualMachineInstanceSpec};
 
+/// Name of the ControllerRevision that holds a machine's spec of this generation, with which it was started.
+#[must_use]
+pub fn start_revision(machine_uid: &str, generation: i64) -> String {
+    format!("revision-start-vm-{machine_uid}-{generation}")
+}
+
 /// A virtual machine that is started and stopped. While it runs there is a VirtualMachineInstance of the same name.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(

@@ -92,6 +92,9 @@ pub struct VirtualMachineInstanceStatus {
     /// Quality of service of the pod: `Guaranteed`, `Burstable` or `BestEffort`.
     #[serde(default, rename = "qosClass", skip_serializing_if = "Option::is_none")]
     pub qos_class: Option<String>,
+    /// Name of the ControllerRevision that holds the VirtualMachine's spec as it was when this instance was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_machine_revision_name: Option<String>,
     /// The operating system, as the guest's agent tells it.
     #[serde(
         default,
