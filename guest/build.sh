@@ -12,6 +12,7 @@ set -euo pipefail
 
 out=${1:?usage: guest/build.sh OUT.qcow2}
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/boot.sh"
 mkdir -p "$(dirname "$out")"
 out=$(cd "$(dirname "$out")" && pwd)/$(basename "$out")
 cache=$(dirname "$out")/guest-kernel
@@ -89,17 +90,12 @@ DEFAULT guest
 PROMPT 0
 LABEL guest
   KERNEL /vmlinuz
-  APPEND initrd=/initrd.gz console=ttyS0,115200 loglevel=4 net.ifnames=0 mitigations=off tsc=reliable random.trust_cpu=on panic=5
+  APPEND initrd=/initrd.gz console=ttyS0,115200 loglevel=6 net.ifnames=0 mitigations=off tsc=reliable random.trust_cpu=on panic=5
 CFG
 mkfs.vfat -n BERTH -C "$work/disk.raw" 49152 >/dev/null
 mcopy -i "$work/disk.raw" "$cache/vmlinuz" ::vmlinuz
 mcopy -i "$work/disk.raw" "$work/initrd.gz" ::initrd.gz
-mcopy -i "$work/disk.raw" "$work/syslinux.cfg" ::syslinux.cfg
-syslinux --install "$work/disk.raw"
-mmd -i "$work/disk.raw" ::EFI ::EFI/BOOT
-mcopy -i "$work/disk.raw" /usr/lib/SYSLINUX.EFI/efi64/syslinux.efi ::EFI/BOOT/BOOTX64.EFI
-mcopy -i "$work/disk.raw" /usr/lib/syslinux/modules/efi64/ldlinux.e64 ::EFI/BOOT/ldlinux.e64
-mcopy -i "$work/disk.raw" "$work/syslinux.cfg" ::EFI/BOOT/syslinux.cfg
+install_boot_loader "$work/disk.raw" "$work/syslinux.cfg"
 qemu-img convert -q -f raw -O qcow2 "$work/disk.raw" "$out.new"
 mv "$out.new" "$out"
 echo "guest: built $out ($(stat -c %s "$out") bytes)"

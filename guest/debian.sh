@@ -10,6 +10,7 @@ set -euo pipefail
 
 out=${1:?usage: guest/debian.sh OUT.qcow2}
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/boot.sh"
 mkdir -p "$(dirname "$out")"
 out=$(cd "$(dirname "$out")" && pwd)/$(basename "$out")
 if [ -s "$out" ] && [ "$out" -nt "$here/debian.sh" ]; then
@@ -60,12 +61,7 @@ LABEL debian
 CFG
 mcopy -i "$work/boot.raw" "$work"/root/boot/vmlinuz-* ::vmlinuz
 mcopy -i "$work/boot.raw" "$work"/root/boot/initrd.img-* ::initrd.img
-mcopy -i "$work/boot.raw" "$work/syslinux.cfg" ::syslinux.cfg
-syslinux --install "$work/boot.raw"
-mmd -i "$work/boot.raw" ::EFI ::EFI/BOOT
-mcopy -i "$work/boot.raw" /usr/lib/SYSLINUX.EFI/efi64/syslinux.efi ::EFI/BOOT/BOOTX64.EFI
-mcopy -i "$work/boot.raw" /usr/lib/syslinux/modules/efi64/ldlinux.e64 ::EFI/BOOT/ldlinux.e64
-mcopy -i "$work/boot.raw" "$work/syslinux.cfg" ::EFI/BOOT/syslinux.cfg
+install_boot_loader "$work/boot.raw" "$work/syslinux.cfg"
 rm -f "$work"/root/boot/{vmlinuz,initrd.img}-*
 mke2fs -q -t ext4 -L root -d "$work/root" -E "offset=$(((boot_mib + 1) << 20))" "$work/disk.raw" "${root_mib}M"
 dd if="$work/boot.raw" of="$work/disk.raw" bs=1M seek=1 conv=notrunc status=none

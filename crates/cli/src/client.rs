@@ -73,19 +73,26 @@ impl ClusterArgs {
     }
 }
 
-/// A request for `resource/name/subresource` of the group `subresources.kubevirt.io`.
-pub(crate) fn subresource(
+/// The path of `resource/name/subresource` of the group `subresources.kubevirt.io`.
+pub(crate) fn subresource_path(
     namespace: &str,
     (resource, name, subresource): (&str, &str, &str),
+) -> String {
+    format!(
+        "/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/{resource}/{name}/{subresource}"
+    )
+}
+
+/// A request for a subresource: the resource, the name and the subresource.
+pub(crate) fn subresource(
+    namespace: &str,
+    of: (&str, &str, &str),
     method: http::Method,
     body: Vec<u8>,
 ) -> anyhow::Result<http::Request<Vec<u8>>> {
-    let path = format!(
-        "/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/{resource}/{name}/{subresource}"
-    );
     http::Request::builder()
         .method(method)
-        .uri(path)
+        .uri(subresource_path(namespace, of))
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body)
         .context("the name cannot be part of a path")

@@ -9,6 +9,8 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::client::subresource_path;
+
 /// KubeVirt's name for "the bytes as they are".
 const PROTOCOL: &str = "plain.kubevirt.io";
 
@@ -29,19 +31,17 @@ pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 pub(crate) async fn connect(
     client: &kube::Client,
     namespace: &str,
-    (resource, name, subresource): (&str, &str, &str),
+    of: (&str, &str, &str),
 ) -> anyhow::Result<Answer> {
     let key = generate_key();
-    let request = http::Request::get(format!(
-        "/apis/subresources.kubevirt.io/v1/namespaces/{namespace}/{resource}/{name}/{subresource}"
-    ))
-    .header(http::header::CONNECTION, "Upgrade")
-    .header(http::header::UPGRADE, "websocket")
-    .header(http::header::SEC_WEBSOCKET_VERSION, "13")
-    .header(http::header::SEC_WEBSOCKET_KEY, &key)
-    .header(http::header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
-    .body(kube::client::Body::empty())
-    .context("the name of the virtual machine instance")?;
+    let request = http::Request::get(subresource_path(namespace, of))
+        .header(http::header::CONNECTION, "Upgrade")
+        .header(http::header::UPGRADE, "websocket")
+        .header(http::header::SEC_WEBSOCKET_VERSION, "13")
+        .header(http::header::SEC_WEBSOCKET_KEY, &key)
+        .header(http::header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
+        .body(kube::client::Body::empty())
+        .context("the name of the virtual machine instance")?;
     let response = client
         .send(request)
         .await

@@ -131,6 +131,19 @@ impl Libvirt {
         })
         .await
     }
+
+    /// Does one thing to the domain.
+    async fn act(
+        &self,
+        operation: &'static str,
+        uuid: &str,
+        act: impl FnOnce(&Domain) -> Result<(), virt::error::Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.with(operation, uuid, move |domain| {
+            act(domain).map_err(|error| call(operation, &error))
+        })
+        .await
+    }
 }
 
 impl Hypervisor for Libvirt {
@@ -213,40 +226,27 @@ impl Hypervisor for Libvirt {
     }
 
     async fn suspend(&self, uuid: &str) -> Result<(), Error> {
-        self.with("pause the domain", uuid, |domain| {
-            domain
-                .suspend()
-                .map(drop)
-                .map_err(|error| call("pause the domain", &error))
+        self.act("pause the domain", uuid, |domain| {
+            domain.suspend().map(drop)
         })
         .await
     }
 
     async fn resume(&self, uuid: &str) -> Result<(), Error> {
-        self.with("resume the domain", uuid, |domain| {
-            domain
-                .resume()
-                .map(drop)
-                .map_err(|error| call("resume the domain", &error))
+        self.act("resume the domain", uuid, |domain| {
+            domain.resume().map(drop)
         })
         .await
     }
 
     async fn reset(&self, uuid: &str) -> Result<(), Error> {
-        self.with("reset the domain", uuid, |domain| {
-            domain
-                .reset()
-                .map(drop)
-                .map_err(|error| call("reset the domain", &error))
-        })
-        .await
+        self.act("reset the domain", uuid, |domain| domain.reset().map(drop))
+            .await
     }
 
     async fn reboot(&self, uuid: &str) -> Result<(), Error> {
-        self.with("ask the guest to restart", uuid, |domain| {
-            domain
-                .reboot(sys::VIR_DOMAIN_REBOOT_DEFAULT)
-                .map_err(|error| call("ask the guest to restart", &error))
+        self.act("ask the guest to restart", uuid, |domain| {
+            domain.reboot(sys::VIR_DOMAIN_REBOOT_DEFAULT)
         })
         .await
     }
