@@ -1,6 +1,7 @@
 #!/bin/bash
-# `make bench`: builds the release, measures, prints. An argument names one section: start, memory, apiserver (up to 10,000
-# objects), or apiserver-large (up to 100,000, as without an argument; it takes several minutes more).
+# `make bench`: builds the release, measures, prints. An argument names one section: start, memory, machines
+# (BERTH_BENCH_VMIS bounds how many), apiserver (up to 10,000 objects), or apiserver-large (up to 100,000, as without an
+# argument; it takes several minutes more).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -37,10 +37,17 @@ pub(crate) fn run(machine: &Machine) -> anyhow::Result<()> {
     let mut theirs = Figures::default();
     let mut parts: BTreeMap<String, Figures> = BTreeMap::new();
     let mut plain = Figures::default();
+    let (mut kernel, mut firmware, mut stop) =
+        (Figures::default(), Figures::default(), Figures::default());
     let plain_libvirt = Peer::warm().context("plain libvirt")?;
     for round in 0..=ROUNDS {
         let name = format!("round-{round}");
-        let (took, laps) = one(machine, &name)?;
+        let Round {
+            running: took,
+            kernel: first_line,
+            stop: stopped,
+            laps,
+        } = one(machine, &name)?;
         let peer = plain_libvirt.time_start()?;
         // The first round warms what a machine warms once.
         if round == 0 {
@@ -51,6 +58,9 @@ pub(crate) fn run(machine: &Machine) -> anyhow::Result<()> {
         theirs.add(foreign);
         own.add(took - foreign);
         plain.add(peer);
+        kernel.add(first_line);
+        firmware.add(first_line - took);
+        stop.add(stopped);
         for (name, value) in laps {
             parts.entry(name).or_default().add(value);
         }
@@ -66,6 +76,9 @@ pub(crate) fn run(machine: &Machine) -> anyhow::Result<()> {
         "ratio, berth to plain             {:>8.2}",
         total.median() / plain.median()
     );
+    println!("to the kernel's first line        {}", kernel.show("ms"));
+    println!("  of it firmware and boot loader  {}", firmware.show("ms"));
+    println!("DELETE to gone, asked by ACPI     {}", stop.show("ms"));
     println!(
         "breakdown (the node agent's laps follow each other; the launcher's lie within them):"
     );
@@ -75,30 +88,54 @@ pub(crate) fn run(machine: &Machine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One VMI: how long it took as a client sees it, and the laps that node agent and launcher report.
-fn one(machine: &Machine, name: &str) -> anyhow::Result<(f64, BTreeMap<String, f64>)> {
-    let text = manifest(name, IMAGE, MEMORY).replace(
-        "terminationGracePeriodSeconds: 30",
-        "terminationGracePeriodSeconds: 0",
-    );
+/// One run of a machine, in milliseconds as a client sees it.
+struct Round {
+    /// `POST` to phase `Running`.
+    running: f64,
+    /// `POST` to the first line of the guest's kernel on the console.
+    kernel: f64,
+    /// `DELETE` to the object gone, of a guest that is up.
+    stop: f64,
+    /// What node agent and launcher report of the start.
+    laps: BTreeMap<String, f64>,
+}
+
+fn one(machine: &Machine, name: &str) -> anyhow::Result<Round> {
+    let text = manifest(name, IMAGE, MEMORY);
     let vmi: VirtualMachineInstance = serde_saphyr::from_str(&text).context("manifest")?;
     let kubeconfig = machine.state().join("admin.kubeconfig");
     let netns = PathBuf::from("/run/netns").join(machine.name());
     let (for_thread, name_there) = (kubeconfig.clone(), name.to_owned());
-    let took = berth_network::within(&netns, move || {
+    let (begin, running) = berth_network::within(&netns, move || {
         create_and_wait(&for_thread, &vmi, &name_there)
     })??;
+    let mut console = machine.console(name)?;
+    console.expect("Linux version", Duration::from_secs(60))?;
+    let kernel = millis(begin);
+    console.expect("login: ", Duration::from_secs(60))?;
     let laps = laps(machine, name)?;
-    machine.delete(name, Duration::from_secs(30))?;
+    let begin = Instant::now();
+    machine.delete(name, Duration::from_secs(40))?;
+    let stop = millis(begin);
     machine.wait_nothing_left(Duration::from_secs(30))?;
-    Ok((took, laps))
+    Ok(Round {
+        running,
+        kernel,
+        stop,
+        laps,
+    })
 }
 
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// When it was asked, and how long it took.
 fn create_and_wait(
     kubeconfig: &std::path::Path,
     vmi: &VirtualMachineInstance,
     name: &str,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<(Instant, f64)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -130,7 +167,7 @@ fn create_and_wait(
                 .and_then(|status| status.phase)
                 .map(berth_api::kubevirt::v1::VmiPhase::as_str);
             match phase {
-                Some("Running") => return Ok(begin.elapsed().as_secs_f64() * 1000.0),
+                Some("Running") => return Ok((begin, millis(begin))),
                 Some(end @ ("Failed" | "Succeeded")) => {
                     let _ = api.delete(name, &DeleteParams::default()).await;
                     anyhow::bail!("{name} ended as {end}")
