@@ -104,7 +104,7 @@ fn set_network(spec: &mut VirtualMachineInstanceSpec) {
         });
         spec.networks.push(Network {
             name: "default".to_owned(),
-            pod: Some(PodNetwork {}),
+            pod: Some(PodNetwork::default()),
         });
     }
     for interface in &mut devices.interfaces {

@@ -175,8 +175,8 @@ fn hint(path: &str, name: &str) -> &'static str {
             "slirp" | "macvtap" | "passt" => {
                 "this binding was removed from KubeVirt in version 1.3; use bridge"
             }
-            "masquerade" | "sriov" | "passtBinding" | "binding" => {
-                "the binding that berth has is bridge"
+            "sriov" | "passtBinding" | "binding" => {
+                "the bindings that berth has are bridge and masquerade"
             }
             _ => "",
         };
@@ -185,7 +185,7 @@ fn hint(path: &str, name: &str) -> &'static str {
         return match name {
             "registryDisk" => "use containerDisk",
             _ => {
-                "the volume sources that berth has are containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive and emptyDisk"
+                "the volume sources that berth has are containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI"
             }
         };
     }

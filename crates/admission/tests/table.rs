@@ -178,9 +178,9 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "spec.domain.memmory: Unsupported value: this field is not supported by berth: did you mean \"memory\"?",
         ),
         (
-            "/domain/devices/interfaces/0/masquerade",
+            "/domain/devices/interfaces/0/sriov",
             json!({}),
-            "spec.domain.devices.interfaces[0].masquerade: Unsupported value: this field is not supported by berth: the binding that berth has is bridge",
+            "spec.domain.devices.interfaces[0].sriov: Unsupported value: this field is not supported by berth: the bindings that berth has are bridge and masquerade",
         ),
         (
             "/domain/devices/interfaces/0/slirp",
@@ -200,7 +200,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/volumes/0/hostDisk",
             json!({"path": "/etc/shadow", "type": "Disk"}),
-            "spec.volumes[0].hostDisk: Unsupported value: this field is not supported by berth: the volume sources that berth has are containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive and emptyDisk",
+            "spec.volumes[0].hostDisk: Unsupported value: this field is not supported by berth: the volume sources that berth has are containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI",
         ),
         (
             "/domain/cpu",
@@ -492,7 +492,22 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/domain/devices/interfaces/0/bridge",
             Value::Null,
-            "spec.domain.devices.interfaces[0]: Required value: must have a way to connect: bridge",
+            "spec.domain.devices.interfaces[0]: Required value: must have a way to connect: bridge or masquerade",
+        ),
+        (
+            "/domain/devices/interfaces/0/masquerade",
+            json!({}),
+            "spec.domain.devices.interfaces[0].masquerade: Forbidden: must not be set beside bridge: an interface has one way to connect",
+        ),
+        (
+            "/domain/devices/interfaces/0/ports",
+            json!([{"port": 0, "protocol": "SCTP"}]),
+            "spec.domain.devices.interfaces[0].ports: Invalid value: 1: needs spec.domain.devices.interfaces[0].masquerade: a bridge passes everything on; spec.domain.devices.interfaces[0].ports[0].protocol: Unsupported value: \"SCTP\": supported values: \"TCP\", \"UDP\"; spec.domain.devices.interfaces[0].ports[0].port: Invalid value: 0: must be from 1 to 65535",
+        ),
+        (
+            "/networks/0/pod/vmNetworkCIDR",
+            json!("10.0.2.0/31"),
+            "spec.networks[0].pod.vmNetworkCIDR: Invalid value: \"10.0.2.0/31\": must be a network of IPv4 with at least four addresses, for example 10.0.2.0/24",
         ),
         (
             "/domain/devices/interfaces/0/macAddress",

@@ -197,12 +197,33 @@ fn bus(disk: &Disk) -> &str {
     }
 }
 
+/// The names that the disks have in the domain, in their order.
+///
+/// # Errors
+/// When a disk names a bus that there is not.
+pub fn disk_targets(domain: &DomainSpec) -> Result<Vec<String>, DomainError> {
+    let (mut fast, mut other) = (0, 0);
+    let disks = domain.devices.disks.iter().enumerate();
+    disks
+        .map(|(i, disk)| match bus(disk) {
+            "virtio" => Ok(device_name("vd", &mut fast)),
+            // One row of names: libvirt wants them unique, and derives the place on the bus from them.
+            "sata" | "scsi" | "usb" => Ok(device_name("sd", &mut other)),
+            bus => {
+                let field = format!("spec.domain.devices.disks[{i}] bus");
+                let value = bus.to_owned();
+                Err(DomainError::Value { field, value })
+            }
+        })
+        .collect()
+}
+
 fn disks(
     domain: &DomainSpec,
     files: &[DiskInput],
     order: &BootOrder,
 ) -> Result<Vec<Element>, DomainError> {
-    let (mut fast, mut other) = (0, 0);
+    let targets = disk_targets(domain)?;
     let threads = threads(domain);
     let vcpus = domain.cpu.as_ref().map_or(1, CPU::vcpus).max(1);
     let queues = (domain.devices.block_multi_queue == Some(true)).then_some(vcpus);
@@ -214,18 +235,6 @@ fn disks(
         .enumerate()
         .map(|(i, disk)| {
             let bus = bus(disk);
-            let target = match bus {
-                "virtio" => device_name("vd", &mut fast),
-                // One row of names: libvirt wants them unique, and derives the place on the bus from them.
-                "sata" | "scsi" | "usb" => device_name("sd", &mut other),
-                _ => {
-                    let field = format!("spec.domain.devices.disks[{i}] bus");
-                    return Err(DomainError::Value {
-                        field,
-                        value: bus.to_owned(),
-                    });
-                }
-            };
             let file = files
                 .iter()
                 .find(|f| f.volume == disk.name)
@@ -233,7 +242,7 @@ fn disks(
             let on_virtio = bus == "virtio";
             let place = Place {
                 bus,
-                target: &target,
+                target: &targets[i],
                 model: (on_virtio && model != "virtio").then_some(model),
                 queues: queues.filter(|_| on_virtio),
                 thread: threads.get(i).copied().flatten(),

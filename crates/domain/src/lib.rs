@@ -20,6 +20,7 @@ mod xml;
 use berth_api::kubevirt::v1::VirtualMachineInstance;
 use berth_api::quantity::QuantityError;
 
+pub use devices::disk_targets;
 use xml::Element;
 
 /// All that a domain is made of.

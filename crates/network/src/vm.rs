@@ -193,7 +193,7 @@ fn keep_dhcp_apart() {
 }
 
 /// Ports and the bridge must not take part in IPv6 themselves.
-fn no_ipv6(link: &str) -> Result<()> {
+pub(crate) fn no_ipv6(link: &str) -> Result<()> {
     let path = format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6");
     match fs::write(&path, "1") {
         // A kernel without IPv6.

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use berth_network::dhcp::{DhcpEvent, Lease, serve};
 use berth_network::{
-    MacAddr, NodeNetwork, PodNic, VmNicRequest, attach_pod, create_netns, delete_netns, detach_pod,
-    discover_pod_nic, host_link_name, open_dhcp_socket, wire_bridge, within,
+    MacAddr, Masquerade, NodeNetwork, PodNic, Protocol, VmNicRequest, attach_pod, create_netns,
+    delete_netns, detach_pod, discover_pod_nic, host_link_name, open_dhcp_socket, wire_bridge,
+    wire_masquerade, within,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -494,5 +495,48 @@ fn twenty_rounds_leave_the_same_links() {
         }
         assert_eq!(links(), before);
         assert!(!links().contains(&host_link_name("round")));
+    });
+}
+
+#[test]
+fn a_guests_own_network_is_behind_the_pods_address() {
+    on_a_node("a_guests_own_network_is_behind_the_pods_address", |node| {
+        let pod_nic = node.pod("inner", 7);
+        let request = VmNicRequest {
+            pod_nic: &pod_nic,
+            index: 0,
+            tap_owner: (2_000_000, 2_000_000),
+            vm_mac: MacAddr::local("guest"),
+        };
+        let mut masquerade = Masquerade {
+            gateway: Ipv4Addr::new(10, 0, 2, 1),
+            guest: Ipv4Addr::new(10, 0, 2, 2),
+            prefix: 24,
+            ports: Vec::new(),
+        };
+        let path = node.path("inner");
+        let first = wire_masquerade(&path, &request, &masquerade).unwrap();
+        // Again, as an agent that comes back does it; and the pod has what its network gave it.
+        assert_eq!(
+            wire_masquerade(&path, &request, &masquerade).unwrap(),
+            first
+        );
+        assert_eq!(discover_pod_nic(&path, "eth0").unwrap(), pod_nic);
+        let rules = || within(&path, || run("nft", &["list", "ruleset"]).1).unwrap();
+        let all = rules();
+        assert!(all.contains("ip daddr 10.98.0.7 dnat to 10.0.2.2"), "{all}");
+        assert!(
+            all.contains("masquerade") && all.contains("policy drop"),
+            "{all}"
+        );
+        masquerade.ports = vec![(Protocol::Tcp, 80), (Protocol::Udp, 53)];
+        wire_masquerade(&path, &request, &masquerade).unwrap();
+        let named = rules();
+        assert!(
+            named.contains("tcp dport 80 dnat") && named.contains("udp dport 53 dnat"),
+            "{named}"
+        );
+        assert!(!named.contains("10.98.0.7 dnat"), "{named}");
+        node.remove_pod("inner");
     });
 }

@@ -201,6 +201,11 @@ story!(nodes_say_what_they_can_run, nodes::what_they_say);
 story!(a_guest_has_cpus_for_itself, nodes::dedicated);
 story!(a_pod_is_ready_with_its_guest, nodes::readiness);
 story!(mistaken_settings_are_refused, settings::mistakes);
+story!(the_examples_of_kubevirt_run, stories::examples::of_upstream);
+story!(
+    a_guest_is_behind_the_pods_address,
+    stories::network::behind_the_pods_address
+);
 story!(a_guest_boots_from_a_block_device, claims::block);
 story!(
     a_console_is_refused_as_the_api_server_would,

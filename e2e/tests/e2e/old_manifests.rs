@@ -15,3 +15,8 @@ fn the_seed_manifest_is_converted_with_a_warning_and_runs() -> anyhow::Result<()
     machine.wait_nothing_left(SOON)?;
     Ok(())
 }
+
+#[test]
+fn the_examples_of_kubevirt_run_or_are_refused_by_field() -> anyhow::Result<()> {
+    crate::story("examples", crate::stories::examples::of_upstream)
+}

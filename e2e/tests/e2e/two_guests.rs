@@ -16,3 +16,11 @@ fn two_guests_of_one_image_reach_each_other() -> anyhow::Result<()> {
     ensure!(disks == 1, "{disks} copies of one image");
     Ok(())
 }
+
+#[test]
+fn a_guest_is_behind_the_pods_address() -> anyhow::Result<()> {
+    crate::story(
+        "masquerade",
+        crate::stories::network::behind_the_pods_address,
+    )
+}

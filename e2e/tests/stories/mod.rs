@@ -2,6 +2,7 @@
 
 pub(crate) mod bad_input;
 pub(crate) mod crashes;
+pub(crate) mod examples;
 pub(crate) mod first_light;
 pub(crate) mod guests;
 pub(crate) mod hardware;
@@ -9,6 +10,7 @@ pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod lifecycle;
 pub(crate) mod machines;
+pub(crate) mod network;
 pub(crate) mod probes;
 pub(crate) mod texts;
 pub(crate) mod users;

@@ -636,9 +636,12 @@ fn check_interfaces(interfaces: &[Interface], causes: &mut Vec<Cause>) {
     let mut macs = BTreeSet::new();
     for (i, interface) in interfaces.iter().enumerate() {
         let path = format!("spec.domain.devices.interfaces[{i}]");
-        if interface.bridge.is_none() {
-            causes.push(Cause::required(&path, "must have a way to connect: bridge"));
-        }
+        let ways = [
+            ("bridge", interface.bridge.is_some()),
+            ("masquerade", interface.masquerade.is_some()),
+        ];
+        exactly_one(&path, ("an interface", "way to connect"), &ways, causes);
+        check_ports(&path, interface, causes);
         one_of(
             &format!("{path}.model"),
             interface.model.as_deref(),
@@ -693,10 +696,55 @@ fn check_interfaces(interfaces: &[Interface], causes: &mut Vec<Cause>) {
     }
 }
 
+fn check_ports(path: &str, interface: &Interface, causes: &mut Vec<Cause>) {
+    if interface.masquerade.is_none() && !interface.ports.is_empty() {
+        causes.push(Cause::invalid(
+            format!("{path}.ports"),
+            interface.ports.len(),
+            format!("needs {path}.masquerade: a bridge passes everything on"),
+        ));
+    }
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    for (i, port) in interface.ports.iter().enumerate() {
+        let field = |name: &str| format!("{path}.ports[{i}].{name}");
+        one_of(
+            &field("protocol"),
+            port.protocol.as_deref(),
+            &["TCP", "UDP"],
+            causes,
+        );
+        if !(1..=65535).contains(&port.port) {
+            causes.push(Cause::invalid(
+                field("port"),
+                port.port,
+                "must be from 1 to 65535",
+            ));
+        } else if !numbers.insert((port.protocol.as_deref().unwrap_or("TCP"), port.port)) {
+            causes.push(Cause::duplicate(field("port"), port.port));
+        }
+        if let Some(name) = &port.name {
+            if !syntax::is_dns_label(name) {
+                causes.push(Cause::invalid(field("name"), name, "must be a DNS label"));
+            } else if !names.insert(name) {
+                causes.push(Cause::duplicate(field("name"), name));
+            }
+        }
+    }
+}
+
 fn check_networks(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
     let mut pod_network = None;
     for (i, network) in spec.networks.iter().enumerate() {
         let path = format!("spec.networks[{i}]");
+        if let Some(pod) = &network.pod
+            && pod.guest_network().is_none()
+        {
+            causes.push(Cause::invalid(
+                format!("{path}.pod.vmNetworkCIDR"),
+                pod.vm_network_cidr.as_deref().unwrap_or_default(),
+                "must be a network of IPv4 with at least four addresses, for example 10.0.2.0/24",
+            ));
+        }
         if network.pod.is_none() {
             causes.push(Cause::required(path, "must have a source: pod"));
         } else if let Some(first) = pod_network.replace(i) {

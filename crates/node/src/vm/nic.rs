@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use berth_api::kubevirt::v1::{Interface, VirtualMachineInstance, hostname};
 use berth_launcher::protocol::NicBacking;
 use berth_network::dhcp::Lease;
-use berth_network::{HostDns, MacAddr, PodNic, VmNicRequest};
+use berth_network::{HostDns, MacAddr, Masquerade, PodNic, Protocol, VmNicRequest};
 use kube::ResourceExt;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -83,22 +83,29 @@ pub(crate) fn wire(
             return Err(Error::NotPodNetwork(interface.name.clone()));
         }
         let pod_nic = pod_nic(pod, record, &interface.name)?;
-        let mac = mac(interface, &pod_nic)?;
+        let mac = mac(vmi, interface, &pod_nic)?;
+        let masquerade = masquerade(vmi, interface);
         let request = VmNicRequest {
             pod_nic: &pod_nic,
             index,
             tap_owner: (pod.uid, pod.gid),
             vm_mac: mac,
         };
-        let nic = berth_network::wire_bridge(&pod.netns, &request)
-            .map_err(network_error("bridge and tap", interface))?;
-        let lease = lease(vmi, &pod_nic, mac, &dns);
+        let nic = match &masquerade {
+            Some(masquerade) => berth_network::wire_masquerade(&pod.netns, &request, masquerade),
+            None => berth_network::wire_bridge(&pod.netns, &request),
+        };
+        let nic = nic.map_err(network_error("bridge and tap", interface))?;
+        let lease = match &masquerade {
+            Some(inner) => lease(vmi, &inside(&pod_nic, inner), mac, &dns),
+            None => lease(vmi, &pod_nic, mac, &dns),
+        };
         if lease.is_some() {
             let socket = berth_network::open_dhcp_socket(&pod.netns, &nic.tap)
                 .map_err(network_error("DHCP socket", interface))?;
             wired.sockets.push(socket);
         }
-        wired.shown.push(shown(&interface.name, &pod_nic, mac));
+        wired.shown.push(shown(interface, &pod_nic, mac));
         wired.backings.push(NicBacking {
             network: interface.name.clone(),
             tap: nic.tap,
@@ -121,13 +128,44 @@ pub(crate) fn recorded(
     let Some(pod_nic) = read(record)? else {
         return Ok(Vec::new());
     };
-    let mac = mac(interface, &pod_nic)?;
-    Ok(vec![shown(&interface.name, &pod_nic, mac)])
+    let mac = mac(vmi, interface, &pod_nic)?;
+    Ok(vec![shown(interface, &pod_nic, mac)])
 }
 
-fn shown(name: &str, pod_nic: &PodNic, mac: MacAddr) -> WiredNic {
+/// The translation that an interface asks for; none for a bridge.
+fn masquerade(vmi: &VirtualMachineInstance, interface: &Interface) -> Option<Masquerade> {
+    interface.masquerade.as_ref()?;
+    let network = vmi.spec.networks.iter().find(|n| n.name == interface.name);
+    let inner = network?.pod.as_ref()?.guest_network()?;
+    let ports = interface.ports.iter().filter_map(|port| {
+        let protocol = match port.protocol.as_deref() {
+            Some("UDP") => Protocol::Udp,
+            _ => Protocol::Tcp,
+        };
+        Some((protocol, u16::try_from(port.port).ok()?))
+    });
+    Some(Masquerade {
+        gateway: inner.gateway,
+        guest: inner.guest,
+        prefix: inner.prefix,
+        ports: ports.collect(),
+    })
+}
+
+/// The interface as the guest behind a translation is told of it.
+fn inside(pod_nic: &PodNic, masquerade: &Masquerade) -> PodNic {
+    PodNic {
+        ipv4: Some((masquerade.guest, masquerade.prefix)),
+        gateway: Some(masquerade.gateway),
+        routes: Vec::new(),
+        ..pod_nic.clone()
+    }
+}
+
+fn shown(interface: &Interface, pod_nic: &PodNic, mac: MacAddr) -> WiredNic {
     WiredNic {
-        name: name.to_owned(),
+        name: interface.name.clone(),
+        translated: interface.masquerade.is_some(),
         pod_interface: POD_INTERFACE.to_owned(),
         mac: mac.to_string(),
         ip: pod_nic.ipv4.map(|(ip, _)| ip.to_string()),
@@ -146,9 +184,19 @@ where
     }
 }
 
-/// The guest's MAC address: the one asked for, or the pod's.
-fn mac(interface: &Interface, pod_nic: &PodNic) -> Result<MacAddr, Error> {
+/// The guest's MAC address: the one asked for; the pod's; behind a translation, where the pod keeps its own, one that the
+/// machine has in every pod.
+fn mac(
+    vmi: &VirtualMachineInstance,
+    interface: &Interface,
+    pod_nic: &PodNic,
+) -> Result<MacAddr, Error> {
     match &interface.mac_address {
+        None if interface.masquerade.is_some() => {
+            let namespace = vmi.namespace().unwrap_or_default();
+            let (machine, network) = (vmi.name_any(), &interface.name);
+            Ok(MacAddr::local(&format!("{namespace}/{machine}/{network}")))
+        }
         None => Ok(pod_nic.mac),
         Some(mac) => mac.replace('-', ":").parse().map_err(|_| Error::Mac {
             interface: interface.name.clone(),
@@ -321,8 +369,9 @@ mod tests {
                 &json!({"name": "default"}),
             )
         };
-        let of =
-            |vmi: &VirtualMachineInstance| mac(&vmi.spec.domain.devices.interfaces[0], &pod_eth0());
+        let of = |vmi: &VirtualMachineInstance| {
+            mac(vmi, &vmi.spec.domain.devices.interfaces[0], &pod_eth0())
+        };
         assert_eq!(
             of(&with("02-00-00-00-00-0A")).unwrap(),
             "02:00:00:00:00:0a".parse().unwrap()

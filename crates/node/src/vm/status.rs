@@ -5,9 +5,9 @@
 
 use berth_api::conditions::{remove_condition, set_condition};
 use berth_api::kubevirt::v1::{
-    CPUTopology, Machine, MemoryStatus, NetworkInterfaceStatus, VirtualMachineInstance,
-    VirtualMachineInstancePhaseTransitionTimestamp as Transition, VirtualMachineInstanceSpec,
-    VirtualMachineInstanceStatus as Status, VmiPhase,
+    CPUTopology, Machine, MemoryStatus, NetworkInterfaceStatus, PersistentVolumeClaimInfo,
+    VirtualMachineInstance, VirtualMachineInstancePhaseTransitionTimestamp as Transition,
+    VirtualMachineInstanceSpec, VirtualMachineInstanceStatus as Status, VmiPhase, VolumeStatus,
 };
 use berth_api::labels;
 use berth_launcher::protocol::{AgentState, reason as pause};
@@ -52,6 +52,8 @@ pub(crate) enum End {
 pub(crate) struct WiredNic {
     /// Name in the spec.
     pub name: String,
+    /// Whether the guest's own address is behind the pod's, and of no use to others.
+    pub translated: bool,
     /// The pod's interface behind it.
     pub pod_interface: String,
     /// MAC address of the guest.
@@ -320,6 +322,9 @@ fn set_facts(status: &mut Status, spec: &VirtualMachineInstanceSpec, view: &View
             guest_requested: Some(guest),
         });
     }
+    if status.volume_status.is_empty() {
+        status.volume_status = volumes(spec);
+    }
     if let Some(machine) = &view.machine {
         status.machine = Some(Machine {
             type_: Some(machine.clone()),
@@ -334,6 +339,27 @@ fn set_facts(status: &mut Status, spec: &VirtualMachineInstanceSpec, view: &View
                 threads: Some(cpu.threads.unwrap_or(1)),
             });
     }
+}
+
+/// The volumes that the guest has, by name. Those of a machine that runs do not change.
+fn volumes(spec: &VirtualMachineInstanceSpec) -> Vec<VolumeStatus> {
+    let targets = berth_domain::disk_targets(&spec.domain).unwrap_or_default();
+    let disks = spec.domain.devices.disks.iter().zip(targets);
+    let mut all: Vec<VolumeStatus> = disks
+        .map(|(disk, target)| {
+            let volume = spec.volumes.iter().find(|volume| volume.name == disk.name);
+            let claim = volume.and_then(|volume| volume.persistent_volume_claim.as_ref());
+            VolumeStatus {
+                name: disk.name.clone(),
+                target,
+                persistent_volume_claim_info: claim.map(|claim| PersistentVolumeClaimInfo {
+                    claim_name: Some(claim.claim_name.clone()),
+                }),
+            }
+        })
+        .collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
 }
 
 /// What the guest's agent tells of the whole guest.
@@ -371,7 +397,8 @@ fn interface(nic: &WiredNic, agent: Option<&AgentState>) -> NetworkInterfaceStat
     let mut interfaces = agent.into_iter().flat_map(|agent| &agent.interfaces);
     let seen = interfaces.find(|seen| seen.mac == nic.mac);
     let mut addresses: Vec<String> = nic.ip.iter().cloned().collect();
-    for address in seen.into_iter().flat_map(|seen| &seen.addresses) {
+    let own = seen.into_iter().filter(|_| !nic.translated);
+    for address in own.flat_map(|seen| &seen.addresses) {
         let address = address.to_string();
         if !addresses.contains(&address) {
             addresses.push(address);
@@ -442,6 +469,29 @@ mod tests {
     }
 
     #[test]
+    fn volumes_are_told_by_name_and_place() {
+        let mut vmi = vmi("Scheduled", &json!({}));
+        let devices = &mut vmi.spec.domain.devices;
+        devices.disks = serde_json::from_value(json!([
+            {"name": "root", "disk": {"bus": "virtio"}},
+            {"name": "cd", "cdrom": {"bus": "sata"}},
+            {"name": "data", "disk": {"bus": "virtio"}},
+        ]))
+        .unwrap();
+        let claim = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "mine"}}]);
+        vmi.spec.volumes = serde_json::from_value(claim).unwrap();
+        let status = plan_status(&vmi, &view(Guest::Running), &at(1));
+        let told: Vec<_> = status
+            .volume_status
+            .iter()
+            .map(|v| (&*v.name, &*v.target))
+            .collect();
+        assert_eq!(told, [("cd", "sda"), ("data", "vdb"), ("root", "vda")]);
+        let info = status.volume_status[1].persistent_volume_claim_info.clone();
+        assert_eq!(info.unwrap().claim_name.as_deref(), Some("mine"));
+    }
+
+    #[test]
     fn a_guest_that_is_not_well_is_not_ready() {
         let seen = View {
             not_ready: Some("Readiness probe failed: no answer".to_owned()),
@@ -460,6 +510,7 @@ mod tests {
         let seen = View {
             nics: vec![WiredNic {
                 name: "default".to_owned(),
+                translated: false,
                 pod_interface: "eth0".to_owned(),
                 mac: "02:00:00:00:00:01".to_owned(),
                 ip: Some("10.98.0.2".to_owned()),
@@ -497,6 +548,7 @@ mod tests {
         let mut machine = vmi("Running", &json!({}));
         let mut seen = view(Guest::Running);
         seen.nics = vec![WiredNic {
+            translated: false,
             name: "default".to_owned(),
             pod_interface: "eth0".to_owned(),
             mac: "02:00:00:00:00:01".to_owned(),

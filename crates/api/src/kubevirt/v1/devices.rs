@@ -215,6 +215,13 @@ pub struct Interface {
     /// A layer 2 connection: the guest takes over the address of the pod, which DHCP gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<InterfaceBridge>,
+    /// The guest has an address of a network of its own, behind the pod's: what comes to the pod's address goes to the guest,
+    /// what the guest sends leaves with the pod's address. IPv4 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<InterfaceMasquerade>,
+    /// With `masquerade`: the only ports of the pod's address that lead to the guest. Default: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
     /// Emulated card: `virtio` (the default), `e1000`, `e1000e` or `rtl8139`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
@@ -239,6 +246,24 @@ pub struct Interface {
 /// A layer 2 connection. It has no settings.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 pub struct InterfaceBridge {}
+
+/// A network of the guest's own behind the pod's address. It has no settings.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+pub struct InterfaceMasquerade {}
+
+/// A port of the guest.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Port {
+    /// Name, unique among the ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `TCP` (the default) or `UDP`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// The number, from 1 to 65535.
+    pub port: i32,
+}
 
 /// A pointing device.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]

@@ -1,6 +1,7 @@
 //! The VirtualMachineInstance itself and the parts of its spec that are not the virtual hardware.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::{Affinity, PodDNSConfig, Toleration, TopologySpreadConstraint};
 use kube::CustomResource;
@@ -111,9 +112,53 @@ pub struct Network {
     pub pod: Option<PodNetwork>,
 }
 
-/// The network of the pod that the machine runs in. It has no settings.
+/// The network of the pod that the machine runs in.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
-pub struct PodNetwork {}
+#[serde(rename_all = "camelCase")]
+pub struct PodNetwork {
+    /// With the binding `masquerade`: the guest's own network, of at least four addresses. The guest's router has the
+    /// first that a machine may have, the guest the second. Default `10.0.2.0/24`.
+    #[serde(
+        default,
+        rename = "vmNetworkCIDR",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub vm_network_cidr: Option<String>,
+}
+
+/// The guest's side of the binding `masquerade`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestNetwork {
+    /// The guest's router.
+    pub gateway: Ipv4Addr,
+    /// The guest.
+    pub guest: Ipv4Addr,
+    /// Length of the prefix in bits.
+    pub prefix: u8,
+}
+
+impl PodNetwork {
+    /// The guest's own network; none where what is given is no network of IPv4 with room for the two.
+    #[must_use]
+    pub fn guest_network(&self) -> Option<GuestNetwork> {
+        const DEFAULT: &str = "10.0.2.0/24";
+        let cidr = self
+            .vm_network_cidr
+            .as_deref()
+            .filter(|cidr| !cidr.is_empty());
+        let (address, prefix) = cidr.unwrap_or(DEFAULT).split_once('/')?;
+        let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        if !(1..=30).contains(&prefix) {
+            return None;
+        }
+        let first = address.to_bits() & (u32::MAX << (32 - prefix));
+        Some(GuestNetwork {
+            gateway: Ipv4Addr::from_bits(first + 1),
+            guest: Ipv4Addr::from_bits(first + 2),
+            prefix,
+        })
+    }
+}
 
 /// The host name of a machine: the one in its spec, else its name up to the first dot, at most 63 characters.
 pub fn hostname(name: &str, spec: &VirtualMachineInstanceSpec) -> String {
@@ -127,6 +172,34 @@ pub fn hostname(name: &str, spec: &VirtualMachineInstanceSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn guests_networks_have_room_for_two() {
+        let of = |cidr: &str| {
+            let network = PodNetwork {
+                vm_network_cidr: Some(cidr.to_owned()),
+            };
+            let found = network.guest_network()?;
+            Some(format!(
+                "{} {}/{}",
+                found.gateway, found.guest, found.prefix
+            ))
+        };
+        assert_eq!(of("").as_deref(), Some("10.0.2.1 10.0.2.2/24"));
+        assert_eq!(
+            of("192.168.7.77/30").as_deref(),
+            Some("192.168.7.77 192.168.7.78/30")
+        );
+        for bad in [
+            "10.0.0.0",
+            "10.0.0.0/31",
+            "10.0.0.0/0",
+            "fd00::/64",
+            "10.0.0/24",
+        ] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn a_host_name_is_one_label() {

@@ -112,6 +112,9 @@ pub struct VirtualMachineInstanceStatus {
     /// The machine type that the guest really has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// The volumes that the guest has, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_status: Vec<VolumeStatus>,
     /// Version of the launcher image that the machine was started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launcher_container_image_version: Option<String>,
@@ -125,6 +128,28 @@ pub struct VirtualMachineInstanceStatus {
     /// The memory that the guest really has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStatus>,
+}
+
+/// A volume that the guest has.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStatus {
+    /// Name of the volume.
+    pub name: String,
+    /// Name of the disk in the domain, for example `vda`. The guest may call it otherwise.
+    pub target: String,
+    /// The claim behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim_info: Option<PersistentVolumeClaimInfo>,
+}
+
+/// The claim behind a volume.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PersistentVolumeClaimInfo {
+    /// Name of the claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_name: Option<String>,
 }
 
 /// When a phase was entered.
