@@ -84,6 +84,8 @@ done | awk '!seen[$0]++' | while read -r path; do
 done
 
 (cd "$root" && find . -print0 | sort -z | cpio --null -o -H newc --quiet -R 0:0 | gzip -6) >"$work/initrd.gz"
+# For who starts the kernel without a disk.
+cp "$work/initrd.gz" "$cache/initrd.gz"
 cat >"$work/syslinux.cfg" <<'CFG'
 SERIAL 0 115200
 DEFAULT guest

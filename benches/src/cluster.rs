@@ -64,7 +64,7 @@ async fn measure(kubeconfig: &Path, count: usize) -> anyhow::Result<()> {
         .await?;
     let vmis: Api<VirtualMachineInstance> = Api::namespaced(client.clone(), NAMESPACE);
     // The first one finds no image unpacked and no code in memory; it does not count.
-    make(&vmis, "primer", IMAGE).await?;
+    make(&vmis, "primer", IMAGE, &json!({})).await?;
     until(&vmis, 1, &mut BTreeMap::new()).await?;
 
     let idle = parts();
@@ -78,7 +78,7 @@ async fn measure(kubeconfig: &Path, count: usize) -> anyhow::Result<()> {
             for number in 0..count {
                 let name = format!("vm-{number}");
                 made.insert(name.clone(), Instant::now());
-                make(&vmis, &name, IMAGE).await?;
+                make(&vmis, &name, IMAGE, &json!({})).await?;
                 tokio::time::sleep(PACE).await;
             }
             anyhow::Ok(made)
@@ -140,10 +140,12 @@ async fn measure(kubeconfig: &Path, count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A small machine; `resources` as in its spec.
 pub(crate) async fn make(
     vmis: &Api<VirtualMachineInstance>,
     name: &str,
     image: &str,
+    resources: &serde_json::Value,
 ) -> anyhow::Result<()> {
     let vmi = serde_json::from_value(json!({
         "metadata": {"name": name},
@@ -151,6 +153,7 @@ pub(crate) async fn make(
             "terminationGracePeriodSeconds": 0,
             "domain": {
                 "memory": {"guest": "64Mi"},
+                "resources": resources,
                 "devices": {
                     "disks": [{"name": "root", "disk": {"bus": "virtio"}}],
                     "interfaces": [{"name": "default", "bridge": {}}],

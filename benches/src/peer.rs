@@ -125,6 +125,8 @@ impl Libvirtd {
         let emulation = !Path::new("/dev/kvm").exists() || !kvm_works();
         let input = DomainInput {
             vmi: &vmi,
+            kernel: None,
+            initrd: None,
             disks: vec![DiskInput {
                 volume: "root".into(),
                 path: overlay,

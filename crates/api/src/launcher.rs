@@ -7,7 +7,38 @@ pub const RUN_DIR: &str = "/var/run/berth";
 /// Under which the container disks are mounted, inside the pod.
 pub const DISKS_DIR: &str = "/var/run/berth-disks";
 /// What the names of containers that hold container disks begin with; the volume's name follows.
-pub const HOLDER_PREFIX: &str = "disk-";
+const HOLDER_PREFIX: &str = "disk-";
+/// The same of what the firmware starts.
+const BOOT_PREFIX: &str = "boot-";
+/// Stands among the volumes for the kernel that the firmware starts. No volume is called so.
+pub const BOOT_KERNEL: &str = ".boot-kernel";
+/// The same for its initial file system.
+pub const BOOT_INITRD: &str = ".boot-initrd";
+
+/// Name of the pod's volume or container that holds what belongs to a volume, or to one of [`BOOT_KERNEL`] and
+/// [`BOOT_INITRD`].
+#[must_use]
+pub fn holder_name(volume: &str) -> String {
+    match volume.strip_prefix('.') {
+        Some(boot) => boot.to_owned(),
+        None => format!("{HOLDER_PREFIX}{volume}"),
+    }
+}
+
+/// What a pod's volume or container of this name holds, the other way round.
+#[must_use]
+pub fn held_by(name: &str) -> Option<String> {
+    if name.starts_with(BOOT_PREFIX) {
+        return Some(format!(".{name}"));
+    }
+    name.strip_prefix(HOLDER_PREFIX).map(str::to_owned)
+}
+
+/// Whether what is held is a plain file and no disk.
+#[must_use]
+pub fn is_boot_file(volume: &str) -> bool {
+    volume.starts_with('.')
+}
 /// What the names of volumes on claims begin with; the volume's name follows.
 pub const CLAIM_PREFIX: &str = "claim-";
 /// Under which the file systems of claims are mounted, inside the pod.

@@ -32,6 +32,10 @@ pub struct DomainInput<'a> {
     pub disks: Vec<DiskInput>,
     /// The tap behind each interface of the spec; order does not matter.
     pub nics: Vec<NicInput>,
+    /// Path of the kernel that the firmware starts, where the spec names one.
+    pub kernel: Option<String>,
+    /// Path of its initial file system.
+    pub initrd: Option<String>,
     /// The host's processors that the pod may use; only looked at where each virtual processor has one for itself.
     pub cpus: Vec<u32>,
     /// Whether the guest is emulated in software because KVM cannot be used.
@@ -88,6 +92,9 @@ pub enum DomainError {
     /// The object has no such metadata.
     #[error("the machine has no metadata.{0}")]
     Metadata(&'static str),
+    /// The spec names a kernel, and none is there.
+    #[error("spec.domain.firmware.kernelBoot: the kernel is not in the launcher pod")]
+    NoKernel,
     /// Neither admission nor the user set the memory.
     #[error("spec.domain.memory.guest is not set")]
     NoMemory,
@@ -160,7 +167,7 @@ pub fn domain_xml(input: &DomainInput<'_>) -> Result<String, DomainError> {
         .children(platform::processor(domain, input.emulation))
         .children(devices::io_threads(domain))
         .children(platform::pinning(domain, &input.cpus)?)
-        .child(platform::os(domain, &input.nvram)?)
+        .child(platform::os(input)?)
         .child(platform::features(domain, input.emulation))
         .child(platform::clock(domain, input.emulation))
         .child(Element::new("on_poweroff").text("destroy"))

@@ -4,7 +4,7 @@ use berth_api::kubevirt::v1::{CPU, DomainSpec, EFI, Features, default_firmware_u
 use berth_api::quantity::parse_bytes;
 
 use crate::xml::Element;
-use crate::{DomainError, FIRMWARE_DIR};
+use crate::{DomainError, DomainInput, FIRMWARE_DIR};
 
 /// What Windows tries before it gives a spinlock up, where the manifest says nothing.
 const SPINLOCK_RETRIES: u32 = 4096;
@@ -121,7 +121,8 @@ pub(crate) fn pinning(domain: &DomainSpec, cpus: &[u32]) -> Result<Option<Elemen
 }
 
 /// Machine type and firmware. The boot order is with the devices.
-pub(crate) fn os(domain: &DomainSpec, nvram: &str) -> Result<Element, DomainError> {
+pub(crate) fn os(input: &DomainInput<'_>) -> Result<Element, DomainError> {
+    let domain = &input.vmi.spec.domain;
     let machine = domain
         .machine
         .as_ref()
@@ -146,9 +147,30 @@ pub(crate) fn os(domain: &DomainSpec, nvram: &str) -> Result<Element, DomainErro
                 .attribute("machine", machine)
                 .text("hvm"),
         )
-        .children(efi.into_iter().flat_map(|efi| uefi(efi, nvram)))
+        .children(efi.into_iter().flat_map(|efi| uefi(efi, &input.nvram)))
+        .children(kernel(input)?)
         .children(smbios.then(|| Element::new("smbios").attribute("mode", "sysinfo")))
         .children(use_serial.then(|| Element::new("bios").attribute("useserial", "yes"))))
+}
+
+/// A kernel in place of what is on a disk.
+fn kernel(input: &DomainInput<'_>) -> Result<Vec<Element>, DomainError> {
+    let firmware = input.vmi.spec.domain.firmware.as_ref();
+    let Some(boot) = firmware.and_then(|firmware| firmware.kernel_boot.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let kernel = input.kernel.as_deref().ok_or(DomainError::NoKernel)?;
+    let parts = [
+        ("kernel", Some(kernel)),
+        ("initrd", input.initrd.as_deref()),
+        ("cmdline", boot.kernel_args.as_deref()),
+    ];
+    let given = parts
+        .into_iter()
+        .filter_map(|(name, text)| Some((name, text?)));
+    Ok(given
+        .map(|(name, text)| Element::new(name).text(text))
+        .collect())
 }
 
 /// UEFI's code, which nobody writes, and its variables, which are copied from those that the code comes with.

@@ -59,6 +59,8 @@ fn input(vmi: &VirtualMachineInstance) -> DomainInput<'_> {
         serial_socket: "/var/run/berth/serial.sock".to_owned(),
         vnc_socket: Some("/var/run/berth/vnc.sock".to_owned()),
         nvram: "/var/run/berth/nvram.fd".to_owned(),
+        kernel: Some("/var/run/berth-disks/.boot-kernel".to_owned()),
+        initrd: Some("/var/run/berth-disks/.boot-initrd".to_owned()),
         agent_socket: None,
     }
 }
@@ -131,6 +133,26 @@ fn a_container_disk_on_the_pod_network() {
             ..input(&vmi)
         },
     );
+}
+
+#[test]
+fn a_kernel_in_place_of_a_disk() {
+    let vmi = vmi(json!({
+        "domain": {
+            "memory": {"guest": "128Mi"},
+            "firmware": {"kernelBoot": {
+                "kernelArgs": "console=ttyS0 quiet=<&>",
+                "container": {"image": "k", "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd"},
+            }},
+            "devices": {}
+        },
+    }));
+    assert_golden("kernel-boot", &input(&vmi));
+    let without = DomainInput {
+        kernel: None,
+        ..input(&vmi)
+    };
+    assert_eq!(domain_xml(&without), Err(DomainError::NoKernel));
 }
 
 #[test]

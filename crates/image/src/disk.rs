@@ -44,8 +44,10 @@ pub struct ContainerDisk {
 enum Target {
     /// The one file in the directory.
     OnlyFileIn,
-    /// That file.
+    /// That file, a disk.
     File,
+    /// That file, whatever it is.
+    PlainFile,
 }
 
 const MAX_TRACKED: usize = 10_000;
@@ -61,6 +63,15 @@ impl Store {
 
     /// The disk at `path` in the image (`containerDisk.path`), an absolute path of a regular file.
     pub fn disk_at(&self, image: &Image, path: &str) -> Result<ContainerDisk, DiskError> {
+        self.at(image, path, Target::File)
+    }
+
+    /// A file at `path` in the image that is no disk, whatever is in it. Its format is told as raw.
+    pub fn file_at(&self, image: &Image, path: &str) -> Result<ContainerDisk, DiskError> {
+        self.at(image, path, Target::PlainFile)
+    }
+
+    fn at(&self, image: &Image, path: &str, target: Target) -> Result<ContainerDisk, DiskError> {
         let bad = || DiskError::BadName {
             image: image.reference.to_string(),
             entry: clip(path),
@@ -73,12 +84,18 @@ impl Store {
             return Err(bad());
         }
         let path = parts.join("/");
+        // The same file as a disk and as a plain one are two: of the one it is known that it is a disk.
+        let kind = if target == Target::PlainFile {
+            "file:"
+        } else {
+            ""
+        };
         let name = format!(
             "{}-{}",
             image.digest.hex(),
-            &Digest::of(path.as_bytes()).hex()[..16]
+            &Digest::of(format!("{kind}{path}").as_bytes()).hex()[..16]
         );
-        self.extract(image, &path, Target::File, &name)
+        self.extract(image, &path, target, &name)
     }
 
     fn extract(
@@ -91,7 +108,7 @@ impl Store {
         let dir = self.disks_dir().join(name);
         let lock = self.extraction(name);
         let _only_one = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(disk) = extracted(image, &dir)? {
+        if let Some(disk) = extracted(image, &dir, target)? {
             return Ok(disk);
         }
         let in_store = |cause| DiskError::Store {
@@ -130,11 +147,13 @@ impl Store {
         let written = search
             .into
             .join(file_name(&file).ok_or_else(|| search.bad_name(&file))?);
-        format::inspect(&written).map_err(|cause| DiskError::Format {
-            image: image.reference.to_string(),
-            entry,
-            cause,
-        })?;
+        if target != Target::PlainFile {
+            format::inspect(&written).map_err(|cause| DiskError::Format {
+                image: image.reference.to_string(),
+                entry,
+                cause,
+            })?;
+        }
         let publish = || {
             fs::set_permissions(&written, Permissions::from_mode(0o444))?;
             File::open(&search.into)?.sync_all()?;
@@ -152,7 +171,7 @@ impl Store {
             File::open(self.disks_dir())?.sync_all()
         };
         publish().map_err(|e| in_store(failed("write", &dir)(e)))?;
-        extracted(image, &dir)?.ok_or_else(|| {
+        extracted(image, &dir, target)?.ok_or_else(|| {
             in_store(failed("find", &dir)(io::Error::from(
                 io::ErrorKind::NotFound,
             )))
@@ -161,7 +180,11 @@ impl Store {
 }
 
 /// The disk in `dir`, if it was extracted before.
-fn extracted(image: &Image, dir: &Path) -> Result<Option<ContainerDisk>, DiskError> {
+fn extracted(
+    image: &Image,
+    dir: &Path,
+    target: Target,
+) -> Result<Option<ContainerDisk>, DiskError> {
     let mut files = match fs::read_dir(dir.join("disk")) {
         Ok(files) => files.flatten(),
         Err(_) => return Ok(None),
@@ -169,11 +192,17 @@ fn extracted(image: &Image, dir: &Path) -> Result<Option<ContainerDisk>, DiskErr
     let Some(file) = files.next().map(|f| f.path()) else {
         return Ok(None);
     };
-    let info = format::inspect(&file).map_err(|cause| DiskError::Format {
+    let failed = |cause| DiskError::Format {
         image: image.reference.to_string(),
         entry: file.display().to_string(),
         cause,
-    })?;
+    };
+    let info = if target == Target::PlainFile {
+        format::plain(&file)
+    } else {
+        format::inspect(&file)
+    };
+    let info = info.map_err(failed)?;
     Ok(Some(ContainerDisk {
         image: image.digest.clone(),
         dir: dir.to_owned(),
@@ -317,7 +346,9 @@ impl Search<'_> {
             } else if self.related(&path) && !self.is_hidden(&path, entry.kind) {
                 let own = usize::from(entry.kind == Kind::Directory);
                 directories.extend((1..path.len() + own).map(|n| path[..n].to_vec()));
-                if entry.kind == Kind::Directory && self.target == Target::File && path == self.path
+                if entry.kind == Kind::Directory
+                    && self.target != Target::OnlyFileIn
+                    && path == self.path
                 {
                     here.insert(path, entry.kind);
                 } else if entry.kind == Kind::Directory {

@@ -369,6 +369,10 @@ fn a_path_in_the_image_may_be_given() {
     let disk = f.store.disk_at(&image, "/custom/c.img").unwrap();
     assert_eq!(disk.format, DiskFormat::Qcow2);
     assert!(disk.file.ends_with("disk/c.img"));
+    // As a plain file it is whatever it is.
+    let file = f.store.file_at(&image, "/custom/c.img").unwrap();
+    assert_eq!(file.format, DiskFormat::Raw);
+    assert_ne!(file.dir, disk.dir);
     assert_eq!(
         std::fs::read(f.store.disk_at(&image, "//disk/./b").unwrap().file).unwrap(),
         b"b"

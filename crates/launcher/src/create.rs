@@ -283,6 +283,8 @@ impl<H: Hypervisor> Creation<H> {
             vmi: &self.request.vmi,
             disks,
             nics: nics.collect(),
+            kernel: self.request.boot.kernel.clone(),
+            initrd: self.request.boot.initrd.clone(),
             cpus: own_cpus(),
             emulation: self.request.emulation,
             emulator: None,

@@ -115,8 +115,22 @@ pub struct SyncRequest {
     /// What stands behind the interfaces.
     #[serde(default)]
     pub nics: Vec<NicBacking>,
+    /// What the firmware starts in place of a disk.
+    #[serde(default)]
+    pub boot: BootFiles,
     /// Whether the guest is emulated in software because KVM cannot be used.
     pub emulation: bool,
+}
+
+/// Paths of what the firmware starts, as the launcher sees them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFiles {
+    /// The kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Its initial file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
 }
 
 /// The file behind a volume.

@@ -280,6 +280,7 @@ fn ipxe() -> SyncRequest {
     });
     SyncRequest {
         vmi: serde_json::from_value(vmi).unwrap(),
+        boot: berth_launcher::protocol::BootFiles::default(),
         disks: vec![DiskBacking {
             volume: "boot".to_owned(),
             path: ISO.to_owned(),

@@ -201,6 +201,10 @@ story!(nodes_say_what_they_can_run, nodes::what_they_say);
 story!(a_guest_has_cpus_for_itself, nodes::dedicated);
 story!(a_pod_is_ready_with_its_guest, nodes::readiness);
 story!(mistaken_settings_are_refused, settings::mistakes);
+story!(
+    a_kernel_comes_out_of_an_image,
+    stories::hardware::a_kernel_out_of_an_image
+);
 story!(the_examples_of_kubevirt_run, stories::examples::of_upstream);
 story!(
     a_guest_is_behind_the_pods_address,
@@ -338,15 +342,22 @@ fn uninstall_refuses_while_there_are_machines() -> anyhow::Result<()> {
 /// A Service in front of a virtual machine is a Service like any other.
 fn a_service(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(&manifest("web", cluster.image(), MEMORY))?;
-    cluster.apply(
-        "apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {vm.kubevirt.io/name: web}
-  ports: [{port: 8080, targetPort: 80}]
-",
-    )?;
+    let exposed = stories::machines::berth(
+        cluster,
+        &[
+            "expose",
+            "vmi",
+            "web",
+            "--name=web",
+            "--port=8080",
+            "--target-port=80",
+        ],
+    )?
+    .ok()?;
+    ensure!(
+        exposed.contains("Service web successfully created"),
+        "{exposed}"
+    );
     cluster.wait_phase("web", "Running", SOON)?;
     cluster.wait_prompt("web", BOOT)?;
     let address = cluster

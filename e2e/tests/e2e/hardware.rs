@@ -15,3 +15,8 @@ fn a_guest_reads_what_cloud_init_is_told() -> anyhow::Result<()> {
         hardware::the_guest_reads_what_cloud_init_is_told,
     )
 }
+
+#[test]
+fn a_kernel_comes_out_of_an_image() -> anyhow::Result<()> {
+    story("kernel boot", hardware::a_kernel_out_of_an_image)
+}

@@ -128,7 +128,8 @@ pub(crate) fn what_kubectl_shows(
     Ok(())
 }
 
-/// A field that the CRD describes is one that somebody writes; some are for machines that failed or whose guest is frozen.
+/// A field that the CRD describes is one that somebody writes; some are for machines that failed, whose guest
+/// is frozen, or that a VirtualMachine made.
 fn every_described_status_field_is_shown(target: &dyn Target, name: &str) -> anyhow::Result<()> {
     let parsed = |arguments: &[&str]| -> anyhow::Result<Value> {
         Ok(serde_json::from_str(&target.kubectl(arguments)?.ok()?)?)
@@ -142,7 +143,7 @@ fn every_described_status_field_is_shown(target: &dyn Target, name: &str) -> any
         properties.map(|(field, _)| field.clone()).collect()
     };
     ensure!(!fields(schema).is_empty(), "the status is not described");
-    let at_times = ["reason", "fsFreezeStatus"];
+    let at_times = ["reason", "fsFreezeStatus", "virtualMachineRevisionName"];
     for field in fields(schema)
         .iter()
         .filter(|field| !at_times.contains(&field.as_str()))

@@ -1,7 +1,9 @@
 //! Virtual hardware, as a guest sees it.
 
+use std::process::Command;
+
 use anyhow::ensure;
-use berth_e2e::{Target, manifest};
+use berth_e2e::{Target, manifest, repository, run, wait_for};
 
 use super::{BOOT, MEMORY, SOON};
 
@@ -108,4 +110,53 @@ pub(crate) fn the_guest_reads_what_cloud_init_is_told(target: &dyn Target) -> an
         "{refused}"
     );
     Ok(())
+}
+
+/// A kernel out of an image, in place of what is on a disk.
+pub(crate) fn a_kernel_out_of_an_image(target: &dyn Target) -> anyhow::Result<()> {
+    const IMAGE: &str = "localhost/kernel:1";
+    let cache = repository().join(".cache/guest-kernel");
+    let dir = tempfile::tempdir()?;
+    let archive = dir.path().join("kernel.tar");
+    let mut pack = Command::new("python3");
+    pack.arg(repository().join("scripts/cluster/image.py"))
+        .args([IMAGE.as_ref(), archive.as_os_str(), "/none".as_ref()])
+        .arg(format!("{}=/boot/vmlinuz", cache.join("vmlinuz").display()))
+        .arg(format!(
+            "{}=/boot/initrd",
+            cache.join("initrd.gz").display()
+        ));
+    run(&mut pack, "")?.ok()?;
+    target.import("oci-archive", &archive, IMAGE)?;
+    let boot = format!(
+        "  domain:
+    firmware:
+      kernelBoot:
+        kernelArgs: console=ttyS0,115200 net.ifnames=0 loglevel=6 of-its-own=yes
+        container: {{image: '{IMAGE}', kernelPath: /boot/vmlinuz, initrdPath: /boot/initrd}}
+"
+    );
+    let text = manifest("kernel", target.image(), MEMORY).replacen("  domain:\n", &boot, 1);
+    // Without a disk: everything that the guest is comes out of the image.
+    let (head, tail) = text.split_once("      disks:\n").unwrap_or_default();
+    let (_, tail) = tail.split_once("      interfaces:\n").unwrap_or_default();
+    let (tail, _) = tail.split_once("  volumes:\n").unwrap_or_default();
+    target.apply(&format!("{head}      interfaces:\n{tail}"))?;
+    target.wait_phase("kernel", "Running", SOON)?;
+    let mut console = target.console("kernel")?;
+    console.log_in(BOOT)?;
+    let told = console.shell("cat /proc/cmdline; ls /sys/block", SOON)?;
+    ensure!(told.contains("of-its-own=yes"), "{told}");
+    ensure!(!told.contains("vda"), "{told}");
+    target.delete("kernel", SOON * 2)?;
+    // A path that is not there is told.
+    let wrong = boot.replace("/boot/initrd", "/boot/none");
+    let text = manifest("lost", target.image(), MEMORY).replacen("  domain:\n", &wrong, 1);
+    target.apply(&text)?;
+    wait_for("what is missing is told", SOON * 2, || {
+        let messages = target.vmi("lost", ".status.conditions[*].message")?;
+        ensure!(messages.contains("/boot/none"), "{messages}");
+        Ok(())
+    })?;
+    target.delete("lost", SOON * 2)
 }

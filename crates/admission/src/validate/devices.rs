@@ -588,22 +588,29 @@ fn check_cloud_init(path: &str, source: &CloudInitSource, causes: &mut Vec<Cause
     }
 }
 
-fn check_container_disk(path: &str, source: &ContainerDiskSource, causes: &mut Vec<Cause>) {
-    if let Some(why) = syntax::image_reference_error(&source.image) {
+/// An image and how it is pulled.
+pub(super) fn check_image(
+    path: &str,
+    image: &str,
+    policy: Option<&str>,
+    secret: Option<&str>,
+    causes: &mut Vec<Cause>,
+) {
+    if let Some(why) = syntax::image_reference_error(image) {
         let field = format!("{path}.image");
-        causes.push(if source.image.is_empty() {
+        causes.push(if image.is_empty() {
             Cause::required(field, "must be the reference of an image")
         } else {
-            Cause::invalid(field, &source.image, why)
+            Cause::invalid(field, image, why)
         });
     }
     one_of(
         &format!("{path}.imagePullPolicy"),
-        source.image_pull_policy.as_deref(),
+        policy,
         &["Always", "IfNotPresent", "Never"],
         causes,
     );
-    if let Some(secret) = &source.image_pull_secret
+    if let Some(secret) = secret
         && !syntax::is_dns_subdomain(secret)
     {
         causes.push(Cause::invalid(
@@ -612,6 +619,16 @@ fn check_container_disk(path: &str, source: &ContainerDiskSource, causes: &mut V
             "must be the name of a secret",
         ));
     }
+}
+
+fn check_container_disk(path: &str, source: &ContainerDiskSource, causes: &mut Vec<Cause>) {
+    check_image(
+        path,
+        &source.image,
+        source.image_pull_policy.as_deref(),
+        source.image_pull_secret.as_deref(),
+        causes,
+    );
     if let Some(file) = &source.path
         && !is_disk_path(file)
     {
@@ -623,10 +640,15 @@ fn check_container_disk(path: &str, source: &ContainerDiskSource, causes: &mut V
     }
 }
 
-/// `/disk/` and a file below it, of characters that are plain in every place a path is used.
+/// `/disk/` and a file below it.
 fn is_disk_path(path: &str) -> bool {
+    path.starts_with("/disk/") && is_image_path(path)
+}
+
+/// An absolute path of a file, of characters that are plain in every place a path is used.
+pub(super) fn is_image_path(path: &str) -> bool {
     path.len() <= 1024
-        && path.strip_prefix("/disk/").is_some_and(|rest| {
+        && path.strip_prefix('/').is_some_and(|rest| {
             rest.split('/')
                 .all(|part| syntax::is_word(part, "._-+@ ") && part != "." && part != "..")
         })

@@ -8,12 +8,15 @@ use berth_api::kubevirt::v1::{
 use berth_api::quantity::{parse_bytes, parse_millis};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use super::devices::{check_image, is_image_path};
 use super::one_of;
 use crate::cause::Cause;
 use crate::syntax;
 
 /// Processors that a guest can address without extensions.
 const VCPUS_MAX: u64 = 255;
+/// Longest text for a kernel: what Linux takes.
+const KERNEL_ARGS_MAX: usize = 2048;
 /// Less memory than this starts no firmware.
 const MEMORY_MIN: u64 = 1 << 20;
 
@@ -34,6 +37,7 @@ pub(super) fn check(domain: &DomainSpec, causes: &mut Vec<Cause>) {
     if let Some(firmware) = &domain.firmware {
         check_firmware(firmware, causes);
         check_efi(domain, firmware, causes);
+        check_kernel(firmware, causes);
         let bios = firmware.bootloader.as_ref().and_then(|b| b.bios.as_ref());
         if bios.and_then(|b| b.use_serial) == Some(true)
             && domain.devices.autoattach_serial_console == Some(false)
@@ -79,6 +83,56 @@ pub(super) fn check(domain: &DomainSpec, causes: &mut Vec<Cause>) {
 }
 
 /// UEFI, and what secure boot stands on.
+fn check_kernel(firmware: &Firmware, causes: &mut Vec<Cause>) {
+    const BOOT: &str = "spec.domain.firmware.kernelBoot";
+    let Some(boot) = &firmware.kernel_boot else {
+        return;
+    };
+    let arguments = boot.kernel_args.as_deref().unwrap_or_default();
+    if arguments.len() > KERNEL_ARGS_MAX || arguments.chars().any(char::is_control) {
+        causes.push(Cause::invalid(
+            format!("{BOOT}.kernelArgs"),
+            arguments,
+            format!("must be one line of no more than {KERNEL_ARGS_MAX} bytes"),
+        ));
+    }
+    let Some(container) = &boot.container else {
+        causes.push(Cause::required(
+            format!("{BOOT}.container"),
+            "the image that the kernel is in",
+        ));
+        return;
+    };
+    let path = format!("{BOOT}.container");
+    check_image(
+        &path,
+        &container.image,
+        container.image_pull_policy.as_deref(),
+        container.image_pull_secret.as_deref(),
+        causes,
+    );
+    for (name, file) in [
+        ("kernelPath", &container.kernel_path),
+        ("initrdPath", &container.initrd_path),
+    ] {
+        if let Some(file) = file
+            && !is_image_path(file)
+        {
+            causes.push(Cause::invalid(
+                format!("{path}.{name}"),
+                file,
+                "must be an absolute path without empty, . or .. parts",
+            ));
+        }
+    }
+    if container.kernel_path.is_none() {
+        causes.push(Cause::required(
+            format!("{path}.kernelPath"),
+            "where the kernel is in the image",
+        ));
+    }
+}
+
 fn check_efi(domain: &DomainSpec, firmware: &Firmware, causes: &mut Vec<Cause>) {
     const EFI: &str = "spec.domain.firmware.bootloader.efi";
     let Some(bootloader) = &firmware.bootloader else {

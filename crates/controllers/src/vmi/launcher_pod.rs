@@ -16,9 +16,9 @@ use berth_api::kubevirt::v1::{
     VirtualMachineInstance, VirtualMachineInstanceSpec, hostname,
 };
 use berth_api::launcher::{
-    CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR, DISK_PATHS, DISKS_DIR,
-    DiskPaths, HOLDER_PREFIX, RUN_DIR, TEXTS_DIR, credential_volume, network_data_volume,
-    texts_volume,
+    BOOT_INITRD, BOOT_KERNEL, CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR,
+    DISK_PATHS, DISKS_DIR, DiskPaths, RUN_DIR, TEXTS_DIR, credential_volume, holder_name,
+    network_data_volume, texts_volume,
 };
 use berth_api::settings::v1::{Configuration, Gate, LogVerbosity};
 use berth_api::{labels, quantity};
@@ -74,7 +74,7 @@ pub fn launcher_pod(
     let image_volumes = !on_cluster || configuration.is_open(Gate::ImageVolume);
     for (volume, disk) in disks.iter().filter(|_| image_volumes) {
         mounts.push(core::VolumeMount {
-            name: format!("{HOLDER_PREFIX}{volume}"),
+            name: holder_name(volume),
             mount_path: format!("{DISKS_DIR}/{volume}"),
             // One file of an image that holds several. Kubelets know the way to a directory only, so the node agent looks
             // there.
@@ -83,7 +83,7 @@ pub fn launcher_pod(
             ..core::VolumeMount::default()
         });
         volumes.push(core::Volume {
-            name: format!("{HOLDER_PREFIX}{volume}"),
+            name: holder_name(volume),
             image: Some(core::ImageVolumeSource {
                 reference: Some(disk.image.clone()),
                 pull_policy: disk.image_pull_policy.clone(),
@@ -242,7 +242,7 @@ fn empty(volume: &str) -> core::Volume {
 fn for_kubelet(
     spec: &mut core::PodSpec,
     vmi: &VirtualMachineInstance,
-    disks: &[(&str, &ContainerDiskSource)],
+    disks: &[(&str, ContainerDiskSource)],
     settings: &Settings,
     configuration: &Configuration,
 ) {
@@ -335,7 +335,7 @@ fn for_kubelet(
         ..core::Container::default()
     }]);
     let holders = disks.iter().map(|(volume, disk)| core::Container {
-        name: format!("{HOLDER_PREFIX}{volume}"),
+        name: holder_name(volume),
         image: Some(disk.image.clone()),
         image_pull_policy: disk.image_pull_policy.clone(),
         // The program ignores what the node agent reads: which file is meant, where an image holds several.
@@ -426,12 +426,29 @@ pub fn claimed(
     volumes.filter_map(|v| Some((v.name.as_str(), v.persistent_volume_claim.as_ref()?)))
 }
 
-/// The container disks with the names of their volumes.
-fn container_disks(spec: &VirtualMachineInstanceSpec) -> Vec<(&str, &ContainerDiskSource)> {
+/// The container disks with the names of their volumes, and what the firmware starts, which comes the same way.
+fn container_disks(spec: &VirtualMachineInstanceSpec) -> Vec<(&str, ContainerDiskSource)> {
     let volumes = spec.volumes.iter();
-    volumes
-        .filter_map(|v| Some((v.name.as_str(), v.container_disk.as_ref()?)))
-        .collect()
+    let disks = volumes.filter_map(|v| Some((v.name.as_str(), v.container_disk.clone()?)));
+    let boot = spec.domain.firmware.as_ref();
+    let boot = boot.and_then(|firmware| firmware.kernel_boot.as_ref()?.container.as_ref());
+    let files = boot.into_iter().flat_map(|from| {
+        let file = |path: &Option<String>| {
+            Some(ContainerDiskSource {
+                image: from.image.clone(),
+                image_pull_policy: from.image_pull_policy.clone(),
+                image_pull_secret: from.image_pull_secret.clone(),
+                path: Some(path.clone()?),
+            })
+        };
+        let all = [
+            (BOOT_KERNEL, file(&from.kernel_path)),
+            (BOOT_INITRD, file(&from.initrd_path)),
+        ];
+        all.into_iter()
+            .filter_map(|(name, source)| Some((name, source?)))
+    });
+    disks.chain(files).collect()
 }
 
 /// What the pod is to bring of texts: the names of its volumes, and where the texts come from.
@@ -494,10 +511,9 @@ fn texts(spec: &VirtualMachineInstanceSpec) -> Vec<(String, core::Volume)> {
 }
 
 fn pull_secrets(spec: &VirtualMachineInstanceSpec) -> Option<Vec<core::LocalObjectReference>> {
-    let secrets = spec
-        .volumes
-        .iter()
-        .filter_map(|v| v.container_disk.as_ref()?.image_pull_secret.clone());
+    let secrets = container_disks(spec)
+        .into_iter()
+        .filter_map(|(_, source)| source.image_pull_secret);
     let mut names: Vec<String> = secrets.filter(|s| !s.is_empty()).collect();
     names.sort();
     names.dedup();

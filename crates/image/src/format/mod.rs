@@ -137,6 +137,19 @@ pub fn inspect(path: &Path) -> Result<DiskInfo, FormatError> {
     inspect_file(&File::open(path).map_err(read)?)
 }
 
+/// A file of which nothing is asked but that it is one.
+pub(crate) fn plain(path: &Path) -> Result<DiskInfo, FormatError> {
+    let meta = std::fs::symlink_metadata(path).map_err(|e| FormatError::Read(e.to_string()))?;
+    if !meta.is_file() {
+        return Err(FormatError::NotAFile);
+    }
+    Ok(DiskInfo {
+        format: DiskFormat::Raw,
+        virtual_size: meta.len(),
+        file_size: meta.len(),
+    })
+}
+
 /// Tells what an open file is.
 pub fn inspect_file(file: &File) -> Result<DiskInfo, FormatError> {
     let read = |e: io::Error| FormatError::Read(e.to_string());

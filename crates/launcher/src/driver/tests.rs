@@ -188,6 +188,7 @@ fn sync(uid: &str) -> Call {
         vmi: vmi.unwrap(),
         disks: Vec::new(),
         nics: Vec::new(),
+        boot: crate::protocol::BootFiles::default(),
         emulation: true,
     };
     Call::Sync(Box::new(request))

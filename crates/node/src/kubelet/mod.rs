@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_api::labels;
 use berth_api::launcher::{
-    CLAIM_DISK, CLAIM_PREFIX, CLAIM_SIZES, ClaimSizes, DISK_PATHS, DISKS_DIR, DiskPaths,
-    HOLDER_PREFIX,
+    CLAIM_DISK, CLAIM_PREFIX, CLAIM_SIZES, ClaimSizes, DISK_PATHS, DISKS_DIR, DiskPaths, held_by,
+    is_boot_file,
 };
 use berth_image::format::DiskFormat;
 use berth_subresources::Guests;
@@ -115,7 +115,7 @@ impl PodSandboxes for KubeletPods {
         }
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
         for container in containers {
-            let Some(name) = container.name.strip_prefix(HOLDER_PREFIX) else {
+            let Some(name) = held_by(&container.name) else {
                 continue;
             };
             let disk = || -> Result<(PathBuf, String, DiskFormat), String> {
@@ -124,25 +124,25 @@ impl PodSandboxes for KubeletPods {
                     .ok_or("its container does not run")?;
                 let at = format!("{DISKS_DIR}/{name}");
                 if !is_mount_point(compute, &at) {
-                    let target = volume(pod_uid, "disks").join(name);
+                    let target = volume(pod_uid, "disks").join(&name);
                     let file = container.command.iter().flatten().nth(1).cloned();
                     put_down(holder, compute, file, &target, &at, owner)
                         .map_err(|e| e.to_string())?;
                 }
-                seen_from_outside(compute, at)
+                seen_from_outside(compute, at, &name)
             };
             let disk = disk().map_err(|why| format!("container disk {name}: {why}"))?;
-            location.disks.insert(name.to_owned(), disk);
+            location.disks.insert(name, disk);
         }
         let paths = annotation(&pod, DISK_PATHS).map(DiskPaths::read);
         let paths = paths.unwrap_or_default();
         for name in image_volumes(&pod) {
             let at = format!("{DISKS_DIR}/{name}");
-            let disk = in_image_volume(compute, &at, paths.0.get(name).cloned(), owner)
+            let disk = in_image_volume(compute, &at, paths.0.get(&name).cloned(), owner)
                 .map_err(|e| e.to_string())
-                .and_then(|path| seen_from_outside(compute, path))
+                .and_then(|path| seen_from_outside(compute, path, &name))
                 .map_err(|why| format!("container disk {name}: {why}"))?;
-            location.disks.insert(name.to_owned(), disk);
+            location.disks.insert(name, disk);
         }
         Ok(location)
     }
@@ -154,8 +154,16 @@ impl PodSandboxes for KubeletPods {
 }
 
 /// A disk in the launcher's container: its path on this machine, its path there, its format.
-fn seen_from_outside(compute: u32, at: String) -> Result<(PathBuf, String, DiskFormat), String> {
-    let format = format_of(compute, &at).map_err(|e| e.to_string())?;
+fn seen_from_outside(
+    compute: u32,
+    at: String,
+    volume: &str,
+) -> Result<(PathBuf, String, DiskFormat), String> {
+    let format = if is_boot_file(volume) {
+        DiskFormat::Raw
+    } else {
+        format_of(compute, &at).map_err(|e| e.to_string())?
+    };
     Ok((format!("/proc/{compute}/root{at}").into(), at, format))
 }
 
@@ -184,11 +192,11 @@ fn given_devices(pod: &Pod) -> impl Iterator<Item = &'static str> {
 }
 
 /// The container disks that are image volumes.
-fn image_volumes(pod: &Pod) -> impl Iterator<Item = &str> {
+fn image_volumes(pod: &Pod) -> impl Iterator<Item = String> {
     let volumes = pod.spec.iter().flat_map(|spec| &spec.volumes).flatten();
     volumes
         .filter(|volume| volume.image.is_some())
-        .filter_map(|volume| volume.name.strip_prefix(HOLDER_PREFIX))
+        .filter_map(|volume| held_by(&volume.name))
 }
 
 fn volume(pod_uid: &str, name: &str) -> PathBuf {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use berth_api::events::Recorder;
+use berth_api::launcher::{held_by, is_boot_file};
 use berth_image::{
     ContainerDisk, Credentials, Digest, DiskError, Hold, Image, ImageRef, InvalidReference,
     NoProgress, PullError, PullOptions, PullPolicy, Store, StoreError,
@@ -256,8 +257,10 @@ pub(super) async fn provide(
     let fetched = known.is_none_or(|known| known.digest != image.digest);
     let (disk, hold) = crate::blocking({
         let (store, path) = (store.clone(), volume.path.clone());
+        let is_file = held_by(&volume.volume).is_some_and(|held| is_boot_file(&held));
         move || {
             let disk = match path {
+                Some(path) if is_file => store.file_at(&image, &path)?,
                 Some(path) => store.disk_at(&image, &path)?,
                 None => store.disk(&image)?,
             };

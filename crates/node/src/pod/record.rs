@@ -12,6 +12,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use berth_api::launcher::held_by;
 use berth_image::format::DiskFormat;
 use berth_network::ipam::{Exhausted, Pool};
 use k8s_openapi::jiff::Timestamp;
@@ -24,8 +25,6 @@ use crate::{NodeConfig, PodLocation, PodSandboxes};
 pub(super) const USER_BASE: u32 = 2_000_000;
 /// Name of the pod volume that becomes the launcher's run directory.
 const RUN_VOLUME: &str = "run";
-/// What the pod volumes of container disks begin with; the machine's volume follows.
-const DISK_PREFIX: &str = "disk-";
 const FILE: &str = "sandbox.json";
 
 /// One pod's sandbox.
@@ -260,9 +259,8 @@ impl PodSandboxes for Sandboxes {
         // Before its process is known there is nothing to find.
         let process = record.process.as_ref()?;
         let disks = record.disks.iter().filter_map(|(name, disk)| {
-            let volume = name.strip_prefix(DISK_PREFIX)?;
             Some((
-                volume.to_owned(),
+                held_by(name)?,
                 (disk.file.clone(), disk.path_in_pod(), disk.format()),
             ))
         });

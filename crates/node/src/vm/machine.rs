@@ -20,9 +20,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VmiPhase};
+use berth_api::launcher::{BOOT_INITRD, BOOT_KERNEL};
 use berth_api::{labels, merge};
 use berth_launcher::protocol::{
-    CONTROL_SOCKET, Client, ClientError, DiskBacking, FINAL_STATE, LauncherState, SyncRequest,
+    BootFiles, CONTROL_SOCKET, Client, ClientError, DiskBacking, FINAL_STATE, LauncherState,
+    SyncRequest,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -534,6 +536,10 @@ impl Machine {
             vmi: (*self.vmi).clone(),
             disks,
             nics: wired.backings,
+            boot: BootFiles {
+                kernel: boot_file(pod, BOOT_KERNEL),
+                initrd: boot_file(pod, BOOT_INITRD),
+            },
             emulation: self.view.emulation.is_some(),
         };
         Ok((request, wired.sockets, wired.shown))
@@ -668,9 +674,13 @@ async fn next_verdict(probes: &mut Option<Probes>) -> Verdict {
     }
 }
 
-/// The disks that firmware may boot from; none where it is told to boot from the network.
+/// The disks that firmware may boot from; none where it is told to boot from the network, or a kernel.
 fn boot_disks(vmi: &VirtualMachineInstance) -> Vec<&str> {
     let devices = &vmi.spec.domain.devices;
+    let firmware = vmi.spec.domain.firmware.as_ref();
+    if firmware.is_some_and(|firmware| firmware.kernel_boot.is_some()) {
+        return Vec::new();
+    }
     if devices
         .interfaces
         .iter()
@@ -684,6 +694,12 @@ fn boot_disks(vmi: &VirtualMachineInstance) -> Vec<&str> {
         .iter()
         .filter(|disk| !ordered || disk.boot_order.is_some());
     boots.map(|disk| disk.name.as_str()).collect()
+}
+
+/// The path of a file that the firmware starts, in the pod.
+fn boot_file(pod: &PodLocation, name: &str) -> Option<String> {
+    let (_, path, _) = pod.disks.get(name)?;
+    Some(path.clone())
 }
 
 /// The disks of the machine as the launcher sees them.

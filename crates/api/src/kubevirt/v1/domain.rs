@@ -187,6 +187,41 @@ pub struct Firmware {
     /// Which firmware starts the guest. Default: BIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootloader: Option<Bootloader>,
+    /// A kernel that the firmware starts in place of what is on a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_boot: Option<KernelBoot>,
+}
+
+/// A kernel that the firmware starts.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelBoot {
+    /// What the kernel is told, for example `console=ttyS0`; one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_args: Option<String>,
+    /// The image that holds the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<KernelBootContainer>,
+}
+
+/// An OCI image with a kernel, its first file system, or both.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelBootContainer {
+    /// Image reference: `[registry/]name[:tag][@sha256:…]`.
+    pub image: String,
+    /// When the image is pulled: `Always`, `IfNotPresent` or `Never`. Default: as for container disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_policy: Option<String>,
+    /// Name of a secret with the registry's credentials, as for container disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_secret: Option<String>,
+    /// Absolute path of the kernel inside the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_path: Option<String>,
+    /// Absolute path of the initial file system inside the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<String>,
 }
 
 /// The firmware UUID of a machine whose manifest gives none: the same for the same namespace and name, for ever.
