@@ -13,7 +13,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 reference=${1:-localhost/berth:$version}
 out=$PWD/.cache/image
 binary=$PWD/${BERTH_BINARY:-target/release/berth}
-packages=(libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ovmf)
+packages=(libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ovmf nftables)
 
 scripts/setup.sh run
 [ -n "${BERTH_BINARY:-}" ] || cargo build --release --locked --bin berth

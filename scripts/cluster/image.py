@@ -63,7 +63,7 @@ def pack(reference: str, out: str, entrypoint: str, plain: bytes) -> None:
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": [entrypoint], "Env": ["PATH=/bin:/usr/bin"]},
+            "config": {"Entrypoint": [entrypoint], "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
             "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(plain).hexdigest()]},
         },
     )

@@ -61,6 +61,7 @@ impl Probes {
                     probe: probe.clone(),
                     launcher: launcher.clone(),
                     address: address.map(str::to_owned),
+                    web: probe.http_get.as_ref().map(|_| web()),
                 };
                 tasks.spawn(follow(kind, asker, well, launcher.state(), tell.clone()));
             }
@@ -141,6 +142,8 @@ struct Asker {
     probe: Probe,
     launcher: Client,
     address: Option<String>,
+    /// For questions by HTTP.
+    web: Option<Result<reqwest::Client, String>>,
 }
 
 impl Asker {
@@ -159,8 +162,8 @@ impl Asker {
             return answer.map(drop).map_err(|error| crate::chain(&error));
         }
         let address = self.address.as_deref().ok_or("the guest has no address")?;
-        if let Some(http) = &probe.http_get {
-            return get(address, http, patience).await;
+        if let (Some(http), Some(web)) = (&probe.http_get, &self.web) {
+            return get(web.as_ref().map_err(Clone::clone)?, address, http, patience).await;
         }
         if let Some(tcp) = &probe.tcp_socket {
             let at = socket(address, &tcp.port)?;
@@ -199,8 +202,24 @@ fn socket(address: &str, port: &IntOrString) -> Result<SocketAddr, String> {
     }
 }
 
-/// Guests' certificates are nobody's concern here, as they are not a kubelet's: whether somebody answers is asked.
-async fn get(address: &str, http: &HTTPGetAction, patience: Duration) -> Result<(), String> {
+/// Guests' certificates are nobody's concern here, as they are not a kubelet's: whether somebody answers is asked, each time
+/// anew.
+fn web() -> Result<reqwest::Client, String> {
+    let client = reqwest::Client::builder()
+        .danger_accept_invalid_certs(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .pool_max_idle_per_host(0)
+        .no_proxy()
+        .build();
+    client.map_err(|error| crate::chain(&error))
+}
+
+async fn get(
+    client: &reqwest::Client,
+    address: &str,
+    http: &HTTPGetAction,
+    patience: Duration,
+) -> Result<(), String> {
     let at = socket(address, &http.port)?;
     let scheme = http.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
     let path = http
@@ -210,14 +229,7 @@ async fn get(address: &str, http: &HTTPGetAction, patience: Duration) -> Result<
         .trim_start_matches('/');
     let url = format!("{scheme}://{at}/{path}");
     let said = |error: reqwest::Error| format!("{url}: {}", crate::chain(&error.without_url()));
-    let client = reqwest::Client::builder()
-        .danger_accept_invalid_certs(true)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .timeout(patience)
-        .build()
-        .map_err(said)?;
-    let mut request = client.get(&url);
+    let mut request = client.get(&url).timeout(patience);
     for header in http.http_headers.iter().flatten() {
         request = request.header(&header.name, &header.value);
     }
@@ -277,18 +289,18 @@ mod tests {
 
     #[tokio::test]
     async fn http_is_judged_by_its_status() {
-        let patience = Duration::from_secs(5);
+        let (patience, web) = (Duration::from_secs(5), web().unwrap());
         let port = server("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await;
         let mut http = HTTPGetAction {
             path: Some("/healthz".into()),
             port: IntOrString::Int(port),
             ..HTTPGetAction::default()
         };
-        let busy = get("127.0.0.1", &http, patience).await.unwrap_err();
+        let busy = get(&web, "127.0.0.1", &http, patience).await.unwrap_err();
         assert!(busy.contains("/healthz: status 503"), "{busy}");
         let header = json!([{"name": "X-Key", "value": "open"}]);
         http.http_headers = serde_json::from_value(header).unwrap();
-        get("127.0.0.1", &http, patience).await.unwrap();
+        get(&web, "127.0.0.1", &http, patience).await.unwrap();
         let moved = server(
             "HTTP/1.1 302 Found\r\nlocation: http://192.0.2.1/\r\ncontent-length: 0\r\n\r\n",
         )
@@ -297,8 +309,8 @@ mod tests {
             port: IntOrString::Int(moved),
             ..HTTPGetAction::default()
         };
-        get("127.0.0.1", &http, patience).await.unwrap();
+        get(&web, "127.0.0.1", &http, patience).await.unwrap();
         http.port = IntOrString::Int(1);
-        assert!(get("127.0.0.1", &http, patience).await.is_err());
+        assert!(get(&web, "127.0.0.1", &http, patience).await.is_err());
     }
 }
