@@ -33,7 +33,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let audit = tempfile::NamedTempFile::new()?;
     let path = audit.path().display().to_string();
     let machine = Machine::start_with(MachineOptions {
-        arguments: vec!["--audit-log".to_owned(), path],
+        arguments: ["--audit-log", &path, "--max-pods", "5000"]
+            .map(str::to_owned)
+            .to_vec(),
         ..MachineOptions::default()
     })?;
     machine.build_image(IMAGE, &small_guest())?;

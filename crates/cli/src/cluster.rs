@@ -279,6 +279,7 @@ pub(crate) async fn node_agent(args: NodeAgentArgs) -> anyhow::Result<()> {
         search: host.search,
         berth_binary: std::env::current_exe().context("where is the berth binary?")?,
         insecure_registries: Vec::new(),
+        max_pods: berth_node::DEFAULT_MAX_PODS,
     };
     tracing::info!(node = config.node_name, "node agent");
     let listener = TcpListener::bind(args.listen).await.with_context(|| {

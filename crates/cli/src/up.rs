@@ -64,6 +64,9 @@ pub(crate) struct UpArgs {
     /// A registry (HOST:PORT) to talk to by plain HTTP.
     #[arg(long = "insecure-registry")]
     insecure_registries: Vec<String>,
+    /// Most machines that run at once.
+    #[arg(long, default_value_t = berth_node::DEFAULT_MAX_PODS, value_parser = clap::value_parser!(u32).range(1..))]
+    max_pods: u32,
     /// A name server that guests are told; those of this machine without it.
     #[arg(long)]
     dns: Vec<Ipv4Addr>,
@@ -165,6 +168,7 @@ impl PlaceArgs {
             search: Vec::new(),
             berth_binary: std::env::current_exe().context("where is the berth binary?")?,
             insecure_registries: Vec::new(),
+            max_pods: berth_node::DEFAULT_MAX_PODS,
         })
     }
 }
@@ -188,6 +192,7 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     };
     node.search = host.search;
     node.insecure_registries = args.insecure_registries;
+    node.max_pods = args.max_pods;
     let _lock = lock(&node.state_dir)?;
     keep_node_name(&node.state_dir, &node.node_name)?;
 

@@ -49,7 +49,12 @@ pub struct NodeConfig {
     pub berth_binary: PathBuf,
     /// Registries that are spoken to by plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Most pods that run here at once, where no kubelet says so.
+    pub max_pods: u32,
 }
+
+/// As many pods as a kubelet runs that is not told otherwise.
+pub const DEFAULT_MAX_PODS: u32 = 110;
 
 impl NodeConfig {
     /// The directories of pods.

@@ -23,8 +23,6 @@ const LEASE_SECONDS: i32 = 40;
 const NAMESPACE: &str = "kube-node-lease";
 /// Memory that the machine keeps for itself and for berth.
 const RESERVED: u64 = 256 << 20;
-/// As the kubelet's default.
-const PODS_MAX: u32 = 110;
 
 /// Registers the machine and renews its lease until `shutdown`.
 pub(crate) async fn run(config: Arc<NodeConfig>, client: Client, shutdown: CancellationToken) {
@@ -133,7 +131,7 @@ fn status(config: &NodeConfig, now: Timestamp) -> Value {
     let now = Timestamp::from_second(now.as_second())
         .unwrap_or(now)
         .to_string();
-    let capacity = |memory: u64| json!({"cpu": cpus.to_string(), "memory": memory.to_string(), "pods": PODS_MAX.to_string()});
+    let capacity = |memory: u64| json!({"cpu": cpus.to_string(), "memory": memory.to_string(), "pods": config.max_pods.to_string()});
     let text = |path: &str| {
         std::fs::read_to_string(path)
             .unwrap_or_default()

@@ -350,6 +350,7 @@ pub(super) mod tests {
             search: Vec::new(),
             berth_binary: PathBuf::from("/usr/bin/berth"),
             insecure_registries: Vec::new(),
+            max_pods: crate::DEFAULT_MAX_PODS,
         })
     }
 

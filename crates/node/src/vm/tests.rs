@@ -260,6 +260,7 @@ pub(super) fn config(dir: &FsPath) -> NodeConfig {
         search: vec![],
         berth_binary: "/usr/bin/berth".into(),
         insecure_registries: vec![],
+        max_pods: crate::DEFAULT_MAX_PODS,
     }
 }
 
