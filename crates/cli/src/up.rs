@@ -64,8 +64,8 @@ pub(crate) struct UpArgs {
     /// A registry (HOST:PORT) to talk to by plain HTTP.
     #[arg(long = "insecure-registry")]
     insecure_registries: Vec<String>,
-    /// Most machines that run at once.
-    #[arg(long, default_value_t = berth_node::DEFAULT_MAX_PODS, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Most machines that run at once: no more than the pod network's bridge has ports.
+    #[arg(long, default_value_t = berth_node::DEFAULT_MAX_PODS, value_parser = clap::value_parser!(u32).range(1..=1023))]
     max_pods: u32,
     /// A name server that guests are told; those of this machine without it.
     #[arg(long)]

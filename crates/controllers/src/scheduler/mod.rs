@@ -106,22 +106,26 @@ impl Scheduler {
             return Ok(());
         }
         let pods = self.pods.state();
-        let nodes = self.nodes.state();
-        let mut used = committed(pods.iter().map(Arc::as_ref));
         self.assumed.retain(|uid, _| {
             pods.iter().any(|p| {
                 p.metadata.uid.as_ref() == Some(uid) && bound_node(p).is_none() && !is_over(p)
             })
         });
-        for (node, resources) in self.assumed.values() {
-            let entry = used.entry(node.clone()).or_default();
-            *entry = entry.plus(*resources);
-        }
         let mut waiting: Vec<&Arc<Pod>> = pods
             .iter()
             .filter(|p| bound_node(p).is_none() && !is_over(p) && !self.is_assumed(p))
             .filter(|p| is_ours(p))
             .collect();
+        // Most changes of pods leave nothing to place; what all of them use is only counted when something is.
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let nodes = self.nodes.state();
+        let mut used = committed(pods.iter().map(Arc::as_ref));
+        for (node, resources) in self.assumed.values() {
+            let entry = used.entry(node.clone()).or_default();
+            *entry = entry.plus(*resources);
+        }
         let priority = |pod: &Pod| pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
         waiting.sort_by(|a, b| {
             let age = |p: &Pod| p.metadata.creation_timestamp.clone();

@@ -106,6 +106,7 @@ impl Machine {
             search: vec!["lab.example".to_owned()],
             berth_binary,
             insecure_registries: Vec::new(),
+            max_pods: berth_node::DEFAULT_MAX_PODS,
         };
         let mut machine = Self {
             client: api.client("test"),
