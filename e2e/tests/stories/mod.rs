@@ -168,8 +168,8 @@ pub(crate) fn mistakes_are_refused_by_field(target: &dyn Target) -> anyhow::Resu
         ),
         (
             "bridge: {}",
-            "masquerade: {}",
-            &["spec.domain.devices.interfaces[0].masquerade"],
+            "sriov: {}",
+            &["spec.domain.devices.interfaces[0].sriov"],
         ),
         (
             "bridge: {}",
