@@ -4,7 +4,7 @@ use anyhow::{Context as _, ensure};
 use berth_e2e::{Target, manifest, wait_for};
 
 use super::machines::{berth, delete, machine, uid, wait_status};
-use super::{BOOT, MEMORY, SOON};
+use super::{BOOT, IDLE, MEMORY, SOON};
 
 /// A QEMU that is killed is a machine that has failed, and says of what.
 pub(crate) fn a_killed_qemu_is_told(target: &dyn Target) -> anyhow::Result<()> {
@@ -58,7 +58,7 @@ pub(crate) fn rounds_leave_the_same_counts(
         round()?;
     }
     // Connections of the clients that just left may be half closed, threads idle: they end.
-    wait_for("as much as before", SOON, || {
+    wait_for("as much as before", IDLE, || {
         let now = target.residue()?;
         for (kind, count) in &now {
             let then = before.get(kind).copied().unwrap_or_default();

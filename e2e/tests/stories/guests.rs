@@ -276,7 +276,7 @@ pub(crate) fn a_whole_debian(target: &dyn Target) -> anyhow::Result<()> {
     cloudInitNoCloud:
       userData: |
         #cloud-config
-        ssh_pwauth: false
+        manage_etc_hosts: true
       networkData: |
         version: 2
         ethernets:

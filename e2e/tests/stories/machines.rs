@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use berth_e2e::{Outcome, Target, manifest, run, wait_for};
 use serde_json::Value;
 
-use super::{BOOT, MEMORY, SOON};
+use super::{BOOT, IDLE, MEMORY, SOON};
 
 /// Longest way from one run to the next: a shutdown and a start.
 const RESTART: Duration = Duration::from_secs(60);
@@ -321,7 +321,7 @@ pub(crate) fn rounds_of_start_and_stop(target: &dyn Target, rounds: usize) -> an
     for number in 0..rounds {
         round().with_context(|| format!("round {number}"))?;
     }
-    wait_for("as much as before", RESTART, || {
+    wait_for("as much as before", IDLE, || {
         for (kind, count) in target.residue()? {
             let then = before.get(&kind).copied().unwrap_or_default();
             ensure!(count <= then, "{kind}: {then} before, {count} after");

@@ -25,6 +25,8 @@ use berth_e2e::{Target, manifest, repository};
 pub(crate) const BOOT: Duration = Duration::from_secs(150);
 /// For what berth does by itself.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// A client of the API keeps a connection that nobody uses for 90 s.
+pub(crate) const IDLE: Duration = Duration::from_secs(120);
 /// The guest's memory.
 pub(crate) const MEMORY: &str = "160Mi";
 
