@@ -118,21 +118,10 @@ async fn measure(kubeconfig: &Path, count: usize) -> anyhow::Result<()> {
     );
     show_pods(&client).await?;
 
-    let begin = Instant::now();
-    vmis.delete_collection(&DeleteParams::default(), &ListParams::default())
-        .await?;
-    while !vmis
-        .list_metadata(&ListParams::default())
-        .await?
-        .items
-        .is_empty()
-    {
-        ensure!(begin.elapsed() < PATIENCE, "machines stay");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let took = delete_all(&vmis).await?;
     println!(
         "\n== deletion: all of them gone after {:.1} s",
-        begin.elapsed().as_secs_f64()
+        took.as_secs_f64()
     );
     namespaces
         .delete(NAMESPACE, &DeleteParams::default())
@@ -167,6 +156,23 @@ pub(crate) async fn make(
         .await
         .with_context(|| format!("vmi {name}"))?;
     Ok(())
+}
+
+/// Deletes all machines; how long it took until none was left.
+pub(crate) async fn delete_all(vmis: &Api<VirtualMachineInstance>) -> anyhow::Result<Duration> {
+    let begin = Instant::now();
+    vmis.delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await?;
+    while !vmis
+        .list_metadata(&ListParams::default())
+        .await?
+        .items
+        .is_empty()
+    {
+        ensure!(begin.elapsed() < PATIENCE, "machines stay");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(begin.elapsed())
 }
 
 /// Waits until so many machines run; notes when each was first seen to.

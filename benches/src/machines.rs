@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use berth_api::kubevirt::v1::VirtualMachineInstance;
 use berth_e2e::{Machine, MachineOptions, Target as _, small_guest};
-use kube::api::{Api, DeleteParams, ListParams};
+use kube::api::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::cluster::{make, resident, seconds, until};
+use crate::cluster::{delete_all, make, resident, seconds, until};
 use crate::figures::Figures;
 use crate::{IMAGE, SETTINGS};
 
@@ -119,18 +119,8 @@ async fn measure(kubeconfig: &Path, audit: &Path, pid: u32, steps: &[usize]) -> 
             show(&before, &after, new);
         }
     }
-    let begin = Instant::now();
-    vmis.delete_collection(&DeleteParams::default(), &ListParams::default())
-        .await?;
-    while !vmis
-        .list_metadata(&ListParams::default())
-        .await?
-        .items
-        .is_empty()
-    {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    println!("all deleted after {:.1} s", begin.elapsed().as_secs_f64());
+    let took = delete_all(&vmis).await?;
+    println!("all deleted after {:.1} s", took.as_secs_f64());
     Ok(())
 }
 

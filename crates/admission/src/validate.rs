@@ -164,3 +164,32 @@ fn one_of(field: &str, value: Option<&str>, set: &[&str], causes: &mut Vec<Cause
         causes.push(Cause::not_one_of(field, value, set));
     }
 }
+
+/// Of several members that exclude each other one must be there.
+fn exactly_one(
+    path: &str,
+    (whole, what): (&str, &str),
+    given: &[(&str, bool)],
+    causes: &mut Vec<Cause>,
+) {
+    let set: Vec<&str> = given
+        .iter()
+        .filter(|(_, is)| *is)
+        .map(|(name, _)| *name)
+        .collect();
+    match set[..] {
+        [] => {
+            let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
+            let (last, others) = names.split_last().unwrap_or((&"", &[]));
+            causes.push(Cause::required(
+                path,
+                format!("must have a {what}: {} or {last}", others.join(", ")),
+            ));
+        }
+        [_] => {}
+        [first, second, ..] => causes.push(Cause::forbidden(
+            format!("{path}.{second}"),
+            format!("must not be set beside {first}: {whole} has one {what}"),
+        )),
+    }
+}

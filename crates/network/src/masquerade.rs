@@ -61,12 +61,7 @@ pub fn wire_masquerade(
     request: &VmNicRequest<'_>,
     masquerade: &Masquerade,
 ) -> Result<VmNic> {
-    let nic = VmNic {
-        tap: format!("tap{}", request.index),
-        bridge: format!("k6t-{}", request.pod_nic.ifname),
-        mac: request.vm_mac,
-        mtu: request.pod_nic.mtu,
-    };
+    let nic = VmNic::of(request);
     let (made, masquerade, owner) = (nic.clone(), masquerade.clone(), request.tap_owner);
     let (uplink, pod) = (
         request.pod_nic.ifname.clone(),
@@ -82,12 +77,7 @@ pub fn wire_masquerade(
             netlink.set_mac(&bridge, mac)?;
         }
         netlink.add_address(&bridge, masquerade.gateway, masquerade.prefix)?;
-        if netlink.find(&made.tap)?.is_none() {
-            packet::make_tap(&made.tap, owner)?;
-        }
-        let tap = netlink.get(&made.tap)?;
-        no_ipv6(&tap.name)?;
-        netlink.set_mtu(&tap, made.mtu)?;
+        let tap = made.ensure_tap(&netlink, owner)?;
         netlink.enslave(&tap, &bridge)?;
         netlink.up(&tap)?;
         netlink.up(&bridge)?;

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::error::{Result, io_error};
-use crate::netlink::Netlink;
+use crate::netlink::{Link, Netlink};
 use crate::netns::within;
 use crate::packet;
 use crate::{MacAddr, PodNic};
@@ -43,6 +43,30 @@ pub struct VmNic {
     pub mtu: u32,
 }
 
+impl VmNic {
+    /// The names that an interface of the machine has in its pod.
+    pub(crate) fn of(request: &VmNicRequest<'_>) -> Self {
+        Self {
+            tap: format!("tap{}", request.index),
+            bridge: format!("k6t-{}", request.pod_nic.ifname),
+            mac: request.vm_mac,
+            mtu: request.pod_nic.mtu,
+        }
+    }
+
+    /// The tap, made where there is none. One that is there is persistent, so it has its owner; and QEMU, if it runs, lets
+    /// nobody else open it.
+    pub(crate) fn ensure_tap(&self, netlink: &Netlink, owner: (u32, u32)) -> Result<Link> {
+        if netlink.find(&self.tap)?.is_none() {
+            packet::make_tap(&self.tap, owner)?;
+        }
+        let tap = netlink.get(&self.tap)?;
+        no_ipv6(&tap.name)?;
+        netlink.set_mtu(&tap, self.mtu)?;
+        Ok(tap)
+    }
+}
+
 /// What a pod's interface is called once it is a port.
 pub(crate) fn port_name(ifname: &str) -> String {
     format!("{ifname}-nic")
@@ -54,12 +78,7 @@ pub(crate) fn port_name(ifname: &str) -> String {
 /// # Errors
 /// When the kernel refuses.
 pub fn wire_bridge(netns: &Path, request: &VmNicRequest<'_>) -> Result<VmNic> {
-    let nic = VmNic {
-        tap: format!("tap{}", request.index),
-        bridge: format!("k6t-{}", request.pod_nic.ifname),
-        mac: request.vm_mac,
-        mtu: request.pod_nic.mtu,
-    };
+    let nic = VmNic::of(request);
     let plan = Plan {
         nic: nic.clone(),
         pod_nic: request.pod_nic.clone(),
@@ -112,13 +131,7 @@ impl Plan {
         }
         let bridge = netlink.ensure_bridge(&self.nic.bridge, self.nic.mtu)?;
         no_ipv6(&bridge.name)?;
-        // One that is there is persistent, so it has its owner; and QEMU, if it runs, lets nobody else open it.
-        if netlink.find(&self.nic.tap)?.is_none() {
-            packet::make_tap(&self.nic.tap, self.owner)?;
-        }
-        let tap = netlink.get(&self.nic.tap)?;
-        no_ipv6(&tap.name)?;
-        netlink.set_mtu(&tap, self.nic.mtu)?;
+        let tap = self.nic.ensure_tap(netlink, self.owner)?;
         keep_dhcp_apart();
         netlink.enslave(&port, &bridge)?;
         // A CNI whose bridge sends back what came in (hairpin mode) would have the guest's own broadcasts teach this bridge

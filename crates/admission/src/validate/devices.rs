@@ -9,8 +9,7 @@ use berth_api::kubevirt::v1::{
 
 use berth_api::quantity::parse_bytes;
 
-use super::guest::exactly_one;
-use super::one_of;
+use super::{exactly_one, one_of};
 use crate::cause::Cause;
 use crate::syntax;
 

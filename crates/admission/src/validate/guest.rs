@@ -1,9 +1,11 @@
 //! What is asked of the guest while it runs, and who may enter it.
 
-use berth_api::kubevirt::v1::{AccessCredential, Probe, VirtualMachineInstanceSpec};
+use berth_api::kubevirt::v1::{
+    AccessCredential, Probe, SSHPublicKeyPropagation, VirtualMachineInstanceSpec, Volume,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::one_of;
+use super::{exactly_one, one_of};
 use crate::cause::Cause;
 use crate::syntax;
 
@@ -172,7 +174,7 @@ fn check_credential(
     let Some(keys) = &credential.ssh_public_key else {
         return;
     };
-    let none = berth_api::kubevirt::v1::SSHPublicKeyPropagation::default();
+    let none = SSHPublicKeyPropagation::default();
     let method = keys.propagation_method.as_ref().unwrap_or(&none);
     let ways = [
         ("configDrive", method.config_drive.is_some()),
@@ -180,7 +182,7 @@ fn check_credential(
         ("qemuGuestAgent", method.qemu_guest_agent.is_some()),
     ];
     exactly_one(&path, ("a credential", "way"), &ways, causes);
-    let has = |is: fn(&berth_api::kubevirt::v1::Volume) -> bool| spec.volumes.iter().any(is);
+    let has = |is: fn(&Volume) -> bool| spec.volumes.iter().any(is);
     for (name, wanted, volume, there) in [
         (
             "configDrive",
@@ -256,34 +258,5 @@ fn check_dns(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
                 "must be a domain of the DNS",
             ));
         }
-    }
-}
-
-/// Of several members that exclude each other one must be there.
-pub(super) fn exactly_one(
-    path: &str,
-    (whole, what): (&str, &str),
-    given: &[(&str, bool)],
-    causes: &mut Vec<Cause>,
-) {
-    let set: Vec<&str> = given
-        .iter()
-        .filter(|(_, is)| *is)
-        .map(|(name, _)| *name)
-        .collect();
-    match set[..] {
-        [] => {
-            let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
-            let (last, others) = names.split_last().unwrap_or((&"", &[]));
-            causes.push(Cause::required(
-                path,
-                format!("must have a {what}: {} or {last}", others.join(", ")),
-            ));
-        }
-        [_] => {}
-        [first, second, ..] => causes.push(Cause::forbidden(
-            format!("{path}.{second}"),
-            format!("must not be set beside {first}: {whole} has one {what}"),
-        )),
     }
 }

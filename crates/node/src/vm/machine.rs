@@ -139,25 +139,13 @@ impl Machine {
         shutdown: CancellationToken,
     ) -> Self {
         let vmi = updates.borrow().clone();
-        let guest = Guest::Absent;
-        let view = View {
-            guest,
-            nics: Vec::new(),
-            emulation: None,
-            sync_error: None,
-            pod_terminating: false,
-            agent: None,
-            frozen: false,
-            machine: None,
-            not_ready: None,
-        };
         Self {
             agent,
             vmi,
             updates,
             shutdown,
             pod_uid: String::new(),
-            view,
+            view: View::default(),
             dead: None,
             clock: Stopwatch::new(),
         }

@@ -14,9 +14,10 @@ use berth_launcher::protocol::{AgentState, reason as pause};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// The guest, as far as its node knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Guest {
     /// No domain yet.
+    #[default]
     Absent,
     /// It runs.
     Running,
@@ -63,7 +64,7 @@ pub(crate) struct WiredNic {
 }
 
 /// Everything that the status depends on, besides the machine itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// The guest.
     pub guest: Guest,
@@ -448,14 +449,7 @@ mod tests {
     fn view(guest: Guest) -> View {
         View {
             guest,
-            nics: vec![],
-            emulation: None,
-            sync_error: None,
-            pod_terminating: false,
-            agent: None,
-            frozen: false,
-            machine: None,
-            not_ready: None,
+            ..View::default()
         }
     }
 
