@@ -2,17 +2,18 @@
 //!
 //! Works on the store's files directly, so it needs no running `berth up`; the store's locks make both safe together.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use berth_image::{
-    Credentials, Image, ImageRef, Limits, NoProgress, Progress, PullOptions, PullPolicy, Store,
-    Transferred, credentials_from_docker_config,
+    Credentials, Image, ImageRef, Limits, PullOptions, PullPolicy, Store,
+    credentials_from_docker_config,
 };
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::progress::{Bar, human_bytes};
 
 /// Arguments of `berth image`.
 #[derive(Debug, Args)]
@@ -39,6 +40,8 @@ enum ImageCommand {
         #[arg(short, long, value_name = "NAME[:TAG]")]
         tag: ImageRef,
     },
+    /// Tell what a disk image is, with all the checks of an import.
+    Inspect(crate::disk::InspectArgs),
     /// Fetch an image from its registry.
     Pull {
         /// The image: NAME[:TAG] or NAME@DIGEST.
@@ -108,12 +111,16 @@ impl RegistryArgs {
 
 /// Runs the subcommand.
 pub(crate) async fn run(args: ImageArgs) -> anyhow::Result<()> {
+    if let ImageCommand::Inspect(args) = args.command {
+        return crate::disk::inspect(args).await;
+    }
     if let ImageCommand::Build { disk, tag } = &args.command {
         // Before there is a store: what cannot be built leaves none.
         Store::check_build(disk, tag)?;
     }
     let store = Store::open_with(&args.root, Limits::default())?;
     match args.command {
+        ImageCommand::Inspect(_) => unreachable!("needs no store"),
         ImageCommand::Build { disk, tag } => {
             let image = off_runtime(move || Ok(store.build(&disk, &tag)?)).await?;
             print(format_args!("{} {}\n", image.reference, image.digest))
@@ -147,7 +154,7 @@ pub(crate) async fn run(args: ImageArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn off_runtime<T: Send + 'static>(
+pub(crate) async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work)
@@ -155,7 +162,7 @@ async fn off_runtime<T: Send + 'static>(
         .context("the operation did not finish")?
 }
 
-fn print(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+pub(crate) fn print(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     Ok(std::io::stdout().lock().write_fmt(text)?)
 }
 
@@ -216,41 +223,6 @@ fn configured_credentials(image: &ImageRef) -> anyhow::Result<Option<Credentials
     }
 }
 
-/// A progress bar, on a terminal only.
-struct Bar(Option<ProgressBar>);
-
-impl Bar {
-    fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self(None);
-        }
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        let style = "{spinner} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        bar.set_style(ProgressStyle::with_template(style).expect("the template is well formed"));
-        bar.enable_steady_tick(Duration::from_millis(120));
-        Self(Some(bar))
-    }
-
-    fn progress(&self) -> &dyn Progress {
-        if self.0.is_some() { self } else { &NoProgress }
-    }
-
-    fn clear(&self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Progress for Bar {
-    fn update(&self, transferred: Transferred) {
-        if let Some(bar) = &self.0 {
-            bar.set_length(transferred.total);
-            bar.set_position(transferred.done);
-        }
-    }
-}
-
 fn table(images: &[Image], now: SystemTime) -> String {
     let mut rows = vec![["NAME", "DIGEST", "SIZE", "SOURCE", "AGE"].map(str::to_owned)];
     for image in images {
@@ -283,21 +255,6 @@ fn table(images: &[Image], now: SystemTime) -> String {
     text
 }
 
-fn human_bytes(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut unit = 0;
-    let mut divisor = 1u64;
-    while bytes / divisor >= 1024 && unit + 1 < units.len() {
-        unit += 1;
-        divisor <<= 10;
-    }
-    if unit == 0 {
-        return format!("{bytes}B");
-    }
-    let tenths = u128::from(bytes) * 10 / u128::from(divisor);
-    format!("{}.{}{}", tenths / 10, tenths % 10, units[unit])
-}
-
 /// As kubectl prints ages: the largest unit that fits.
 fn human_age(age: Duration) -> String {
     match age.as_secs() {
@@ -313,11 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_ages_are_short() {
-        assert_eq!(human_bytes(0), "0B");
-        assert_eq!(human_bytes(1023), "1023B");
-        assert_eq!(human_bytes(1536), "1.5KiB");
-        assert_eq!(human_bytes(u64::MAX), "16777215.9TiB");
+    fn ages_are_short() {
         assert_eq!(human_age(Duration::from_secs(119)), "119s");
         assert_eq!(human_age(Duration::from_secs(7200)), "2h");
     }

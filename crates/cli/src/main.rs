@@ -12,6 +12,7 @@ mod completion;
 mod console;
 mod crds;
 mod create;
+mod disk;
 mod expose;
 mod forward;
 mod guest;
@@ -20,6 +21,7 @@ mod kubeconfig;
 mod lifecycle;
 mod log;
 mod output;
+mod progress;
 mod ssh;
 mod up;
 mod version;
@@ -97,8 +99,10 @@ enum Command {
     Expose(expose::ExposeArgs),
     /// Print the manifest of something new.
     Create(create::CreateArgs),
-    /// Build, move and list container disks.
+    /// Build, move, list and inspect images of disks.
     Image(image::ImageArgs),
+    /// Import, copy and export disks; needs no server.
+    Disk(disk::DiskArgs),
     /// Make a kubeconfig for another user than the admin.
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Print the objects that install berth on a cluster.
@@ -173,6 +177,7 @@ fn main() -> ExitCode {
         Command::Pause(args) => block_on(1, lifecycle::pause(args, "pause")),
         Command::Unpause(args) => block_on(1, lifecycle::pause(args, "unpause")),
         Command::Image(args) => block_on(2, image::run(args)),
+        Command::Disk(args) => block_on(2, disk::run(args)),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Manifests(args) => cluster::manifests(&args),
         Command::Doctor(args) => block_on(1, cluster::doctor(args)),

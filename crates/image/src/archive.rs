@@ -11,13 +11,14 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 pub use self::error::ImportError;
+use crate::format::Compression;
 use crate::manifest::{
     self, Descriptor, Document, MAX_MANIFEST, Manifest, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD, OCI_MANIFEST, clip,
 };
 use crate::store::{BlobWriter, failed};
 use crate::tar_stream::{Kind, TarError, TarReader};
-use crate::unpack::{Compression, OverLimit, decompress};
+use crate::unpack::{OverLimit, decompress};
 use crate::{Digest, Image, ImageRef, Store, StoreError};
 use serde::Deserialize;
 
@@ -291,9 +292,10 @@ impl Import<'_> {
             for name in &entry.layers {
                 let layer = self.find(name).ok_or_else(|| self.incomplete(name))?;
                 let media_type = match Compression::of(&layer.head) {
-                    Compression::None => OCI_LAYER,
-                    Compression::Gzip => OCI_LAYER_GZIP,
-                    Compression::Zstd => OCI_LAYER_ZSTD,
+                    // There is no media type for layers in xz.
+                    None | Some(Compression::Xz) => OCI_LAYER,
+                    Some(Compression::Gzip) => OCI_LAYER_GZIP,
+                    Some(Compression::Zstd) => OCI_LAYER_ZSTD,
                 };
                 layers.push(serde_json::json!({
                     "mediaType": media_type, "digest": layer.digest, "size": layer.size,

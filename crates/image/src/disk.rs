@@ -322,7 +322,7 @@ impl Search<'_> {
     fn entries(
         &mut self,
         layer: &Digest,
-        tar: &mut TarReader<Bounded<Box<dyn Read + '_>>>,
+        tar: &mut TarReader<Bounded<Box<dyn Read + Send + '_>>>,
     ) -> Result<(), DiskError> {
         // What this layer hides counts for the layers below it only.
         let (mut hides, mut clears, mut directories) =
@@ -395,7 +395,7 @@ impl Search<'_> {
         layer: &Digest,
         path: &Parts,
         here: &BTreeMap<Parts, Kind>,
-        tar: &mut TarReader<Bounded<Box<dyn Read + '_>>>,
+        tar: &mut TarReader<Bounded<Box<dyn Read + Send + '_>>>,
     ) -> Result<(), DiskError> {
         let name = file_name(path).ok_or_else(|| self.bad_name(path))?;
         if !self.found.is_empty()

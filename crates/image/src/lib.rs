@@ -1,9 +1,10 @@
-//! Container disks: virtual machine disks that travel as OCI images.
+//! Images of disks: container disks, which travel as OCI images, and files of all common formats, which become raw disks.
 //!
 //! What this crate owns:
 //! - [`Store`], the content-addressed image store of a node: blobs verified by digest, an index of names, and for each
 //!   image the one disk file that it carries, extracted once;
 //! - the ways in and out of it: [`Store::pull`], [`Store::push`], [`Store::import_archive`], [`Store::build`];
+//! - [`import`](mod@import), which makes a raw disk of an image in one pass;
 //! - [`format`](mod@format), which tells what a disk file is from its content and refuses what a hostile file could use
 //!   to reach out of itself (backing files, external data files, two formats in one).
 //!
@@ -16,10 +17,14 @@
 
 mod archive;
 mod build;
+mod copy;
 mod credentials;
 mod digest;
 pub mod disk;
+mod export;
 pub mod format;
+pub mod import;
+mod layout;
 mod manifest;
 mod progress;
 mod reference;
@@ -31,9 +36,11 @@ mod unpack;
 
 pub use archive::ImportError;
 pub use build::BuildError;
+pub use copy::{CopyError, CopyMethod, copy_disk, shares_blocks};
 pub use credentials::{Credentials, credentials_from_docker_config};
 pub use digest::{Digest, InvalidDigest};
 pub use disk::{ContainerDisk, DiskError};
+pub use export::export_packed;
 pub use progress::{NoProgress, Progress, Transferred};
 pub use reference::{ImageRef, InvalidReference};
 pub use registry::{PullError, PullOptions, PullPolicy, PushError};

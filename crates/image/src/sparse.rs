@@ -21,31 +21,15 @@ impl<'a> SparseWriter<'a> {
 
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let zeros = self.run(bytes, true);
+            let zeros = run(self.offset, bytes, true);
             self.offset += zeros as u64;
             bytes = &bytes[zeros..];
-            let data = self.run(bytes, false);
+            let data = run(self.offset, bytes, false);
             self.file.write_all_at(&bytes[..data], self.offset)?;
             self.offset += data as u64;
             bytes = &bytes[data..];
         }
         Ok(())
-    }
-
-    /// How many bytes at the front of `bytes` lie in blocks that are (or are not) all zeros.
-    fn run(&self, bytes: &[u8], zeros: bool) -> usize {
-        let mut length = 0;
-        while length < bytes.len() {
-            // Cut at block borders of the file, so that holes are whole blocks.
-            let position = self.offset + length as u64;
-            let to_border = BLOCK - (position % BLOCK as u64) as usize;
-            let block = &bytes[length..bytes.len().min(length + to_border)];
-            if (block == &ZEROS[..block.len()]) != zeros {
-                break;
-            }
-            length += block.len();
-        }
-        length
     }
 
     /// Sets the length, also when the file ends in a hole, and waits until everything is on disk.
@@ -54,6 +38,22 @@ impl<'a> SparseWriter<'a> {
         self.file.sync_all()?;
         Ok(self.offset)
     }
+}
+
+/// How many bytes at the front of `bytes`, which are for the place `at` of a file, lie in blocks of it that are (or are not)
+/// all zeros. Cut at the borders of blocks, so that holes are whole ones.
+pub(crate) fn run(at: u64, bytes: &[u8], zeros: bool) -> usize {
+    let mut length = 0;
+    while length < bytes.len() {
+        let position = at + length as u64;
+        let to_border = BLOCK - (position % BLOCK as u64) as usize;
+        let block = &bytes[length..bytes.len().min(length + to_border)];
+        if (block == &ZEROS[..block.len()]) != zeros {
+            break;
+        }
+        length += block.len();
+    }
+    length
 }
 
 #[cfg(test)]

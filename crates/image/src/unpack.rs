@@ -4,51 +4,45 @@ use std::io::{self, Read};
 
 use thiserror::Error;
 
-/// How a tar was compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
+use crate::format::Compression;
 
-impl Compression {
-    /// Told from the first four bytes. No tar begins with these.
-    pub(crate) fn of(head: &[u8]) -> Self {
-        match head {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            // A skippable frame in front, as some parallel compressors write it.
-            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            _ => Self::None,
-        }
-    }
-}
+/// Memory of the xz decoder: `xz -9` wants 65 MiB.
+const XZ_MEMORY: u64 = 128 << 20;
 
 /// Decompresses `input`, whatever it is compressed with, and gives at most `limit` bytes.
 pub(crate) fn decompress<'a>(
-    mut input: impl Read + 'a,
+    mut input: impl Read + Send + 'a,
     limit: u64,
-) -> io::Result<Bounded<Box<dyn Read + 'a>>> {
-    let mut head = Vec::with_capacity(4);
-    input.by_ref().take(4).read_to_end(&mut head)?;
+) -> io::Result<Bounded<Box<dyn Read + Send + 'a>>> {
+    let mut head = Vec::with_capacity(6);
+    input.by_ref().take(6).read_to_end(&mut head)?;
     let compression = Compression::of(&head);
     let whole = io::Cursor::new(head).chain(input);
-    let plain: Box<dyn Read + 'a> = match compression {
-        Compression::None => Box::new(io::BufReader::with_capacity(256 << 10, whole)),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(
-            io::BufReader::with_capacity(256 << 10, whole),
-        )),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::new(whole)?;
+    Ok(Bounded::new(unpacked(whole, compression)?, limit))
+}
+
+/// The content of `input`.
+pub(crate) fn unpacked<'a>(
+    input: impl Read + Send + 'a,
+    compression: Option<Compression>,
+) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let buffered = io::BufReader::with_capacity(256 << 10, input);
+    Ok(match compression {
+        None => Box::new(buffered),
+        Some(Compression::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
+        Some(Compression::Xz) => {
+            let stream = liblzma::stream::Stream::new_stream_decoder(
+                XZ_MEMORY,
+                liblzma::stream::CONCATENATED,
+            )?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(buffered, stream))
+        }
+        Some(Compression::Zstd) => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)?;
             // 128 MiB, zstd's own default for streams; more is only for who asked for it.
             decoder.window_log_max(27)?;
             Box::new(decoder)
         }
-    };
-    Ok(Bounded {
-        inner: plain,
-        left: limit,
     })
 }
 
@@ -59,6 +53,11 @@ pub(crate) struct Bounded<R> {
 }
 
 impl<R> Bounded<R> {
+    /// Gives at most `limit` bytes of `inner`.
+    pub(crate) fn new(inner: R, limit: u64) -> Self {
+        Self { inner, left: limit }
+    }
+
     /// Bytes that may still be read.
     pub(crate) fn left(&self) -> u64 {
         self.left

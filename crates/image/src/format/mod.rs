@@ -1,12 +1,12 @@
 //! What a disk file is, told from its content alone.
 //!
-//! Only raw and qcow2 are used; everything else that can be recognised is refused by name. The checks are our own
-//! reading of the header, made before any other program opens the file: a qcow2 file that names another file, uses a
-//! feature we do not know, or asks for absurd tables never reaches QEMU. A file that is raw is later attached as raw,
-//! never probed, so what its guest writes into it cannot turn it into something else.
+//! QEMU is given raw and qcow2 only ([`inspect`]); [`crate::import`] reads what [`tell`] knows and writes raw. The checks
+//! are our own reading of the header, made before any other program opens the file: a qcow2 file that names another file,
+//! uses a feature we do not know, or asks for absurd tables never reaches QEMU. A file that is raw is later attached as
+//! raw, never probed, so what its guest writes into it cannot turn it into something else.
 
 mod boot;
-mod qcow2;
+pub(crate) mod qcow2;
 
 pub use boot::is_bootable;
 
@@ -44,6 +44,94 @@ impl std::fmt::Display for DiskFormat {
     }
 }
 
+/// The formats that an import reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// Byte n of the disk is byte n of the file.
+    Raw,
+    /// QEMU's qcow2, version 2 or 3.
+    Qcow2,
+    /// VMware's sparse extent with its descriptor inside, streamOptimized or not.
+    Vmdk,
+    /// VirtualBox's.
+    Vdi,
+    /// Virtual PC's, fixed or dynamic; `qemu-img` calls it vpc.
+    Vhd,
+    /// Hyper-V's.
+    Vhdx,
+}
+
+impl ImageFormat {
+    /// Its usual name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vdi => "vdi",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+        }
+    }
+}
+
+impl std::fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a file can be packed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// RFC 1952.
+    Gzip,
+    /// The .xz container.
+    Xz,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Compression {
+    /// Its usual name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// Told from the first six bytes. No disk and no tar begins with these.
+    pub fn of(head: &[u8]) -> Option<Self> {
+        match head {
+            [0x1f, 0x8b, 0x08, ..] => Some(Self::Gzip),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
+            // A skippable frame in front, as some parallel compressors write it.
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Compression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What [`tell`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// A disk.
+    Image(ImageFormat),
+    /// Something packed, most likely a disk.
+    Packed(Compression),
+}
+
 /// What [`inspect`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskInfo {
@@ -68,9 +156,9 @@ pub enum FormatError {
     #[error("it is empty")]
     Empty,
     /// A disk format that is not read yet.
-    #[error("it is a {0} disk, which is not supported yet: convert it to qcow2 or raw")]
+    #[error("it is a {0} disk, which is not supported here: convert it to qcow2 or raw")]
     NotSupported(&'static str),
-    /// A compressed file.
+    /// A compressed file where none can be, or a format of compression that is not read.
     #[error("it is compressed ({0}): decompress it first")]
     Compressed(&'static str),
     /// More than one format claims the file.
@@ -85,6 +173,11 @@ pub enum FormatError {
     /// The data is in another file.
     #[error("it keeps its data in an external file, which is not allowed")]
     ExternalData,
+    /// Changes that were not carried out before the image was closed.
+    #[error(
+        "it is a {0} image that was not closed properly: open and close it with the program that wrote it"
+    )]
+    Unclean(ImageFormat),
     /// A qcow2 version that does not exist, or is too old.
     #[error("qcow2 version {0} is not supported")]
     Version(u32),
@@ -94,16 +187,18 @@ pub enum FormatError {
     /// The image says of itself that it is broken.
     #[error("it is marked corrupt")]
     MarkedCorrupt,
-    /// The header contradicts itself or the file.
-    #[error("bad qcow2 header: {field} is {value}")]
+    /// The header or a table contradicts itself or the file.
+    #[error("bad {format} image: {field} is {value}")]
     Header {
+        /// Of which format.
+        format: ImageFormat,
         /// Which field.
         field: &'static str,
         /// Its value.
         value: u64,
     },
     /// The file ends inside its header.
-    #[error("it is cut off: the qcow2 header needs {needed} bytes, the file has {size}")]
+    #[error("it is cut off: {needed} bytes are needed, the file has {size}")]
     CutOff {
         /// Bytes needed.
         needed: u64,
@@ -177,35 +272,18 @@ pub fn inspect_bytes(
     if file_size == 0 {
         return Err(FormatError::Empty);
     }
-    let starts = leading_format(head);
-    // An ISO 9660 image leaves its first 32 KiB free, and a VHD may be told by its end only: a file can be valid twice.
-    let second = if tail.starts_with(b"conectix") {
-        Some("vhd")
-    } else if at(head, 32769).starts_with(b"CD001") {
-        Some("iso")
-    } else {
-        None
-    };
-    match (starts, second) {
-        (Some(Leading::Qcow2), Some(second)) => {
-            return Err(FormatError::Ambiguous("qcow2", second));
+    match tell(head, tail)? {
+        Told::Packed(compression) => return Err(FormatError::Compressed(compression.as_str())),
+        Told::Image(ImageFormat::Raw) => {}
+        Told::Image(ImageFormat::Qcow2) => {
+            let virtual_size = qcow2::check(head, file_size, max_virtual_size)?;
+            return Ok(DiskInfo {
+                format: DiskFormat::Qcow2,
+                virtual_size,
+                file_size,
+            });
         }
-        (Some(Leading::Other(first)), Some("iso")) => {
-            return Err(FormatError::Ambiguous(first, "iso"));
-        }
-        (Some(Leading::Encrypted(name)), _) => return Err(FormatError::Encrypted(name)),
-        (Some(Leading::Compressed(name)), _) => return Err(FormatError::Compressed(name)),
-        (Some(Leading::Other(name)), _) => return Err(FormatError::NotSupported(name)),
-        (None, Some("vhd")) => return Err(FormatError::NotSupported("vhd")),
-        (Some(Leading::Qcow2), None) | (None, _) => {}
-    }
-    if starts.is_some() {
-        let virtual_size = qcow2::check(head, file_size, max_virtual_size)?;
-        return Ok(DiskInfo {
-            format: DiskFormat::Qcow2,
-            virtual_size,
-            file_size,
-        });
+        Told::Image(other) => return Err(FormatError::NotSupported(other.as_str())),
     }
     // Sectors are 512 bytes; QEMU pads the last one with zeros.
     let virtual_size = file_size.div_ceil(512).saturating_mul(512);
@@ -222,31 +300,61 @@ pub fn inspect_bytes(
     })
 }
 
+/// What a file is, by its first [`HEAD`] and last [`TAIL`] bytes (all of it when it is shorter); `tail` is empty where the
+/// end is not known yet. Refuses what is two things at once. Headers are not looked into.
+pub fn tell(head: &[u8], tail: &[u8]) -> Result<Told, FormatError> {
+    // An ISO 9660 image leaves its first 32 KiB free, and a VHD may be told by its end only: a file can be valid twice.
+    let is_iso = at(head, 32769).starts_with(b"CD001");
+    let ends_as_vhd = tail.starts_with(b"conectix");
+    match leading_format(head) {
+        Some(Leading::Image(format)) => {
+            if ends_as_vhd && format != ImageFormat::Vhd {
+                Err(FormatError::Ambiguous(format.as_str(), "vhd"))
+            } else if is_iso {
+                Err(FormatError::Ambiguous(format.as_str(), "iso"))
+            } else {
+                Ok(Told::Image(format))
+            }
+        }
+        Some(Leading::Packed(compression)) => Ok(Told::Packed(compression)),
+        Some(Leading::Encrypted(name)) => Err(FormatError::Encrypted(name)),
+        Some(Leading::Compressed(name)) => Err(FormatError::Compressed(name)),
+        Some(Leading::Other(name)) => Err(FormatError::NotSupported(name)),
+        None if ends_as_vhd => Ok(Told::Image(ImageFormat::Vhd)),
+        None => Ok(Told::Image(ImageFormat::Raw)),
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Leading {
-    Qcow2,
+    Image(ImageFormat),
+    Packed(Compression),
     Encrypted(&'static str),
     Compressed(&'static str),
     Other(&'static str),
 }
 
 fn leading_format(head: &[u8]) -> Option<Leading> {
-    let magics: [(&[u8], usize, Leading); 17] = [
-        (b"QFI\xfb", 0, Leading::Qcow2),
+    if let Some(compression) = Compression::of(head) {
+        return Some(Leading::Packed(compression));
+    }
+    let magics: [(&[u8], usize, Leading); 14] = [
+        (b"QFI\xfb", 0, Leading::Image(ImageFormat::Qcow2)),
         (b"LUKS\xba\xbe", 0, Leading::Encrypted("luks")),
-        (b"KDMV", 0, Leading::Other("vmdk")),
-        (b"COWD", 0, Leading::Other("vmdk")),
-        (b"# Disk DescriptorFile", 0, Leading::Other("vmdk")),
-        (b"\x7f\x10\xda\xbe", 0x40, Leading::Other("vdi")),
-        (b"vhdxfile", 0, Leading::Other("vhdx")),
-        (b"conectix", 0, Leading::Other("vhd")),
+        (b"KDMV", 0, Leading::Image(ImageFormat::Vmdk)),
+        (b"COWD", 0, Leading::Other("vmdk (COWD)")),
+        (
+            b"# Disk DescriptorFile",
+            0,
+            Leading::Other("vmdk descriptor, its data is in other files"),
+        ),
+        (b"\x7f\x10\xda\xbe", 0x40, Leading::Image(ImageFormat::Vdi)),
+        (b"vhdxfile", 0, Leading::Image(ImageFormat::Vhdx)),
+        (b"conectix", 0, Leading::Image(ImageFormat::Vhd)),
         (b"QED\0", 0, Leading::Other("qed")),
         (b"WithoutFreeSpace", 0, Leading::Other("parallels")),
         (b"WithouFreSpacExt", 0, Leading::Other("parallels")),
         (b"OOOM", 0, Leading::Other("user-mode-linux cow")),
-        (b"\x1f\x8b\x08", 0, Leading::Compressed("gzip")),
-        (b"\xfd7zXZ\0", 0, Leading::Compressed("xz")),
-        (b"\x28\xb5\x2f\xfd", 0, Leading::Compressed("zstd")),
         (b"BZh", 0, Leading::Compressed("bzip2")),
         (b"PK\x03\x04", 0, Leading::Compressed("zip")),
     ];
@@ -291,7 +399,7 @@ mod tests {
             bytes[offset..offset + magic.len()].copy_from_slice(magic);
             whole(&bytes).unwrap_err().to_string()
         };
-        assert!(with(0, b"KDMV").contains("vmdk disk, which is not supported yet"));
+        assert!(with(0, b"KDMV").contains("vmdk disk, which is not supported here"));
         assert!(with(0, b"# Disk DescriptorFile\nversion=1").contains("vmdk"));
         assert!(with(0x40, &0xbeda_107f_u32.to_le_bytes()).contains("vdi"));
         assert!(with(0, b"vhdxfile").contains("vhdx"));

@@ -3,7 +3,7 @@
 //! Mirrors the limits QEMU itself has (`block/qcow2.c`: 32 MiB of L1 table, 8 MiB of refcount table, 64 KiB of
 //! snapshot entries), so what passes here is also what QEMU opens.
 
-use super::FormatError;
+use super::{FormatError, ImageFormat};
 
 const V2_LENGTH: u64 = 72;
 const V3_LENGTH: u64 = 104;
@@ -16,8 +16,8 @@ const MAX_EXTENSIONS: usize = 64;
 const INCOMPATIBLE_DIRTY: u64 = 1;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_EXTERNAL_DATA: u64 = 1 << 2;
-const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
-const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+pub(crate) const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
+pub(crate) const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = INCOMPATIBLE_DIRTY
     | INCOMPATIBLE_CORRUPT
     | INCOMPATIBLE_EXTERNAL_DATA
@@ -29,7 +29,7 @@ const EXTENSION_EXTERNAL_DATA: u32 = 0x4441_5441;
 const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
 
 /// Checks the header in `head` and returns the virtual size in bytes.
-pub(super) fn check(
+pub(crate) fn check(
     head: &[u8],
     file_size: u64,
     max_virtual_size: u64,
@@ -177,7 +177,11 @@ fn check_extensions(header: &Fields<'_>, version: u32, cluster: u64) -> Result<(
 }
 
 fn bad(field: &'static str, value: u64) -> FormatError {
-    FormatError::Header { field, value }
+    FormatError::Header {
+        format: ImageFormat::Qcow2,
+        field,
+        value,
+    }
 }
 
 struct Fields<'a> {

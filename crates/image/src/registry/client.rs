@@ -268,7 +268,7 @@ pub(super) async fn said(response: reqwest::Response) -> String {
 }
 
 /// An error with its causes, in one line, each said once.
-pub(super) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -4,7 +4,7 @@
 //! (token servers, redirects, upload locations) is asked over TLS unless the registry itself is spoken to without.
 
 mod auth;
-mod client;
+pub(crate) mod client;
 mod pull;
 mod push;
 
