@@ -138,3 +138,8 @@ pub const REASON_SHUTTING_DOWN: &str = "ShuttingDown";
 pub const REASON_STOPPED: &str = "Stopped";
 /// Reason of events: the machine was deleted.
 pub const REASON_DELETED: &str = "Deleted";
+
+/// Label of what works on volumes: its value says what it does.
+pub const CDI: &str = "cdi.kubevirt.io";
+/// Value of the label of a pod that fills a volume.
+pub const IMPORTER: &str = "importer";

@@ -7,6 +7,7 @@
 //! - [`kubevirt`] holds the types of the API group `kubevirt.io`.
 //! - [`settings`] has the settings of an installation, kind `Berth`.
 //! - [`crds`] turns them into CustomResourceDefinitions; [`roles`] says who may do what with them.
+//! - [`storage`] has the names around PersistentVolumes.
 //! - [`quantity`] reads Kubernetes quantities; [`conditions`] edits condition lists; [`labels`] has the names;
 //!   [`launcher`] those inside a launcher pod.
 //! - [`refusal`] is what a refused request is answered with; [`merge`] makes status patches; [`events`] records Events, the one part that does IO.
@@ -22,5 +23,6 @@ pub mod quantity;
 pub mod refusal;
 pub mod roles;
 pub mod settings;
+pub mod storage;
 
 pub use crd::crds;

@@ -7,6 +7,7 @@
 //! - [`vm`]: a VirtualMachine → its VirtualMachineInstance;
 //! - [`vmi`]: a VirtualMachineInstance → its launcher pod, and its status until the node agent has it;
 //! - [`scheduler`]: pods → nodes, standalone only;
+//! - `volume`: claims → volumes, standalone only;
 //! - `settings`: what became of the settings of the installation.
 
 mod reconcile;
@@ -14,6 +15,7 @@ pub mod scheduler;
 mod settings;
 pub mod vm;
 pub mod vmi;
+mod volume;
 mod written;
 
 use berth_api::events::Recorder;
@@ -67,7 +69,9 @@ pub async fn run(
     let scheduler = async {
         if schedule {
             let recorder = Recorder::new(client.clone(), "berth-scheduler", None);
-            scheduler::run(client, recorder, shutdown).await;
+            let of_volumes = Recorder::new(client.clone(), "persistentvolume-controller", None);
+            let volumes = volume::run(client.clone(), of_volumes, shutdown.clone());
+            tokio::join!(scheduler::run(client, recorder, shutdown), volumes);
         }
     };
     tokio::join!(vm, vmi, scheduler, taken_up);

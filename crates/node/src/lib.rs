@@ -3,6 +3,7 @@
 //! - [`pod`]: the pod runtime, standalone only: sandboxes for launcher pods;
 //! - [`kubelet`]: on a cluster, where a kubelet runs the pods: finds them, and gives them what kubelets cannot;
 //! - `devices`: on a cluster, the device plugins that hand out KVM and the network's devices;
+//! - `volumes`: standalone, the PersistentVolumes of this machine;
 //! - [`vm`]: the machine half: wires the network, talks to the launcher, owns the machine's status;
 //! - `registration`: the Node object and its heartbeat;
 //! - [`logs`], `guests`: what is asked of the node from outside.
@@ -18,6 +19,7 @@ pub mod pod;
 mod registration;
 mod untrusted;
 pub mod vm;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -65,6 +67,11 @@ impl NodeConfig {
     /// Where the network namespaces of pods have their names.
     pub(crate) fn netns_dir(&self) -> PathBuf {
         self.run_dir.join("netns")
+    }
+
+    /// Where the volumes of this machine are.
+    pub(crate) fn volumes_dir(&self) -> PathBuf {
+        self.state_dir.join("volumes")
     }
 
     /// What QEMU can do, for every pod to read.
@@ -214,6 +221,12 @@ impl Node {
         tokio::join!(
             registration::run(config.clone(), client.clone(), shutdown.clone()),
             runtime.run(shutdown.clone()),
+            volumes::run(
+                client.clone(),
+                volumes::Local::new(config.volumes_dir()),
+                config.node_name.clone(),
+                shutdown.clone(),
+            ),
             vm::run(config, client, sandboxes, shutdown),
         );
         Ok(())

@@ -17,8 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::events::Recorder;
+use berth_api::storage::SELECTED_NODE;
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{
+    Binding, Node, ObjectReference, PersistentVolumeClaim, Pod, PodCondition,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -28,6 +31,8 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+
+use crate::volume::claims_of;
 
 pub use place::{Committed, Resources, Unschedulable, bound_node, committed, is_over, place};
 
@@ -50,13 +55,25 @@ pub async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken
     )
     .map_ok(drop);
     // Many events may be ready at once (the first list, a burst): one pass answers them all.
-    let mut changes = Box::pin(futures::stream::select(pod_events, node_events).ready_chunks(256));
+    let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
+    let claim_events = reflector::reflector(
+        claims_writer,
+        watcher(Api::all(client.clone()), watcher::Config::default()).default_backoff(),
+    )
+    .map_ok(drop);
+    let all = [
+        pod_events.boxed(),
+        node_events.boxed(),
+        claim_events.boxed(),
+    ];
+    let mut changes = futures::stream::select_all(all).ready_chunks(256);
 
     let mut scheduler = Scheduler {
         client,
         recorder,
         pods,
         nodes,
+        claims,
         assumed: HashMap::new(),
     };
     let mut retry: Option<Duration> = None;
@@ -95,6 +112,7 @@ struct Scheduler {
     recorder: Recorder,
     pods: Store<Pod>,
     nodes: Store<Node>,
+    claims: Store<PersistentVolumeClaim>,
     /// Bindings that the pod cache does not show yet, by pod UID.
     assumed: HashMap<String, (String, Resources)>,
 }
@@ -102,7 +120,7 @@ struct Scheduler {
 impl Scheduler {
     /// Places every unbound pod. Stops at the first API error; the pass is repeated then.
     async fn pass(&mut self) -> Result<(), kube::Error> {
-        if !is_filled(&self.pods) || !is_filled(&self.nodes) {
+        if !is_filled(&self.pods) || !is_filled(&self.nodes) || !is_filled(&self.claims) {
             return Ok(());
         }
         let pods = self.pods.state();
@@ -146,6 +164,14 @@ impl Scheduler {
             }
             match place(pod, &nodes, &used, &placed) {
                 Ok(node) => {
+                    match self.volumes(pod, &node).await? {
+                        Volumes::Bound => {}
+                        Volumes::Coming => continue,
+                        Volumes::Missing(why) => {
+                            self.refuse(pod, &why).await?;
+                            continue;
+                        }
+                    }
                     if self.bind(pod, &node).await? {
                         let resources = Resources::of_pod(pod);
                         placed.push(Arc::new(on(pod, &node)));
@@ -159,6 +185,51 @@ impl Scheduler {
             }
         }
         Ok(())
+    }
+
+    /// How far the volumes of a pod are that is going to run on `node`. A claim that waits for its first consumer is told
+    /// where that is.
+    async fn volumes(&self, pod: &Pod, node: &str) -> Result<Volumes, kube::Error> {
+        let namespace = pod.namespace().unwrap_or_default();
+        let mut all = Volumes::Bound;
+        for name in claims_of(pod) {
+            let key = reflector::ObjectRef::new(name).within(&namespace);
+            let Some(claim) = self.claims.get(&key) else {
+                let why =
+                    format!("0/1 nodes are available: persistentvolumeclaim {name:?} not found.");
+                return Ok(Volumes::Missing(why));
+            };
+            let phase = claim
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.as_deref());
+            if phase == Some("Bound") && claim.metadata.deletion_timestamp.is_none() {
+                continue;
+            }
+            if claim.metadata.deletion_timestamp.is_some() {
+                let why = format!(
+                    "0/1 nodes are available: persistentvolumeclaim {name:?} is being deleted."
+                );
+                return Ok(Volumes::Missing(why));
+            }
+            all = Volumes::Coming;
+            if !claim.annotations().contains_key(SELECTED_NODE) {
+                let api: Api<PersistentVolumeClaim> =
+                    Api::namespaced(self.client.clone(), &namespace);
+                let patch = json!({"metadata": {
+                    "resourceVersion": claim.resource_version(), "annotations": {SELECTED_NODE: node},
+                }});
+                match api
+                    .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+                    .await
+                {
+                    Ok(_) => {}
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(all)
     }
 
     fn is_assumed(&self, pod: &Pod) -> bool {
@@ -311,6 +382,15 @@ fn unschedulable_conditions(pod: &Pod, message: &str, now: Timestamp) -> Option<
     Some(conditions)
 }
 
+/// How far the volumes of a pod are.
+enum Volumes {
+    Bound,
+    /// Not yet, and somebody is at it.
+    Coming,
+    /// One of them is not; why.
+    Missing(String),
+}
+
 /// Whether this scheduler is asked to place a pod.
 fn is_ours(pod: &Pod) -> bool {
     let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref());
@@ -325,7 +405,7 @@ fn on(pod: &Pod, node: &str) -> Pod {
 }
 
 /// True once the first list is in the store.
-fn is_filled<K>(store: &Store<K>) -> bool
+pub(crate) fn is_filled<K>(store: &Store<K>) -> bool
 where
     K: reflector::Lookup + Clone + 'static,
     K::DynamicType: Eq + std::hash::Hash + Clone,

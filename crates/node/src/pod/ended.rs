@@ -10,8 +10,17 @@ use super::process::Ending;
 use super::record::Ended;
 use crate::untrusted;
 
+/// As much as a kubelet takes of it.
+const MAX_SAID: usize = 4096;
+
 /// From its exit status where it is known and from what the launcher wrote down.
-pub(super) fn how(run_dir: &Path, user: u32, ending: Ending, out_of_memory: bool) -> Ended {
+pub(super) fn how(
+    run_dir: &Path,
+    termination_log: &Path,
+    user: u32,
+    ending: Ending,
+    out_of_memory: bool,
+) -> Ended {
     let written: Option<Value> = untrusted::read(&run_dir.join(FINAL_STATE), user)
         .ok()
         .and_then(|json| serde_json::from_slice(&json).ok());
@@ -21,9 +30,15 @@ pub(super) fn how(run_dir: &Path, user: u32, ending: Ending, out_of_memory: bool
             .filter(|text| !text.is_empty())
             .map(str::to_owned)
     };
+    let said = || {
+        let said = untrusted::read(termination_log, user).ok()?;
+        let said = String::from_utf8_lossy(&said[..said.len().min(MAX_SAID)]).into_owned();
+        Some(said).filter(|said| !said.is_empty())
+    };
     let told = written
         .as_ref()
-        .and_then(|state| text(&state["failure"]).or_else(|| text(&state["domain"]["reason"])));
+        .and_then(|state| text(&state["failure"]).or_else(|| text(&state["domain"]["reason"])))
+        .or_else(said);
     let (exit_code, signal) = match ending {
         Ending::Code(code) => (code, None),
         Ending::Signal(signal) => (128 + signal, Some(signal)),
@@ -53,7 +68,14 @@ mod tests {
     fn the_end_of_a_pod_in_every_case() {
         let dir = tempfile::tempdir().unwrap();
         let end = |ending, oom| {
-            let ended = how(dir.path(), rustix::process::geteuid().as_raw(), ending, oom);
+            let log = dir.path().join("log");
+            let ended = how(
+                dir.path(),
+                &log,
+                rustix::process::geteuid().as_raw(),
+                ending,
+                oom,
+            );
             (ended.exit_code, ended.reason, ended.message)
         };
         assert_eq!(end(Ending::Code(0), false), (0, "Completed".into(), None));

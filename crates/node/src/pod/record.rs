@@ -12,14 +12,15 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use berth_api::launcher::held_by;
+use berth_api::launcher::{CLAIM_DISK, CLAIM_PREFIX, held_by};
 use berth_image::format::DiskFormat;
 use berth_network::ipam::{Exhausted, Pool};
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
-use crate::{NodeConfig, PodLocation, PodSandboxes};
+use crate::volumes::Attached;
+use crate::{ClaimedDisk, NodeConfig, PodLocation, PodSandboxes};
 
 /// The first user and group of pods; each pod has its own.
 pub(super) const USER_BASE: u32 = 2_000_000;
@@ -41,6 +42,9 @@ pub(crate) struct Record {
     pub(crate) cgroups: Vec<PathBuf>,
     /// Image volumes by the pod's name for them.
     pub(crate) disks: BTreeMap<String, Disk>,
+    /// Volumes of claims by the pod's name for them.
+    #[serde(default)]
+    pub(crate) claims: BTreeMap<String, Attached>,
     /// The pod's first process, from before its command runs.
     pub(crate) process: Option<ProcessId>,
     /// When its command began to run.
@@ -109,6 +113,7 @@ pub(crate) struct Request {
     pub(crate) user: Option<(u32, u32)>,
     pub(crate) cgroups: Vec<PathBuf>,
     pub(crate) disks: BTreeMap<String, Disk>,
+    pub(crate) claims: BTreeMap<String, Attached>,
 }
 
 /// The sandboxes of this node. The memory of the records; the disk has the same.
@@ -176,6 +181,7 @@ impl Sandboxes {
                 group,
                 cgroups: request.cgroups,
                 disks: request.disks,
+                claims: request.claims,
                 process: None,
                 started_at: None,
                 ended: None,
@@ -264,9 +270,22 @@ impl PodSandboxes for Sandboxes {
                 (disk.file.clone(), disk.path_in_pod(), disk.format()),
             ))
         });
+        let claims = record.claims.iter().filter_map(|(name, attached)| {
+            let target = attached.target.trim_end_matches('/');
+            let disk = ClaimedDisk {
+                path: if attached.block {
+                    target.to_owned()
+                } else {
+                    format!("{target}/{CLAIM_DISK}")
+                },
+                block: attached.block,
+                size: attached.size,
+            };
+            Some((name.strip_prefix(CLAIM_PREFIX)?.to_owned(), disk))
+        });
         Some(PodLocation {
             netns: record.netns.clone(),
-            claims: BTreeMap::new(),
+            claims: claims.collect(),
             run_dir: run_dir(&self.dir(pod_uid)),
             disks: disks.collect(),
             uid: record.user,
@@ -326,6 +345,11 @@ pub(crate) fn run_dir(pod_dir: &Path) -> PathBuf {
     volume_dir(pod_dir, RUN_VOLUME)
 }
 
+/// Where a pod that does one thing writes what came of it; `/dev/termination-log` inside.
+pub(crate) fn termination_log(pod_dir: &Path) -> PathBuf {
+    pod_dir.join("termination-log")
+}
+
 pub(crate) fn log_file(pod_dir: &Path) -> PathBuf {
     pod_dir.join("logs").join("compute.log")
 }
@@ -362,6 +386,7 @@ pub(super) mod tests {
             user: None,
             cgroups: Vec::new(),
             disks: BTreeMap::new(),
+            claims: BTreeMap::new(),
         }
     }
 

@@ -40,6 +40,18 @@ pub(crate) struct Root {
     pub(crate) binds: Vec<Bind>,
     /// Whether the pod gets `/dev/kvm`.
     pub(crate) kvm: bool,
+    /// Block devices that the pod's user may read and write.
+    pub(crate) devices: Vec<Device>,
+}
+
+/// A block device of the host in the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Device {
+    /// Absolute path in the pod, below /dev.
+    pub(crate) target: String,
+    /// Its numbers.
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
 }
 
 /// A file or directory of the host that the pod sees.
@@ -88,6 +100,17 @@ pub(super) fn enter(root: &Root, uid: u32, gid: u32) -> Result<(), Failed> {
     system(dir)?;
     kernel_views(dir)?;
     devices(dir, root.kvm, uid, gid)?;
+    for device in &root.devices {
+        let path = step(
+            || "reading a device path".to_owned(),
+            inside(dir, &device.target),
+        )?;
+        if let Some(parent) = path.parent() {
+            make_dir(parent, 0o755)?;
+        }
+        let numbers = (device.major, device.minor);
+        node(&path, FileType::BlockDevice, numbers, 0o600, (uid, gid))?;
+    }
     for (path, content) in &root.files {
         write_file(dir, path, content)?;
     }
@@ -244,11 +267,29 @@ fn devices(dir: &Path, kvm: bool, uid: u32, gid: u32) -> Result<(), Failed> {
         ("tty", 5, 0),
     ];
     for (name, major, minor) in everybody {
-        node(&dev.join(name), major, minor, 0o666, (0, 0))?;
+        node(
+            &dev.join(name),
+            FileType::CharacterDevice,
+            (major, minor),
+            0o666,
+            (0, 0),
+        )?;
     }
-    node(&dev.join("net/tun"), 10, 200, 0o600, (uid, gid))?;
+    node(
+        &dev.join("net/tun"),
+        FileType::CharacterDevice,
+        (10, 200),
+        0o600,
+        (uid, gid),
+    )?;
     if kvm {
-        node(&dev.join("kvm"), 10, 232, 0o600, (uid, gid))?;
+        node(
+            &dev.join("kvm"),
+            FileType::CharacterDevice,
+            (10, 232),
+            0o600,
+            (uid, gid),
+        )?;
     }
     let harmless = MountFlags::NOSUID | MountFlags::NOEXEC;
     step(
@@ -281,18 +322,18 @@ fn devices(dir: &Path, kvm: bool, uid: u32, gid: u32) -> Result<(), Failed> {
     Ok(())
 }
 
-fn node(path: &Path, major: u32, minor: u32, mode: u32, owner: (u32, u32)) -> Result<(), Failed> {
+fn node(
+    path: &Path,
+    kind: FileType,
+    (major, minor): (u32, u32),
+    mode: u32,
+    owner: (u32, u32),
+) -> Result<(), Failed> {
     let what = || format!("making the device {}", path.display());
     let device = makedev(major, minor);
     step(
         what,
-        mknodat(
-            CWD,
-            path,
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(mode),
-            device,
-        ),
+        mknodat(CWD, path, kind, Mode::from_raw_mode(mode), device),
     )?;
     step(
         what,

@@ -19,10 +19,11 @@ use berth_network::MacAddr;
 use super::cgroup::{self, Limits};
 use super::init::{InitConfig, Report};
 use super::process::ProcessId;
-use super::record::{Record, log_file, volume_dir};
-use super::rootfs::{BERTH, Bind, Root};
+use super::record::{Record, log_file, termination_log, volume_dir};
+use super::rootfs::{BERTH, Bind, Device, Root};
 use super::texts::{self, Texts};
 use crate::NodeConfig;
+use crate::volumes::{self, Attached, Local};
 
 /// Where a pod finds what QEMU can do, so that its libvirtd need not find out.
 const CAPABILITIES: &str = "/var/cache/berth-qemu-capabilities";
@@ -98,6 +99,8 @@ pub(crate) struct Spec {
     /// Volume → its files.
     pub(crate) texts: BTreeMap<String, Texts>,
     pub(crate) resolver: Resolver,
+    /// It fills or copies volumes and ends, and has no machine.
+    pub(crate) works_on_volumes: bool,
 }
 
 /// Whom the pod asks for addresses.
@@ -136,6 +139,19 @@ pub(crate) fn start(
         texts::write(&path, texts, record.group)
             .map_err(|source| SandboxError::Files { path, source })?;
     }
+    let driver = Local::new(config.volumes_dir());
+    for attached in record.claims.values() {
+        volumes::hand_over(attached, &driver, record.user, record.group).map_err(|source| {
+            let path = attached.source.clone();
+            SandboxError::Files { path, source }
+        })?;
+    }
+    if spec.works_on_volumes {
+        let path = termination_log(&dir);
+        fs::write(&path, b"")
+            .and_then(|()| chown(&path, Some(record.user), Some(record.group)))
+            .map_err(|source| SandboxError::Files { path, source })?;
+    }
     let log = log_file(&dir);
     if let Some(parent) = log.parent() {
         make_dir(parent, 0o700, None)?;
@@ -147,7 +163,8 @@ pub(crate) fn start(
             dir: root,
             files: etc(config, record, &spec.hostname, &spec.resolver),
             binds: binds(config, record, spec, &dir),
-            kvm: kvm_is_usable(),
+            kvm: !spec.works_on_volumes && kvm_is_usable(),
+            devices: devices(record)?,
         },
         netns: Some(record.netns.clone()),
         cgroups: record.cgroups.clone(),
@@ -267,7 +284,37 @@ fn binds(config: &NodeConfig, record: &Record, spec: &Spec, dir: &Path) -> Vec<B
             .values()
             .map(|disk| bind(disk.dir.clone(), &disk.mount_path, false)),
     );
+    let directories = record.claims.values().filter(|attached| !attached.block);
+    binds.extend(
+        directories.map(|claim| bind(claim.source.clone(), &claim.target, !claim.read_only)),
+    );
+    if spec.works_on_volumes {
+        binds.push(bind(termination_log(dir), "/dev/termination-log", true));
+        // Authorities of servers.
+        let certificates = Path::new("/etc/ssl/certs");
+        if certificates.is_dir() {
+            binds.push(bind(certificates.to_owned(), "/etc/ssl/certs", false));
+        }
+    }
     binds
+}
+
+/// The block devices of claims.
+fn devices(record: &Record) -> Result<Vec<Device>, SandboxError> {
+    let blocks = record.claims.values().filter(|attached| attached.block);
+    let device = |attached: &Attached| {
+        let failed = |source| SandboxError::Files {
+            path: attached.source.clone(),
+            source,
+        };
+        let (major, minor) = attached.device().map_err(failed)?;
+        Ok(Device {
+            target: attached.target.clone(),
+            major,
+            minor,
+        })
+    };
+    blocks.map(device).collect()
 }
 
 /// What programs look for in `/etc`.
@@ -334,6 +381,14 @@ pub(crate) fn release(config: &NodeConfig, record: &Record) -> Vec<TeardownError
     errors.extend(groups.map(|source| TeardownError::Cgroup {
         pod: pod.clone(),
         source,
+    }));
+    errors.extend(record.claims.values().filter_map(|attached| {
+        let path = attached.source.clone();
+        let failed = volumes::detach(attached).err()?;
+        Some(TeardownError::Files {
+            path,
+            source: failed,
+        })
     }));
     errors
 }

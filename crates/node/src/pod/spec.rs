@@ -1,4 +1,5 @@
-//! What the runtime reads from a Pod. It runs launcher pods only: one container; image volumes, empty directories and texts.
+//! What the runtime reads from a Pod. It runs launcher pods only: one container; image volumes, claims, empty directories and texts. And
+//! pods that work on volumes, which are the same without a machine.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::texts::is_texts;
 
 /// A pod that this runtime does not run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {problem}; this runtime runs launcher pods only")]
+#[error("{field}: {problem}; this runtime runs pods of berth's only")]
 pub(crate) struct Unsupported {
     field: String,
     problem: String,
@@ -32,7 +33,9 @@ pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported>
         .spec
         .as_ref()
         .ok_or_else(|| unsupported("spec", "missing"))?;
-    if pod.labels().get(labels::APP).map(String::as_str) != Some(labels::LAUNCHER) {
+    let is = |label: &str, value: &str| pod.labels().get(label).map(String::as_str) == Some(value);
+    let works_on_volumes = is(labels::CDI, labels::IMPORTER);
+    if !is(labels::APP, labels::LAUNCHER) && !works_on_volumes {
         return Err(unsupported(
             format!("metadata.labels[{}]", labels::APP),
             format!("not {}", labels::LAUNCHER),
@@ -70,13 +73,14 @@ pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported>
         match (mount, &volume.empty_dir, &volume.image) {
             (None, ..) | (_, None, Some(_)) => {}
             (Some(_), None, None) if is_texts(volume) => {}
+            (_, None, None) if volume.persistent_volume_claim.is_some() => {}
             (Some(mount), Some(_), None) => {
                 empty_dirs.insert(volume.name.clone(), mount.mount_path.clone());
             }
             _ => {
                 return Err(unsupported(
                     format!("spec.volumes[{index}]"),
-                    "neither image nor emptyDir, secret, configMap or downwardAPI",
+                    "neither image nor emptyDir, persistentVolumeClaim, secret, configMap or downwardAPI",
                 ));
             }
         }
@@ -98,6 +102,7 @@ pub(crate) fn read(pod: &Pod) -> Result<(Spec, Option<(u32, u32)>), Unsupported>
         empty_dirs,
         texts: BTreeMap::new(),
         resolver: resolver(spec),
+        works_on_volumes,
     };
     Ok((sandbox, user(pod, container)?))
 }

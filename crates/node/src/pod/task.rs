@@ -32,11 +32,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::images::{self, ImageError, Provided};
 use super::process::{Ending, WatchedProcess};
-use super::record::{Disk, Ended, Record, Request, Sandboxes, run_dir, volume_dir};
+use super::record::{
+    Disk, Ended, Record, Request, Sandboxes, run_dir, termination_log, volume_dir,
+};
 use super::sandbox::{self, Spec};
 use super::status::{Progress, status};
 use super::texts::{self, Texts};
 use super::{Shared, cgroup, ended, log, spec};
+use crate::volumes::{self, Attached, Local};
 use crate::{NodeConfig, blocking};
 
 /// After the first failure; doubles up to [`BACKOFF_MAX`].
@@ -234,11 +237,11 @@ impl PodTask {
             let pod = pod.clone();
             async move { provide(&shared, &pod).await }
         };
-        let images = tokio::select! {
+        let (images, claims) = tokio::select! {
             provided = images => {
-                let (images, texts) = provided?;
+                let (images, texts, claims) = provided?;
                 spec.texts = texts;
-                images
+                (images, claims)
             }
             wake = self.deletion() => return match wake {
                 Wake::Deleted | Wake::Shutdown => Ok(None),
@@ -266,6 +269,7 @@ impl PodTask {
             user,
             cgroups: cgroup::paths(&self.uid, &spec.limits),
             disks: disks(&images),
+            claims: claims.into_iter().collect(),
         };
         let shared = self.shared.clone();
         let made = blocking(move || make(&shared, request, &spec)).await;
@@ -377,6 +381,7 @@ impl PodTask {
             let dir = shared.sandboxes.dir(&uid);
             record.ended = Some(ended::how(
                 &run_dir(&dir),
+                &termination_log(&dir),
                 record.user,
                 ending,
                 cgroup::was_out_of_memory(&record.cgroups),
@@ -552,10 +557,14 @@ fn signal_to(record: &Record, process: &WatchedProcess, signal: Signal) {
     }
 }
 
-async fn provide(
-    shared: &Shared,
-    pod: &Pod,
-) -> Result<(Vec<Provided>, BTreeMap<String, Texts>), NotStarted> {
+/// What a pod is given: files of images, texts, volumes of claims.
+type Given = (
+    Vec<Provided>,
+    BTreeMap<String, Texts>,
+    Vec<(String, Attached)>,
+);
+
+async fn provide(shared: &Shared, pod: &Pod) -> Result<Given, NotStarted> {
     // They cost nothing and may be missing, so they come first.
     let texts = texts::gather(&shared.client, pod)
         .await
@@ -573,7 +582,12 @@ async fn provide(
         .await;
         provided.push(got.map_err(|error| image_problem(&error))?);
     }
-    Ok((provided, texts))
+    // The last, for it takes devices that have to be given back.
+    let driver = Local::new(shared.config.volumes_dir());
+    let claims = volumes::attach(&shared.client, &driver, pod)
+        .await
+        .map_err(|message| failed("FailedAttachVolume", message))?;
+    Ok((provided, texts, claims))
 }
 
 fn image_problem(error: &ImageError) -> NotStarted {
@@ -699,6 +713,7 @@ mod tests {
                 user: None,
                 cgroups: vec![group.clone()],
                 disks: BTreeMap::new(),
+                claims: BTreeMap::new(),
             })
             .unwrap();
         assert!(!undo(&config, &sandboxes, &record).is_empty());
