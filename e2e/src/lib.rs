@@ -17,6 +17,7 @@ mod registry;
 mod server;
 mod skip;
 mod target;
+mod web;
 
 pub use census::Census;
 pub use cluster::Cluster;
@@ -28,6 +29,7 @@ pub use registry::{REGISTRY, Registry};
 pub use server::{Server, Side, reference_program};
 pub use skip::{Need, missing};
 pub use target::Target;
+pub use web::Web;
 
 use std::path::PathBuf;
 

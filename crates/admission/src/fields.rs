@@ -185,7 +185,7 @@ fn hint(path: &str, name: &str) -> &'static str {
         return match name {
             "registryDisk" => "use containerDisk",
             _ => {
-                "the volume sources that berth has are containerDisk, persistentVolumeClaim, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI"
+                "the volume sources that berth has are containerDisk, persistentVolumeClaim, dataVolume, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI"
             }
         };
     }
@@ -194,6 +194,14 @@ fn hint(path: &str, name: &str) -> &'static str {
     }
     if path == "spec.domain.firmware.bootloader.efi" && name == "persistent" {
         return "the variables of UEFI are new at each start";
+    }
+    if path.ends_with(".source") && path.contains("spec") {
+        return match name {
+            "upload" | "s3" | "gcs" | "imageio" | "vddk" | "snapshot" => {
+                "the sources that berth has are http, registry, pvc and blank"
+            }
+            _ => "",
+        };
     }
     if path.starts_with("spec.networks[") && name == "multus" {
         return "the network that berth has is pod";

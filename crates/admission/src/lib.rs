@@ -17,6 +17,7 @@
 //! compared.
 
 mod cause;
+mod datavolume;
 mod defaults;
 mod fields;
 mod instance;
@@ -97,6 +98,9 @@ pub fn admit(request: &Request<'_>) -> Result<Admitted, Refusal> {
                 }
                 (Operation::Update, None) | (Operation::Delete, _) => Ok(unchanged()),
             }
+        }
+        ("DataVolume", None, Some(object)) if request.operation != Operation::Delete => {
+            datavolume::admit(object, request.old_object)
         }
         _ => Ok(unchanged()),
     }

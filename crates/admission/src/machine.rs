@@ -4,7 +4,7 @@ use berth_api::labels::VM_FINALIZER;
 use serde_json::Value;
 
 use crate::cause::{Cause, Refusal};
-use crate::{Admitted, fields, instance, legacy};
+use crate::{Admitted, datavolume, fields, instance, legacy, syntax};
 
 const KIND: &str = "VirtualMachine";
 /// Where the spec of the instance is.
@@ -48,6 +48,9 @@ pub(crate) fn admit(
     }
     fields::check(KIND, "spec", spec, &mut causes);
     strategy(spec, &mut warnings, &mut causes);
+    if causes.is_empty() {
+        templates(spec, &mut causes);
+    }
     Refusal::from_causes(causes)?;
     let template = spec.pointer("/template/spec").ok_or_else(|| Refusal {
         causes: vec![Cause::required(TEMPLATE, "what an instance is made of")],
@@ -62,6 +65,46 @@ pub(crate) fn admit(
         object: Some(object),
         warnings,
     })
+}
+
+/// The DataVolumes that are made with the machine: each is one of its volumes.
+fn templates(spec: &Value, causes: &mut Vec<Cause>) {
+    let none = Vec::new();
+    let list = |pointer: &str| spec.pointer(pointer).and_then(Value::as_array);
+    let volumes = list("/template/spec/volumes").unwrap_or(&none);
+    let mut seen: Vec<&str> = Vec::new();
+    for (index, template) in list("/dataVolumeTemplates")
+        .unwrap_or(&none)
+        .iter()
+        .enumerate()
+    {
+        let path = format!("spec.dataVolumeTemplates[{index}]");
+        let name = template
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let field = format!("{path}.metadata.name");
+        if !syntax::is_dns_subdomain(name) {
+            causes.push(Cause::invalid(
+                &field,
+                name,
+                "must be a name: lower case letters, digits and inner dashes and dots",
+            ));
+        } else if seen.contains(&name) {
+            causes.push(Cause::duplicate(&field, name));
+        } else if !volumes
+            .iter()
+            .any(|v| v.pointer("/dataVolume/name").and_then(Value::as_str) == Some(name))
+        {
+            causes.push(Cause::invalid(
+                &field,
+                name,
+                "must be a dataVolume of spec.template.spec.volumes",
+            ));
+        }
+        seen.push(name);
+        datavolume::check_value(&format!("{path}.spec"), &template["spec"], causes);
+    }
 }
 
 /// Exactly one of the two ways to say when it runs.

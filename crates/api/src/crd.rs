@@ -6,6 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
+use crate::cdi::v1beta1::DataVolume;
 use crate::kubevirt::VERSIONS;
 use crate::kubevirt::v1::{VirtualMachine, VirtualMachineInstance};
 use crate::settings::v1::Berth;
@@ -19,7 +20,33 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
         publish(VirtualMachineInstance::crd(), &instance_columns()),
         publish(VirtualMachine::crd(), &machine_columns()),
+        disks(DataVolume::crd(), &data_volume_columns()),
         settings(),
+    ]
+}
+
+/// A kind of CDI's: one version, and admission sees what it does not know.
+fn disks(
+    mut crd: CustomResourceDefinition,
+    columns: &[CustomResourceColumnDefinition],
+) -> CustomResourceDefinition {
+    for version in &mut crd.spec.versions {
+        version.additional_printer_columns = Some(columns.to_vec());
+        let root = version.schema.as_mut();
+        if let Some(root) = root.and_then(|s| s.open_api_v3_schema.as_mut()) {
+            open(root);
+        }
+    }
+    crd
+}
+
+/// The columns of `kubectl get dv`.
+fn data_volume_columns() -> [CustomResourceColumnDefinition; 4] {
+    [
+        column("Phase", "string", ".status.phase", 0),
+        column("Progress", "string", ".status.progress", 0),
+        column("Restarts", "integer", ".status.restartCount", 0),
+        column("Age", "date", ".metadata.creationTimestamp", 0),
     ]
 }
 
@@ -110,11 +137,7 @@ fn publish(
         .as_mut()
         .and_then(|s| s.open_api_v3_schema.as_mut())
     {
-        tidy(root);
-        root.x_kubernetes_preserve_unknown_fields = Some(true);
-        if let Some(spec) = root.properties.as_mut().and_then(|p| p.get_mut("spec")) {
-            preserve_unknown(spec);
-        }
+        open(root);
     }
     let kind = &crd.spec.names.kind;
     crd.spec.versions = VERSIONS
@@ -134,6 +157,15 @@ fn publish(
         })
         .collect();
     crd
+}
+
+/// Tidies a schema and lets it keep fields of the object and its spec that it does not describe.
+fn open(root: &mut JSONSchemaProps) {
+    tidy(root);
+    root.x_kubernetes_preserve_unknown_fields = Some(true);
+    if let Some(spec) = root.properties.as_mut().and_then(|p| p.get_mut("spec")) {
+        preserve_unknown(spec);
+    }
 }
 
 /// Takes out what the schema generator adds and a structural schema should not say: defaults (admission sets

@@ -112,6 +112,10 @@ pub const REASON_PAUSED_IO_ERROR: &str = "PausedIOError";
 pub const REASON_SYNC_FAILED: &str = "SyncFailed";
 /// Reason of events: a volume names a PersistentVolumeClaim that is not there.
 pub const REASON_CLAIM_NOT_FOUND: &str = "FailedPvcNotFound";
+/// Reason of a condition: a DataVolume is being filled.
+pub const REASON_DATA_VOLUME_WAITS: &str = "DataVolumeNotReady";
+/// Reason of a condition: a DataVolume could not be filled.
+pub const REASON_DATA_VOLUME_FAILED: &str = "DataVolumeError";
 /// Reason of `Synchronized=False` and of events: the launcher pod could not be made.
 pub const REASON_FAILED_CREATE: &str = "FailedCreate";
 /// Reason of events: the launcher pod was made.

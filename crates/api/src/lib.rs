@@ -5,6 +5,7 @@
 //! its path (see `berth-admission`), never dropped.
 //!
 //! - [`kubevirt`] holds the types of the API group `kubevirt.io`.
+//! - [`cdi`] holds those of `cdi.kubevirt.io`.
 //! - [`settings`] has the settings of an installation, kind `Berth`.
 //! - [`crds`] turns them into CustomResourceDefinitions; [`roles`] says who may do what with them.
 //! - [`storage`] has the names around PersistentVolumes.
@@ -12,6 +13,7 @@
 //!   [`launcher`] those inside a launcher pod.
 //! - [`refusal`] is what a refused request is answered with; [`merge`] makes status patches; [`events`] records Events, the one part that does IO.
 
+pub mod cdi;
 pub mod conditions;
 mod crd;
 pub mod events;

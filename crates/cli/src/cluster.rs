@@ -212,6 +212,8 @@ pub(crate) async fn controller(args: ControllerArgs) -> anyhow::Result<()> {
     let settings = Settings {
         launcher_image: args.launcher_image,
         runner: Runner::Cluster,
+        // The settings of the installation name them.
+        insecure_registries: Vec::new(),
     };
     let (sender, known) = watch::channel(None);
     let leading = async {

@@ -17,6 +17,7 @@ mod expose;
 mod forward;
 mod guest;
 mod image;
+mod importer;
 mod kubeconfig;
 mod lifecycle;
 mod log;
@@ -132,6 +133,9 @@ enum Command {
     /// The process of one virtual machine, inside its pod.
     #[command(hide = true)]
     Launcher(berth_launcher::Args),
+    /// Fills the volume of a pod.
+    #[command(hide = true)]
+    Importer(importer::ImporterArgs),
     /// The first process of a pod: makes the sandbox and becomes the launcher.
     #[command(hide = true)]
     PodInit(berth_node::pod::init::Args),
@@ -185,6 +189,7 @@ fn main() -> ExitCode {
         Command::Controller(args) => block_on(2, cluster::controller(args)),
         Command::NodeAgent(args) => block_on(2, cluster::node_agent(args)),
         Command::InstallHold(args) => cluster::install_hold(&args),
+        Command::Importer(args) => block_on(2, importer::run(args)),
         Command::Crds(args) => crds::run(&args),
         Command::Version(args) => block_on(1, version::run(args)),
         Command::Completion(args) => completion::run::<Cli>(&args),

@@ -191,7 +191,8 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
         args.dns
     };
     node.search = host.search;
-    node.insecure_registries = args.insecure_registries;
+    node.insecure_registries
+        .clone_from(&args.insecure_registries);
     node.max_pods = args.max_pods;
     let _lock = lock(&node.state_dir)?;
     keep_node_name(&node.state_dir, &node.node_name)?;
@@ -241,7 +242,10 @@ pub(crate) async fn up(args: UpArgs) -> anyhow::Result<()> {
     ));
     let (sender, known) = watch::channel(None);
     let controllers = berth_controllers::run(
-        Settings::default(),
+        Settings {
+            insecure_registries: args.insecure_registries,
+            ..Settings::default()
+        },
         known.clone(),
         server.client("berth-controller"),
         stop.clone(),

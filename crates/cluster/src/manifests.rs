@@ -144,7 +144,22 @@ fn access(settings: &Settings) -> Vec<Value> {
         rule(&[""], &["pods/status"], &["patch"]),
         rule(&["berth.kubevirt.io"], &["berths"], WATCH),
         rule(&["berth.kubevirt.io"], &["berths/status"], &["patch"]),
-        rule(&[""], &["persistentvolumeclaims"], &["get"]),
+        rule(
+            &[""],
+            &["persistentvolumeclaims"],
+            &["create", "get", "list", "watch", "patch"],
+        ),
+        rule(
+            &["cdi.kubevirt.io"],
+            &["datavolumes"],
+            &["create", "get", "list", "watch"],
+        ),
+        rule(&["cdi.kubevirt.io"], &["datavolumes/status"], &["patch"]),
+        rule(
+            &["cdi.kubevirt.io"],
+            &["datavolumes/finalizers"],
+            &["update"],
+        ),
         // What machines were started with.
         rule(
             &["apps"],
@@ -388,6 +403,9 @@ fn webhooks(settings: &Settings) -> Vec<Value> {
             "rules": [{
                 "apiGroups": ["kubevirt.io"], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"],
                 "resources": ["virtualmachineinstances", "virtualmachines"],
+            }, {
+                "apiGroups": ["cdi.kubevirt.io"], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"],
+                "resources": ["datavolumes"],
             }],
         })
     };

@@ -6,10 +6,12 @@
 //!
 //! - [`vm`]: a VirtualMachine → its VirtualMachineInstance;
 //! - [`vmi`]: a VirtualMachineInstance → its launcher pod, and its status until the node agent has it;
+//! - `datavolume`: a DataVolume → its claim, and the pod that fills it;
 //! - [`scheduler`]: pods → nodes, standalone only;
 //! - `volume`: claims → volumes, standalone only;
 //! - `settings`: what became of the settings of the installation.
 
+mod datavolume;
 mod reconcile;
 pub mod scheduler;
 mod settings;
@@ -32,6 +34,8 @@ pub struct Settings {
     pub launcher_image: String,
     /// Who runs the pods.
     pub runner: Runner,
+    /// Registries that importers speak to without TLS.
+    pub insecure_registries: Vec<String>,
 }
 
 /// Who places and runs pods.
@@ -49,6 +53,7 @@ impl Default for Settings {
         Self {
             launcher_image: format!("berth-launcher:{}", env!("CARGO_PKG_VERSION")),
             runner: Runner::Berth,
+            insecure_registries: Vec::new(),
         }
     }
 }
@@ -65,6 +70,14 @@ pub async fn run(
     let taken_up = settings::run(client.clone(), shutdown.clone());
     let of_machines = Recorder::new(client.clone(), labels::CONTROLLER_MANAGER, None);
     let vm = vm::run(client.clone(), of_machines, shutdown.clone());
+    let of_disks = Recorder::new(client.clone(), "datavolume-controller", None);
+    let disks = datavolume::run(
+        settings.clone(),
+        known.clone(),
+        client.clone(),
+        of_disks,
+        shutdown.clone(),
+    );
     let vmi = vmi::run(settings, known, client.clone(), recorder, shutdown.clone());
     let scheduler = async {
         if schedule {
@@ -74,7 +87,7 @@ pub async fn run(
             tokio::join!(scheduler::run(client, recorder, shutdown), volumes);
         }
     };
-    tokio::join!(vm, vmi, scheduler, taken_up);
+    tokio::join!(vm, vmi, disks, scheduler, taken_up);
 }
 
 /// An error with its causes, on one line. A cause that its error repeats already is said once.

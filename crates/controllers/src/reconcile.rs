@@ -34,6 +34,16 @@ pub(crate) enum Error {
     /// Somebody else kept changing the machine.
     #[error("status of {0}: still in conflict after {ATTEMPTS} attempts")]
     Conflict(String),
+    /// A DataVolume that the machine needs is not filled.
+    #[error("{name}: {why}")]
+    DataVolume {
+        /// `namespace/name` of the machine.
+        name: String,
+        /// Whether it will not be.
+        failed: bool,
+        /// Which, and how far it is.
+        why: String,
+    },
     /// Something that the machine needs is not there yet, or is refused for now; which one, and what.
     #[error("{0}: {1}")]
     Waits(String, String),

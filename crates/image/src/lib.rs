@@ -43,5 +43,5 @@ pub use disk::{ContainerDisk, DiskError};
 pub use export::export_packed;
 pub use progress::{NoProgress, Progress, Transferred};
 pub use reference::{ImageRef, InvalidReference};
-pub use registry::{PullError, PullOptions, PullPolicy, PushError};
+pub use registry::{DiskStream, PullError, PullOptions, PullPolicy, PushError};
 pub use store::{Collected, Hold, Image, Limits, Store, StoreError};

@@ -246,6 +246,16 @@ impl<R: Read> TarReader<R> {
 
 impl<R> TarReader<R> {
     /// What the archive is read from.
+    pub(crate) fn get_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
+    /// Bytes of the current entry that were not read yet.
+    pub(crate) fn remaining(&self) -> u64 {
+        self.remaining
+    }
+
+    /// What it reads from.
     pub(crate) fn get_ref(&self) -> &R {
         &self.inner
     }

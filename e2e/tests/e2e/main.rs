@@ -17,6 +17,7 @@ mod old_manifests;
 mod stories;
 mod two_guests;
 mod users;
+mod volumes;
 
 use berth_e2e::{IMAGE, Machine, Need, Target, missing, small_guest};
 use stories::{BOOT, MEMORY, SOON};

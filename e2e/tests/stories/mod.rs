@@ -14,6 +14,7 @@ pub(crate) mod network;
 pub(crate) mod probes;
 pub(crate) mod texts;
 pub(crate) mod users;
+pub(crate) mod volumes;
 pub(crate) mod ways_in;
 
 use std::time::Duration;

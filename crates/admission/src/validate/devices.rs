@@ -152,8 +152,8 @@ fn check_shareable(spec: &VirtualMachineInstanceSpec, causes: &mut Vec<Cause>) {
         }
         let path = format!("spec.domain.devices.disks[{i}]");
         let volume = spec.volumes.iter().find(|v| v.name == disk.name);
-        let claim = volume.and_then(|v| v.persistent_volume_claim.as_ref());
-        if claim.is_none_or(|claim| claim.read_only == Some(true)) {
+        let claim = volume.and_then(|v| v.claim());
+        if claim.is_none_or(|(_, read_only)| read_only) {
             causes.push(Cause::invalid(
                 format!("{path}.shareable"),
                 true,
@@ -382,6 +382,7 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
             "persistentVolumeClaim",
             volume.persistent_volume_claim.is_some(),
         ),
+        ("dataVolume", volume.data_volume.is_some()),
         ("cloudInitNoCloud", volume.cloud_init_no_cloud.is_some()),
         (
             "cloudInitConfigDrive",
@@ -397,16 +398,20 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
     if let Some(source) = &volume.container_disk {
         check_container_disk(&format!("{path}.containerDisk"), source, causes);
     }
-    if let Some(claim) = &volume.persistent_volume_claim {
-        let field = format!("{path}.persistentVolumeClaim.claimName");
-        if claim.claim_name.is_empty() {
-            causes.push(Cause::required(field, "must be the name of a claim"));
-        } else if !syntax::is_dns_subdomain(&claim.claim_name) {
-            causes.push(Cause::invalid(
-                field,
-                &claim.claim_name,
+    if let Some((name, _)) = volume.claim() {
+        let (field, what) = if volume.persistent_volume_claim.is_some() {
+            (
+                "persistentVolumeClaim.claimName",
                 "must be the name of a claim",
-            ));
+            )
+        } else {
+            ("dataVolume.name", "must be the name of a DataVolume")
+        };
+        let field = format!("{path}.{field}");
+        if name.is_empty() {
+            causes.push(Cause::required(field, what));
+        } else if !syntax::is_dns_subdomain(name) {
+            causes.push(Cause::invalid(field, name, what));
         }
     }
     for (name, source) in [

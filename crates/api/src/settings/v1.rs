@@ -49,6 +49,9 @@ pub struct Configuration {
     /// What holds for the networks of all machines.
     #[serde(default)]
     pub network: NetworkConfiguration,
+    /// Registries (`host` or `host:port`) that imports speak to without TLS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub insecure_registries: Vec<String>,
 }
 
 /// How machines are made and how much is said about it.

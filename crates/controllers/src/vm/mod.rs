@@ -14,6 +14,7 @@ pub mod plan;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use berth_api::cdi::v1beta1::DataVolume;
 use berth_api::events::{EventType, Recorder};
 use berth_api::kubevirt::v1::{
     VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceTemplateSpec,
@@ -120,6 +121,7 @@ impl Controller {
         let _ = self.instances.wait_until_ready().await;
         let mut vm = vm;
         for _ in 0..ATTEMPTS {
+            self.ensure_volumes(&vm).await?;
             let vmi = self.instance_of(&vm).await?;
             let digest = digest(&vm.spec.template);
             let refused = locked(&self.refused).get(&uid).cloned();
@@ -288,6 +290,44 @@ impl Controller {
             return Ok(Step::Stale);
         }
         Err(Error::Waits(full_name(vm), refused))
+    }
+
+    /// The DataVolumes that are made with the machine. They are the machine's, and go with it.
+    async fn ensure_volumes(&self, vm: &VirtualMachine) -> Result<(), Error> {
+        if vm.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let namespace = vm.namespace().unwrap_or_default();
+        let api: Api<DataVolume> = Api::namespaced(self.client.clone(), &namespace);
+        for template in &vm.spec.data_volume_templates {
+            let name = &template.metadata.name;
+            let found = api.get_opt(name).await;
+            if found.map_err(failed("get datavolume", vm))?.is_some() {
+                continue;
+            }
+            let volume = DataVolume {
+                metadata: kube::core::ObjectMeta {
+                    name: Some(name.clone()),
+                    labels: Some(template.metadata.labels.clone()),
+                    annotations: Some(template.metadata.annotations.clone()),
+                    owner_references: vm.controller_owner_ref(&()).map(|owner| vec![owner]),
+                    ..Default::default()
+                },
+                spec: template.spec.clone(),
+                status: None,
+            };
+            match api.create(&manager_post(), &volume).await {
+                Ok(_) => {
+                    let message = format!("Created DataVolume {name}");
+                    self.recorder
+                        .normal(vm, labels::REASON_SUCCESSFUL_CREATE, &message)
+                        .await;
+                }
+                Err(error) if code(&error) == 409 => {}
+                Err(error) => return Err(failed("create datavolume", vm)(error)),
+            }
+        }
+        Ok(())
     }
 
     /// Keeps the spec that the machine is started with, and no older one.

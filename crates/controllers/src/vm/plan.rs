@@ -378,6 +378,8 @@ fn printable(seen: &Observed<'_>, status: &Status, plan: &Plan) -> PrintableStat
     }
     match told(labels::CONDITION_SYNCHRONIZED) {
         Some(labels::REASON_CLAIM_NOT_FOUND) => PrintableStatus::ErrorPvcNotFound,
+        Some(labels::REASON_DATA_VOLUME_WAITS) => PrintableStatus::Provisioning,
+        Some(labels::REASON_DATA_VOLUME_FAILED) => PrintableStatus::DataVolumeError,
         Some("ErrImagePull") => PrintableStatus::ErrImagePull,
         Some("ImagePullBackOff") => PrintableStatus::ImagePullBackOff,
         _ => PrintableStatus::Starting,

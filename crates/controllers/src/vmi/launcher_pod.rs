@@ -12,8 +12,8 @@
 use std::collections::BTreeMap;
 
 use berth_api::kubevirt::v1::{
-    CPU, ContainerDiskSource, PersistentVolumeClaimSource, ResourceRequirements,
-    VirtualMachineInstance, VirtualMachineInstanceSpec, hostname,
+    CPU, ContainerDiskSource, ResourceRequirements, VirtualMachineInstance,
+    VirtualMachineInstanceSpec, hostname,
 };
 use berth_api::launcher::{
     BOOT_INITRD, BOOT_KERNEL, CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR,
@@ -93,8 +93,8 @@ pub fn launcher_pod(
     }
 
     let (mut devices, mut sizes) = (Vec::new(), ClaimSizes::default());
-    for (volume, source) in claimed(&vmi.spec) {
-        let known = claims.get(&source.claim_name).copied();
+    for (volume, claim) in claimed(&vmi.spec) {
+        let known = claims.get(claim).copied();
         let name = format!("{CLAIM_PREFIX}{volume}");
         if known.is_some_and(|claim| claim.block) {
             devices.push(core::VolumeDevice {
@@ -110,7 +110,7 @@ pub fn launcher_pod(
         volumes.push(core::Volume {
             name,
             persistent_volume_claim: Some(core::PersistentVolumeClaimVolumeSource {
-                claim_name: source.claim_name.clone(),
+                claim_name: claim.to_owned(),
                 read_only: None,
             }),
             ..core::Volume::default()
@@ -418,12 +418,10 @@ pub fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
         .max(0)
 }
 
-/// The volumes on claims.
-pub fn claimed(
-    spec: &VirtualMachineInstanceSpec,
-) -> impl Iterator<Item = (&str, &PersistentVolumeClaimSource)> {
+/// The volumes on claims, and the claims' names.
+pub fn claimed(spec: &VirtualMachineInstanceSpec) -> impl Iterator<Item = (&str, &str)> {
     let volumes = spec.volumes.iter();
-    volumes.filter_map(|v| Some((v.name.as_str(), v.persistent_volume_claim.as_ref()?)))
+    volumes.filter_map(|volume| Some((volume.name.as_str(), volume.claim()?.0)))
 }
 
 /// The container disks with the names of their volumes, and what the firmware starts, which comes the same way.

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use berth_api::cdi::v1beta1::DataVolume;
 use berth_api::events::{EventType, Recorder};
 use berth_api::kubevirt::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus};
 use berth_api::settings::{Known, current};
@@ -249,6 +250,12 @@ impl Controller {
                     Err(error) => {
                         let (reason, message) = match &error {
                             Error::Waits(_, why) => (labels::REASON_CLAIM_NOT_FOUND, why.clone()),
+                            Error::DataVolume { failed, why, .. } if *failed => {
+                                (labels::REASON_DATA_VOLUME_FAILED, why.clone())
+                            }
+                            Error::DataVolume { why, .. } => {
+                                (labels::REASON_DATA_VOLUME_WAITS, why.clone())
+                            }
                             other => (labels::REASON_FAILED_CREATE, crate::chain(other)),
                         };
                         self.write_pending(vmi, reason, &message, &mut version)
@@ -284,8 +291,8 @@ impl Controller {
             vmi.namespace().as_deref().unwrap_or("default"),
         );
         let mut claims = Claims::new();
-        for (volume, source) in launcher_pod::claimed(&vmi.spec) {
-            let name = &source.claim_name;
+        for (volume, name) in launcher_pod::claimed(&vmi.spec) {
+            self.is_filled(vmi, volume, name).await?;
             let found = api
                 .get_opt(name)
                 .await
@@ -319,9 +326,40 @@ impl Controller {
                 block: mode.as_deref() == Some("Block"),
                 size: there.or(asked).unwrap_or(0),
             };
-            claims.insert(name.clone(), claim);
+            claims.insert(name.to_owned(), claim);
         }
         Ok(claims)
+    }
+
+    /// A DataVolume of this name is waited for: a claim that is half filled is no disk.
+    async fn is_filled(
+        &self,
+        vmi: &VirtualMachineInstance,
+        volume: &str,
+        name: &str,
+    ) -> Result<(), Error> {
+        let api: Api<DataVolume> = Api::namespaced(
+            self.client.clone(),
+            vmi.namespace().as_deref().unwrap_or("default"),
+        );
+        let found = api.get_opt(name).await;
+        let found = found.map_err(failed("read datavolume", vmi))?;
+        let status = found.and_then(|found| found.status.or_else(|| Some(Default::default())));
+        let Some(status) = status else {
+            return Ok(());
+        };
+        let phase = status.phase.as_deref().unwrap_or("Pending");
+        if phase == "Succeeded" {
+            return Ok(());
+        }
+        let about = status.conditions.iter().find(|c| c.type_ == "Running");
+        let about = about.and_then(|c| c.message.as_deref()).unwrap_or_default();
+        let progress = status.progress.as_deref().unwrap_or("N/A");
+        Err(Error::DataVolume {
+            name: full_name(vmi),
+            failed: phase == "Failed",
+            why: format!("volume {volume}: datavolume {name:?} is {phase}, {progress}: {about}"),
+        })
     }
 
     async fn create_pod(&self, vmi: &VirtualMachineInstance) -> Result<Step, Error> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use super::checksum::{Seen, Watched};
 use super::http;
@@ -83,6 +84,7 @@ impl Image {
         seen: &Seen,
         in_order: bool,
         limit: u64,
+        spool: &Path,
     ) -> Result<Self, Error> {
         // Tables and what compression adds to content that cannot be compressed.
         let most = limit.saturating_add(limit / 8).saturating_add(64 << 20);
@@ -131,7 +133,7 @@ impl Image {
             Told::Packed(again) => return Err(FormatError::Compressed(again.as_str()).into()),
         };
         let left = most.saturating_sub(head.len() as u64);
-        let stream = StreamSource::new(head.clone(), Bounded::new(stream, left), most);
+        let stream = StreamSource::new(head.clone(), Bounded::new(stream, left), most, spool);
         Ok(Self {
             format,
             compression,

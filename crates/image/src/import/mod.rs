@@ -212,7 +212,13 @@ pub fn inspect(from: From) -> Result<Inspected, Error> {
     let opened = open(from)?;
     let file_size = opened.length();
     let ranges = matches!(opened, Opened::Any(..));
-    let mut image = Image::of(opened, &seen, false, MAX_VIRTUAL_SIZE)?;
+    let mut image = Image::of(
+        opened,
+        &seen,
+        false,
+        MAX_VIRTUAL_SIZE,
+        &std::env::temp_dir(),
+    )?;
     let virtual_size = match (image.format, &image.reader) {
         (ImageFormat::Raw, Reader::Any(source)) => source.size(),
         (ImageFormat::Raw, Reader::Stream(_)) if image.compression.is_none() => file_size,
@@ -256,7 +262,8 @@ pub fn run(
     let opened = open(request.from)?;
     let length = opened.length();
     let in_order = request.checksum.is_some();
-    let mut image = Image::of(opened, &seen, in_order, limit)?;
+    let spool = spool_dir(&request.target);
+    let mut image = Image::of(opened, &seen, in_order, limit, &spool)?;
     let target = Target::open(&request.target).map_err(failed)?;
     let limit = match target.device_size().map_err(failed)? {
         Some(size) => limit.min(size),
@@ -322,6 +329,16 @@ pub fn blank(target: &Path, size: u64, preallocate: bool) -> io::Result<()> {
     let target = Target::open(target)?;
     target.prepare(target.device_size()?.unwrap_or(size), preallocate)?;
     target.finish()
+}
+
+/// Where what comes too early is kept: beside the disk, which has room for it.
+fn spool_dir(target: &Path) -> PathBuf {
+    match target.parent() {
+        Some(parent) if !target.starts_with("/dev") && !parent.as_os_str().is_empty() => {
+            parent.to_owned()
+        }
+        _ => std::env::temp_dir(),
+    }
 }
 
 fn check_room(size: u64, limit: u64) -> Result<(), Error> {

@@ -98,13 +98,15 @@ pub(crate) struct StreamSource<R> {
     kept: Vec<Range<u64>>,
     /// More must not be kept.
     most: u64,
+    /// Where to.
+    dir: std::path::PathBuf,
 }
 
 const PIECE: usize = 256 << 10;
 
 impl<R: Read + Send> StreamSource<R> {
     /// `head` came out of `inner` already, and stays readable.
-    pub(crate) fn new(head: Vec<u8>, inner: R, most: u64) -> Self {
+    pub(crate) fn new(head: Vec<u8>, inner: R, most: u64, dir: &std::path::Path) -> Self {
         Self {
             inner,
             at: head.len() as u64,
@@ -115,6 +117,7 @@ impl<R: Read + Send> StreamSource<R> {
             spooled: 0,
             kept: Vec::new(),
             most,
+            dir: dir.to_owned(),
         }
     }
 
@@ -174,7 +177,7 @@ impl<R: Read + Send> StreamSource<R> {
             )));
         }
         if self.spool.is_none() {
-            self.spool = Some(tempfile::tempfile().map_err(failed)?);
+            self.spool = Some(tempfile::tempfile_in(&self.dir).map_err(failed)?);
         }
         let spool = self.spool.as_ref().expect("made above");
         spool.write_all_at(bytes, at).map_err(failed)
@@ -341,7 +344,12 @@ mod tests {
     fn stream(length: usize) -> (Vec<u8>, StreamSource<io::Cursor<Vec<u8>>>) {
         let all: Vec<u8> = (0..length).map(|n| (n / 251 + n) as u8).collect();
         let head = all[..1000].to_vec();
-        let source = StreamSource::new(head, io::Cursor::new(all[1000..].to_vec()), 1 << 20);
+        let source = StreamSource::new(
+            head,
+            io::Cursor::new(all[1000..].to_vec()),
+            1 << 20,
+            &std::env::temp_dir(),
+        );
         (all, source)
     }
 

@@ -7,6 +7,9 @@ mod auth;
 pub(crate) mod client;
 mod pull;
 mod push;
+mod stream;
+
+pub use stream::DiskStream;
 
 use thiserror::Error;
 

@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 
 use super::client::{Client, Failed, Operation, chain};
 use super::{PullError, PullOptions, PullPolicy};
+use crate::Limits;
 use crate::manifest::{self, Descriptor, Document, Manifest};
 use crate::store::{BlobWriter, failed};
 use crate::{Digest, Image, ImageRef, Progress, Store, StoreError, Transferred};
@@ -156,7 +157,7 @@ async fn fetch_image(
         client,
         tell,
     };
-    let chosen = match fetch.choose().await {
+    let chosen = match fetch.choice().choose().await {
         Ok(chosen) => chosen,
         Err(error) => match known {
             Some(known) if known.local => {
@@ -178,15 +179,40 @@ struct Chosen {
     index: Option<Digest>,
 }
 
-struct Fetch {
-    store: Store,
-    reference: ImageRef,
+/// The choice of the manifest, which needs no store.
+struct Choice<'a> {
+    reference: &'a ImageRef,
     image: String,
-    client: Client,
-    tell: watch::Sender<Transferred>,
+    client: &'a Client,
+    limits: &'a Limits,
 }
 
-impl Fetch {
+/// The manifest of an image for this machine.
+pub(super) async fn choose(
+    client: &Client,
+    reference: &ImageRef,
+    limits: &Limits,
+) -> Result<Manifest, PullError> {
+    let image = reference.to_string();
+    let choice = Choice {
+        reference,
+        image,
+        client,
+        limits,
+    };
+    Ok(choice.choose().await?.manifest)
+}
+
+/// An answer of the registry that is of no use.
+pub(super) fn pull_failed(reference: &ImageRef, cause: &str) -> PullError {
+    PullError::Registry {
+        image: reference.to_string(),
+        registry: reference.registry().to_owned(),
+        cause: cause.to_owned(),
+    }
+}
+
+impl Choice<'_> {
     /// Asks for the manifest, and goes from an index to the manifest for this machine.
     async fn choose(&self) -> Result<Chosen, PullError> {
         let mut expected = self.reference.digest().cloned();
@@ -272,7 +298,7 @@ impl Fetch {
             };
             match asked.await {
                 Ok(raw) => break raw,
-                Err(Failed::Transient(cause)) if attempt < self.store.limits().attempts => {
+                Err(Failed::Transient(cause)) if attempt < self.limits.attempts => {
                     tracing::debug!(image = %self.image, attempt, cause, "asking for the manifest again");
                     self.pause(attempt).await;
                 }
@@ -308,8 +334,27 @@ impl Fetch {
     }
 
     async fn pause(&self, attempt: u32) {
-        let limits = self.store.limits();
+        let limits = self.limits;
         tokio::time::sleep(limits.retry_pause * 2u32.pow(attempt.saturating_sub(1).min(4))).await;
+    }
+}
+
+struct Fetch {
+    store: Store,
+    reference: ImageRef,
+    image: String,
+    client: Client,
+    tell: watch::Sender<Transferred>,
+}
+
+impl Fetch {
+    fn choice(&self) -> Choice<'_> {
+        Choice {
+            reference: &self.reference,
+            image: self.image.clone(),
+            client: &self.client,
+            limits: self.store.limits(),
+        }
     }
 
     /// Fetches what is missing and writes the name.
@@ -371,11 +416,13 @@ impl Fetch {
                 });
             }
             tracing::debug!(image = %self.image, blob = %blob.digest, at = writer.written(), cause, "trying again");
-            self.pause(stuck).await;
+            self.choice().pause(stuck).await;
         }
         let actual = writer.digest();
         if actual != blob.digest {
-            return Err(self.wrong_digest(&blob.digest.to_string(), &actual));
+            return Err(self
+                .choice()
+                .wrong_digest(&blob.digest.to_string(), &actual));
         }
         let store = self.store.clone();
         blocking(&self.reference, move || writer.commit(&store)).await?;

@@ -701,10 +701,10 @@ fn disks(vmi: &VirtualMachineInstance, pod: &PodLocation) -> Result<Vec<DiskBack
     volumes
         .map(|volume| {
             let missing = || SyncError::NoVolume(volume.name.clone());
-            if let Some(claim) = &volume.persistent_volume_claim {
+            if let Some((_, read_only)) = volume.claim() {
                 let disk = pod.claims.get(&volume.name).ok_or_else(missing)?;
                 // What may not be written gets an overlay, as an image does.
-                let read_only = claim.read_only == Some(true) && !disk.block;
+                let read_only = read_only && !disk.block;
                 return Ok(DiskBacking {
                     volume: volume.name.clone(),
                     path: disk.path.clone(),

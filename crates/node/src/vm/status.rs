@@ -349,12 +349,12 @@ fn volumes(spec: &VirtualMachineInstanceSpec) -> Vec<VolumeStatus> {
     let mut all: Vec<VolumeStatus> = disks
         .map(|(disk, target)| {
             let volume = spec.volumes.iter().find(|volume| volume.name == disk.name);
-            let claim = volume.and_then(|volume| volume.persistent_volume_claim.as_ref());
+            let claim = volume.and_then(|volume| volume.claim());
             VolumeStatus {
                 name: disk.name.clone(),
                 target,
-                persistent_volume_claim_info: claim.map(|claim| PersistentVolumeClaimInfo {
-                    claim_name: Some(claim.claim_name.clone()),
+                persistent_volume_claim_info: claim.map(|(name, _)| PersistentVolumeClaimInfo {
+                    claim_name: Some(name.to_owned()),
                 }),
             }
         })

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{VirtualMachineInstanceCondition, VirtualMachineInstanceSpec};
+use crate::cdi::v1beta1::DataVolumeTemplate;
 
 /// Name of the ControllerRevision that holds a machine's spec of this generation, with which it was started.
 #[must_use]
@@ -40,6 +41,9 @@ pub struct VirtualMachineSpec {
     /// When the machine runs: `Always`, `Halted`, `Manual`, `RerunOnFailure` or `Once`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_strategy: Option<RunStrategy>,
+    /// DataVolumes that are made with the machine and go with it. Each is a volume of the template.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data_volume_templates: Vec<DataVolumeTemplate>,
     /// What each VirtualMachineInstance of this machine is made of. A change holds from the next start on.
     pub template: VirtualMachineInstanceTemplateSpec,
 }
@@ -166,6 +170,10 @@ pub enum PrintableStatus {
     ImagePullBackOff,
     /// A claim that it names is not there.
     ErrorPvcNotFound,
+    /// A DataVolume of it is being filled.
+    Provisioning,
+    /// A DataVolume of it could not be filled.
+    DataVolumeError,
 }
 
 /// A start or a stop that was asked for.

@@ -20,9 +20,12 @@ pub struct Volume {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_disk: Option<ContainerDiskSource>,
     /// A disk on a PersistentVolumeClaim: the block device, or the file `disk.img` (raw) on the file system, which is
-    /// made as large as the claim if it is not there. On a cluster only.
+    /// made as large as the claim if it is not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<PersistentVolumeClaimSource>,
+    /// A disk on the claim of a DataVolume, which is waited for until it is filled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_volume: Option<DataVolumeVolumeSource>,
     /// What cloud-init is told, as a disk of its data source NoCloud (label `cidata`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init_no_cloud: Option<CloudInitSource>,
@@ -48,6 +51,14 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// The claim behind it, in either way, and whether the guest may only read it.
+    #[must_use]
+    pub fn claim(&self) -> Option<(&str, bool)> {
+        let claim = self.persistent_volume_claim.as_ref();
+        let claim = claim.map(|claim| (claim.claim_name.as_str(), claim.read_only == Some(true)));
+        claim.or_else(|| Some((self.data_volume.as_ref()?.name.as_str(), false)))
+    }
+
     /// What cloud-init is told, in either way.
     pub fn cloud_init(&self) -> Option<&CloudInitSource> {
         self.cloud_init_no_cloud
@@ -167,6 +178,14 @@ pub struct PersistentVolumeClaimSource {
     /// Whether the guest may not write; default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+}
+
+/// A DataVolume of the same namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DataVolumeVolumeSource {
+    /// Its name.
+    pub name: String,
 }
 
 /// A disk out of an OCI image that holds exactly one file, raw or qcow2, below `/disk/`.
