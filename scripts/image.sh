@@ -13,7 +13,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 reference=${1:-localhost/berth:$version}
 out=$PWD/.cache/image
 binary=$PWD/${BERTH_BINARY:-target/release/berth}
-packages=(libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ovmf nftables)
+packages=(libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ovmf nftables ca-certificates)
 
 scripts/setup.sh run
 [ -n "${BERTH_BINARY:-}" ] || cargo build --release --locked --bin berth
@@ -44,6 +44,8 @@ done
     usr/lib/systemd usr/lib/udev usr/lib/x86_64-linux-gnu/perl* usr/lib/x86_64-linux-gnu/gconv \
     var/cache/* var/lib/{apt,dpkg} etc/{init.d,cron*,logrotate.d,systemd} \
     usr/share/{ovmf,OVMF/{OVMF_CODE.*,OVMF_VARS.*,*.snakeoil.*}})
+# What its package makes when it is installed.
+cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
 install -s -m 755 "$binary" "$root/usr/bin/berth"
 gcc -O2 -static -s -o "$root/usr/bin/berth-hold" scripts/cluster/pause.c
 mkdir -p "$root"/{proc,sys,dev,tmp,root,run/berth,run/berth-disks,var/lib/berth}

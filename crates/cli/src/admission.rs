@@ -9,8 +9,8 @@ pub(crate) struct InProcess;
 
 impl Admission for InProcess {
     fn admit(&self, request: AdmissionRequest<'_>) -> Result<Admitted, AdmissionDenied> {
-        // Every kind that the crate decides on is of this group; a kind of the same name elsewhere is none of its business.
-        if request.group != berth_api::kubevirt::GROUP {
+        // Every kind that the crate decides on is of these groups; a kind of the same name elsewhere is none of its business.
+        if ![berth_api::kubevirt::GROUP, berth_api::cdi::GROUP].contains(&request.group) {
             return Ok(Admitted::default());
         }
         let operation = match request.operation {

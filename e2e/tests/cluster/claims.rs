@@ -40,6 +40,30 @@ spec:
     )
 }
 
+/// A volume of `node0` in a class of its own, for a claim that names the class: this cluster has no provisioner.
+pub(crate) fn class_with_volume(cluster: &Cluster, claim: &str) -> anyhow::Result<String> {
+    let class = format!("{}-{claim}", cluster.namespace());
+    let path = format!("/var/lib/berth-cluster/volumes/{class}");
+    cluster.on_node("node0", "mkdir", &["-p", &path])?.ok()?;
+    let volume = local_volume(cluster, claim, "Filesystem", &path).replace("512Mi", "600Mi");
+    let (volume, _) = volume.split_once("---").context("two objects")?;
+    cluster.apply(volume)?;
+    Ok(class)
+}
+
+/// Deletes what [`class_with_volume`] made.
+pub(crate) fn forget_classes(cluster: &Cluster) -> anyhow::Result<()> {
+    let volumes = cluster.kubectl(&["get", "pv", "-o", "name"])?.ok()?;
+    let prefix = format!("persistentvolume/{}-", cluster.namespace());
+    for volume in volumes.lines().filter(|name| name.starts_with(&prefix)) {
+        cluster.kubectl(&["delete", volume])?.ok()?;
+        let class = volume.trim_start_matches("persistentvolume/");
+        let path = format!("/var/lib/berth-cluster/volumes/{class}");
+        cluster.on_node("node0", "rm", &["-rf", &path])?.ok()?;
+    }
+    Ok(())
+}
+
 /// Deletes both.
 fn forget(cluster: &Cluster, claim: &str) -> anyhow::Result<()> {
     let name = format!("{}-{claim}", cluster.namespace());

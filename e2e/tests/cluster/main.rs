@@ -212,6 +212,30 @@ story!(
 );
 story!(a_guest_boots_from_a_block_device, claims::block);
 story!(
+    a_disk_of_an_address_lives_with_its_machine,
+    |cluster: &Cluster| with_classes(
+        cluster,
+        stories::volumes::a_disk_of_an_address_lives_with_its_machine
+    )
+);
+story!(imports_that_fail_say_why, |cluster: &Cluster| with_classes(
+    cluster,
+    stories::volumes::imports_that_fail_say_why
+));
+story!(empty_disks_and_copies, |cluster: &Cluster| with_classes(
+    cluster,
+    stories::volumes::empty_disks_and_copies
+));
+
+/// A story of volumes, for which this cluster makes a volume for each claim.
+fn with_classes(
+    cluster: &Cluster,
+    story: impl Fn(&dyn berth_e2e::Target, stories::volumes::Class<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    story(cluster, &|claim| claims::class_with_volume(cluster, claim))?;
+    claims::forget_classes(cluster)
+}
+story!(
     a_console_is_refused_as_the_api_server_would,
     refused_consoles
 );

@@ -3,6 +3,8 @@
 pub mod importer;
 pub mod v1beta1;
 
+/// The group.
+pub const GROUP: &str = "cdi.kubevirt.io";
 /// Annotation of a claim: it is filled, and may be used.
 pub const READY: &str = "cdi.kubevirt.io/storage.pod.ready";
 /// Annotation of a DataVolume: the pod that filled it stays, for who wants to look at it.

@@ -270,7 +270,7 @@ impl Controller {
         let pod = pod::pod(dv, claim, source_is_block, &self.settings, &configuration);
         match pods.create(&manager_post(), &pod).await {
             Ok(_) => {
-                info!(datavolume = %full_name(dv), pod = pod.name_any(), "the pod that fills it was created")
+                info!(datavolume = %full_name(dv), pod = pod.name_any(), "the pod that fills it was created");
             }
             Err(error) if code(&error) == 409 => {}
             Err(kube::Error::Api(answer)) if answer.code < 500 => {

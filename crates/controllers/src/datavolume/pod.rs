@@ -106,7 +106,10 @@ pub(super) fn pod(
     };
     let mut volumes =
         vec![json!({"name": "data", "persistentVolumeClaim": {"claimName": claim.name_any()}})];
-    let (mut mounts, mut devices) = (Vec::<Value>::new(), Vec::<Value>::new());
+    // What a reader meets too early is kept beside the disk, or here where that is a device.
+    volumes.push(json!({"name": "tmp", "emptyDir": {}}));
+    let mut mounts = vec![json!({"name": "tmp", "mountPath": "/tmp"})];
+    let mut devices = Vec::<Value>::new();
     if block {
         devices.push(json!({"name": "data", "devicePath": VOLUME_DEVICE}));
     } else {
