@@ -387,14 +387,14 @@ mod tests {
             volume("small", "512Mi", |_| ()),
             volume("right", "2Gi", |_| ()),
             volume("gone", "1Gi", |v| {
-                v["spec"]["claimRef"] = json!({"name": "x", "namespace": "lab", "uid": "u"})
+                v["spec"]["claimRef"] = json!({"name": "x", "namespace": "lab", "uid": "u"});
             }),
             volume("raw", "1Gi", |v| v["spec"]["volumeMode"] = json!("Block")),
             volume("other", "1Gi", |v| {
-                v["spec"]["storageClassName"] = json!("slow")
+                v["spec"]["storageClassName"] = json!("slow");
             }),
             volume("read", "1Gi", |v| {
-                v["spec"]["accessModes"] = json!(["ReadOnlyMany"])
+                v["spec"]["accessModes"] = json!(["ReadOnlyMany"]);
             }),
         ];
         let chosen =
@@ -440,7 +440,7 @@ mod tests {
     #[test]
     fn a_binding_has_two_sides_and_then_a_status() {
         let made = volume("pvc-c1", "1Gi", |v| {
-            v["spec"]["claimRef"] = json!({"name": "data", "namespace": "lab", "uid": "c1"})
+            v["spec"]["claimRef"] = json!({"name": "data", "namespace": "lab", "uid": "c1"});
         });
         let actions = plan_claim(
             &claim(|_| ()),
