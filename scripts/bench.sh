@@ -1,5 +1,5 @@
 #!/bin/bash
-# `make bench`: builds the release, measures, prints. An argument names one section: start, memory, machines
+# `make bench`: builds the release, measures, prints. An argument names one section: start, memory, import, machines
 # (BERTH_BENCH_VMIS bounds how many), apiserver (up to 10,000 objects), or apiserver-large (up to 100,000, as without an
 # argument; it takes several minutes more).
 set -euo pipefail

@@ -29,6 +29,7 @@ needs=(
     "iproute2 /usr/sbin/ip /bin/ip"
     "iputils-ping /usr/bin/ping /bin/ping"
     "util-linux /usr/bin/nsenter"
+    "mount /usr/sbin/losetup /sbin/losetup"
     "kubernetes-client /usr/bin/kubectl /usr/local/bin/kubectl"
     # The small guest.
     "busybox-static /usr/bin/busybox /bin/busybox"
@@ -57,7 +58,15 @@ test | bench)
         "e2fsprogs /usr/sbin/mke2fs /sbin/mke2fs"
         "fdisk /usr/sbin/sfdisk /sbin/sfdisk"
         "openssh-client /usr/bin/ssh"
+        "xz-utils /usr/bin/xz"
+        "zstd /usr/bin/zstd"
     )
+    if [ "$target" = bench ]; then
+        needs+=(
+            "time /usr/bin/time"
+            "qemu-block-extra /usr/lib/x86_64-linux-gnu/qemu/block-curl.so"
+        )
+    fi
     ;;
 fuzz) ;;
 cluster)

@@ -6,6 +6,7 @@
 mod apiserver;
 mod cluster;
 mod figures;
+mod import;
 mod machines;
 mod memory;
 mod peer;
@@ -56,6 +57,12 @@ fn main() -> anyhow::Result<()> {
     let large = matches!(only.as_deref(), None | Some("apiserver-large"));
     if large || wanted("apiserver") {
         apiserver::run(large).context("API server")?;
+        if only.is_some() {
+            return Ok(());
+        }
+    }
+    if wanted("import") {
+        import::run_all().context("import")?;
         if only.is_some() {
             return Ok(());
         }

@@ -127,6 +127,8 @@ fn fill(job: Job, share: &Share, stop: &AtomicBool) -> Result<String, Failed> {
     } else {
         usable(job.claim)
     };
+    // The volume may have more than was asked for; the disk has what was.
+    let wanted = available.min(usable(job.asked));
     // An attempt before this one may have come to the end.
     if !job.block {
         match std::fs::remove_file(&target) {
@@ -139,15 +141,15 @@ fn fill(job: Job, share: &Share, stop: &AtomicBool) -> Result<String, Failed> {
             available,
             claim: Some((job.claim, if job.block { 0.0 } else { OVERHEAD })),
         }),
-        // A file becomes as large as it may; a device is.
-        size: (!job.block).then_some(available),
+        // A device has its size.
+        size: (!job.block).then_some(wanted),
         preallocate: job.preallocate,
         ..Request::new(from, &target)
     };
     let imported = match job.from {
         From::Blank {} => {
-            import::blank(&target, available, job.preallocate).map_err(Failed::for_now)?;
-            return Ok(format!("an empty disk of {available} bytes"));
+            import::blank(&target, wanted, job.preallocate).map_err(Failed::for_now)?;
+            return Ok(format!("an empty disk of {wanted} bytes"));
         }
         From::Volume { block } => {
             let source = if block {
@@ -155,7 +157,7 @@ fn fill(job: Job, share: &Share, stop: &AtomicBool) -> Result<String, Failed> {
             } else {
                 Path::new(SOURCE_DIR).join(CLAIM_DISK)
             };
-            let size = (!job.block).then_some(available);
+            let size = (!job.block).then_some(wanted);
             let how = copy_disk(&source, &target, size, share, stop).map_err(|error| Failed {
                 is_final: matches!(error, CopyError::TooLarge { .. }),
                 message: error.to_string(),

@@ -41,11 +41,16 @@ spec:
 }
 
 /// A volume of `node0` in a class of its own, for a claim that names the class: this cluster has no provisioner.
-pub(crate) fn class_with_volume(cluster: &Cluster, claim: &str) -> anyhow::Result<String> {
+pub(crate) fn class_with_volume(
+    cluster: &Cluster,
+    claim: &str,
+    size: u32,
+) -> anyhow::Result<String> {
     let class = format!("{}-{claim}", cluster.namespace());
     let path = format!("/var/lib/berth-cluster/volumes/{class}");
     cluster.on_node("node0", "mkdir", &["-p", &path])?.ok()?;
-    let volume = local_volume(cluster, claim, "Filesystem", &path).replace("512Mi", "600Mi");
+    let volume =
+        local_volume(cluster, claim, "Filesystem", &path).replace("512Mi", &format!("{size}Mi"));
     let (volume, _) = volume.split_once("---").context("two objects")?;
     cluster.apply(volume)?;
     Ok(class)

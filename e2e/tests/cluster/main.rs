@@ -232,7 +232,9 @@ fn with_classes(
     cluster: &Cluster,
     story: impl Fn(&dyn berth_e2e::Target, stories::volumes::Class<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    story(cluster, &|claim| claims::class_with_volume(cluster, claim))?;
+    story(cluster, &|claim, size| {
+        claims::class_with_volume(cluster, claim, size)
+    })?;
     claims::forget_classes(cluster)
 }
 story!(

@@ -7,7 +7,7 @@ use crate::stories::{BOOT, MEMORY, SOON, volumes};
 use crate::{machine_with_guest, story};
 
 /// The class that every machine has; with another one nothing would be made.
-fn own_class(_: &str) -> anyhow::Result<String> {
+fn own_class(_: &str, _: u32) -> anyhow::Result<String> {
     Ok("berth-local".to_owned())
 }
 

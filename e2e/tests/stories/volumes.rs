@@ -7,8 +7,12 @@ use berth_e2e::{Target, Web, manifest, run, wait_for};
 
 use super::{BOOT, MEMORY, SOON};
 
-/// Gives the storage class from which a claim of this name gets a volume (in a file system, 600Mi at least).
-pub(crate) type Class<'a> = &'a dyn Fn(&str) -> anyhow::Result<String>;
+/// Gives the storage class from which a claim of this name gets a volume with a file system, of so many MiB where volumes are
+/// made by hand.
+pub(crate) type Class<'a> = &'a dyn Fn(&str, u32) -> anyhow::Result<String>;
+
+/// Enough for a disk of 512Mi.
+const ROOM: u32 = 600;
 
 /// Of a DataVolume.
 fn dv(target: &dyn Target, name: &str, path: &str) -> anyhow::Result<String> {
@@ -63,7 +67,7 @@ pub(crate) fn a_disk_of_an_address_lives_with_its_machine(
 ) -> anyhow::Result<()> {
     let web = Web::on(target)?;
     let url = guest_at(&web)?;
-    let class = class("root-disk")?;
+    let class = class("root-disk", ROOM)?;
     let instance = manifest("unused", "unused", MEMORY).replace(
         "    containerDisk:\n      image: unused\n",
         "    dataVolume:\n      name: root-disk\n",
@@ -219,7 +223,7 @@ pub(crate) fn imports_that_fail_say_why(
             "backing file",
         ),
     ] {
-        let class = class(name)?;
+        let class = class(name, ROOM)?;
         target.apply(&data_volume(name, &class, &source))?;
         wait_dv(target, name, "Failed", SOON * 2)?;
         let told = dv(
@@ -228,6 +232,11 @@ pub(crate) fn imports_that_fail_say_why(
             ".status.conditions[?(@.type=='Running')].message",
         )?;
         ensure!(told.contains(words), "{name}: {told}");
+        let again = dv(target, name, ".status.restartCount")?;
+        ensure!(
+            again.is_empty(),
+            "{name} was tried {again} more times for nothing"
+        );
         target
             .kubectl(&["delete", "dv", name, "--timeout=60s"])?
             .ok()?;
@@ -235,7 +244,7 @@ pub(crate) fn imports_that_fail_say_why(
     // Too large for its claim, in CDI's words.
     let small = data_volume(
         "small",
-        &class("small")?,
+        &class("small", 3)?,
         &format!("http: {{url: \"{url}\"}}"),
     )
     .replace("512Mi", "2Mi");
@@ -296,7 +305,11 @@ pub(crate) fn imports_that_fail_say_why(
 pub(crate) fn empty_disks_and_copies(target: &dyn Target, class: Class<'_>) -> anyhow::Result<()> {
     let web = Web::on(target)?;
     let url = guest_at(&web)?;
-    let (root, copy, empty) = (class("golden")?, class("copy")?, class("empty")?);
+    let (root, copy, empty) = (
+        class("golden", ROOM)?,
+        class("copy", ROOM)?,
+        class("empty", ROOM)?,
+    );
     target.apply(&data_volume(
         "golden",
         &root,

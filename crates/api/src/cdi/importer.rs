@@ -29,8 +29,10 @@ pub struct Job {
     pub from: From,
     /// UID of the DataVolume, which names its metrics.
     pub owner_uid: String,
-    /// The size of the claim in bytes.
+    /// The size of the claim's volume in bytes.
     pub claim: u64,
+    /// What the claim asked for, in bytes.
+    pub asked: u64,
     /// Whether it is a device.
     pub block: bool,
     /// The whole disk's room is taken at once.

@@ -101,6 +101,7 @@ pub(super) fn pod(
         from: from(&source, source_is_block, settings, configuration),
         owner_uid: dv.uid().unwrap_or_default(),
         claim: there.or(asked).unwrap_or(0),
+        asked: asked.or(there).unwrap_or(0),
         block,
         preallocate: dv.spec.preallocation == Some(true),
     };

@@ -159,7 +159,7 @@ enum First {
 
 impl Remote {
     fn new(options: &Http) -> Result<Self, SourceError> {
-        let bad = |what: String| SourceError(format!("{}: {what}", shown(&options.url)));
+        let bad = |what: String| SourceError::for_good(format!("{}: {what}", shown(&options.url)));
         let origin = Url::parse(&options.url).map_err(|e| bad(e.to_string()))?;
         if !matches!(origin.scheme(), "http" | "https") {
             return Err(bad("not an http or https address".to_owned()));
@@ -200,8 +200,13 @@ impl Remote {
         })
     }
 
+    /// What the server said in so many words.
+    fn refused(&self, cause: &str) -> SourceError {
+        SourceError::for_good(format!("{}: {cause}", shown(&self.options.url)))
+    }
+
     fn failed(&self, cause: &str) -> SourceError {
-        SourceError(format!("{}: {cause}", shown(&self.options.url)))
+        SourceError::new(format!("{}: {cause}", shown(&self.options.url)))
     }
 
     /// One request, redirects followed. Only an answer of success is returned.
@@ -276,7 +281,7 @@ impl Remote {
             attempt += 1;
             let cause = match self.try_first().await {
                 Ok(first) => return Ok(first),
-                Err(Failed::Final(cause)) => return Err(self.failed(&cause)),
+                Err(Failed::Final(cause)) => return Err(self.refused(&cause)),
                 Err(Failed::Transient(cause)) => cause,
             };
             if attempt >= self.options.attempts {
@@ -353,7 +358,7 @@ impl Remote {
                         Err(cause) => cause,
                     }
                 }
-                Err(Failed::Final(cause)) => return Err(self.failed(&cause)),
+                Err(Failed::Final(cause)) => return Err(self.refused(&cause)),
                 Err(Failed::Transient(cause)) => cause,
             };
             attempt = if bytes.len() > before { 1 } else { attempt + 1 };
@@ -438,7 +443,8 @@ impl HttpSource {
             self.flights.drain(..index);
             let mut flight = self.flights.pop_front().expect("its place is known");
             let bytes = self.handle.block_on(&mut flight.task);
-            let bytes = bytes.map_err(|_| SourceError("the download was stopped".to_owned()))??;
+            let bytes =
+                bytes.map_err(|_| SourceError::new("the download was stopped".to_owned()))??;
             (flight.range.clone(), bytes)
         } else {
             let range = at..self.size.min(at + length as u64);

@@ -191,7 +191,7 @@ fn broken(error: &io::Error, seen: &Seen, most: u64) -> Error {
         return Error::Bomb(most);
     }
     match seen.failure() {
-        Some(failure) => Error::Source(SourceError(failure)),
+        Some(failure) => Error::Source(SourceError::new(failure)),
         None => Error::Damaged(text),
     }
 }

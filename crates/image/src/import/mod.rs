@@ -33,7 +33,7 @@ use self::checksum::Seen;
 pub use self::checksum::{Checksum, InvalidChecksum};
 pub use self::http::Http;
 use self::image::{Image, Opened, Reader, open};
-use self::source::SourceError;
+pub use self::source::SourceError;
 pub(crate) use self::target::Target;
 use self::work::Work;
 use crate::Progress;
@@ -165,7 +165,11 @@ pub enum Error {
 impl Error {
     /// Whether the same may go well later with nothing changed.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Source(_) | Self::Target { .. } | Self::Stopped)
+        match self {
+            Self::Source(error) => !error.is_final(),
+            Self::Target { .. } | Self::Stopped => true,
+            _ => false,
+        }
     }
 }
 

@@ -9,12 +9,36 @@ use thiserror::Error;
 
 /// Why bytes did not come. One line; says which server or file.
 #[derive(Debug, Clone, Error)]
-#[error("{0}")]
-pub struct SourceError(pub String);
+#[error("{text}")]
+pub struct SourceError {
+    text: String,
+    is_final: bool,
+}
 
 impl SourceError {
+    /// One that may be over when it is tried again.
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            is_final: false,
+        }
+    }
+
+    /// One that will not be.
+    pub(crate) fn for_good(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            is_final: true,
+        }
+    }
+
+    /// Whether the same comes to the same.
+    pub fn is_final(&self) -> bool {
+        self.is_final
+    }
+
     pub(super) fn io(what: &str, error: &io::Error) -> Self {
-        Self(format!("{what}: {error}"))
+        Self::new(format!("{what}: {error}"))
     }
 }
 
@@ -147,7 +171,7 @@ impl<R: Read + Send> StreamSource<R> {
                 Ok(0) => self.ended = true,
                 Ok(n) => filled += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(SourceError(e.to_string())),
+                Err(e) => return Err(SourceError::new(e.to_string())),
             }
         }
         buffer.truncate(filled);
@@ -171,7 +195,7 @@ impl<R: Read + Send> StreamSource<R> {
         }
         self.spooled += bytes.len() as u64;
         if self.spooled > self.most {
-            return Err(SourceError(format!(
+            return Err(SourceError::new(format!(
                 "the image is out of order: more than {} bytes of it would have to be kept",
                 self.most
             )));
@@ -184,7 +208,7 @@ impl<R: Read + Send> StreamSource<R> {
     }
 
     fn again(&self, at: u64, length: usize, buffer: &mut Vec<u8>) -> Result<(), SourceError> {
-        let gone = || SourceError(format!("the byte {at} of the stream was read before"));
+        let gone = || SourceError::new(format!("the byte {at} of the stream was read before"));
         let index = self.kept.partition_point(|range| range.end <= at);
         let range = self.kept.get(index).filter(|range| range.start <= at);
         let range = range.ok_or_else(gone)?;

@@ -112,12 +112,11 @@ impl Work<'_> {
             },
             |job| self.carry_out(job),
         )?;
-        let content = match &image.reader {
-            Reader::Stream(stream) => layout::fixed_vhd(stream.end().1),
-            Reader::Any(_) => None,
-        };
-        let size = match content {
-            Some(content) if content + TAIL as u64 == end => content,
+        // A fixed VHD tells what it is at its end only, and a stream has that last.
+        let size = match &image.reader {
+            Reader::Stream(stream) if stream.end().1.starts_with(b"conectix") => {
+                layout::fixed_vhd(stream.end().1, end)?
+            }
             _ => end,
         };
         check_room(size, limit)?;

@@ -98,9 +98,9 @@ pub(crate) fn open(
     Ok(layout)
 }
 
-/// The length of a fixed VHD's content, told by the 512 bytes at its end; none if these are something else.
-pub(crate) fn fixed_vhd(footer: &[u8]) -> Option<u64> {
-    vhd::fixed(footer)
+/// The length of a fixed VHD's content, told by the 512 bytes at the end of a file of `file_size` bytes.
+pub(crate) fn fixed_vhd(footer: &[u8], file_size: u64) -> Result<u64, FormatError> {
+    vhd::fixed(footer, file_size)
 }
 
 /// Little endian numbers of a header that was checked to be long enough.

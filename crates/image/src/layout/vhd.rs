@@ -58,9 +58,15 @@ fn footer(bytes: &[u8]) -> Result<Footer, FormatError> {
 }
 
 /// The length of a fixed image's content, told by its last 512 bytes.
-pub(super) fn fixed(bytes: &[u8]) -> Option<u64> {
-    let footer = footer(bytes).ok()?;
-    (footer.kind == FIXED).then_some(footer.virtual_size)
+pub(super) fn fixed(bytes: &[u8], file_size: u64) -> Result<u64, FormatError> {
+    let footer = footer(bytes)?;
+    if footer.kind != FIXED {
+        return Err(refused(footer.kind));
+    }
+    if file_size < footer.virtual_size.saturating_add(FOOTER as u64) {
+        return Err(bad("current size", footer.virtual_size));
+    }
+    Ok(footer.virtual_size)
 }
 
 pub(super) fn open(head: &[u8], source: &mut dyn Source) -> Result<Box<dyn Layout>, LayoutError> {
@@ -68,14 +74,10 @@ pub(super) fn open(head: &[u8], source: &mut dyn Source) -> Result<Box<dyn Layou
         // Told by its end, so the length is known.
         let size = source.size().unwrap_or(0);
         let end = size.saturating_sub(FOOTER as u64);
-        let footer = footer(&exact(source, end, FOOTER)?)?;
-        return Ok(Box::new(match footer.kind {
-            FIXED => Fixed {
-                virtual_size: footer.virtual_size,
-                content: end,
-                done: false,
-            },
-            kind => return Err(refused(kind).into()),
+        let virtual_size = fixed(&exact(source, end, FOOTER)?, size)?;
+        return Ok(Box::new(Fixed {
+            virtual_size,
+            done: false,
         }));
     }
     let footer = footer(head)?;
@@ -115,10 +117,9 @@ pub(super) fn open(head: &[u8], source: &mut dyn Source) -> Result<Box<dyn Layou
     }))
 }
 
-/// A fixed image: its content, as long as the file and the footer say.
+/// A fixed image: its content, as long as the footer says.
 struct Fixed {
     virtual_size: u64,
-    content: u64,
     done: bool,
 }
 
@@ -136,9 +137,6 @@ impl Layout for Fixed {
             return Ok(None);
         }
         self.done = true;
-        if self.content < self.virtual_size {
-            return Err(bad("current size", self.virtual_size).into());
-        }
         Ok(Some(vec![Extent::plain(0, 0, self.virtual_size)]))
     }
 }
