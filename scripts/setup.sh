@@ -60,6 +60,7 @@ test | bench)
         "openssh-client /usr/bin/ssh"
         "xz-utils /usr/bin/xz"
         "zstd /usr/bin/zstd"
+        "xfsprogs /usr/sbin/mkfs.xfs /sbin/mkfs.xfs"
     )
     if [ "$target" = bench ]; then
         needs+=(

@@ -44,7 +44,7 @@ impl Registry {
         let files = tempfile::Builder::new().prefix("be2e-registry").tempdir()?;
         let path = |name: &str| files.path().join(name);
         let mut config = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp:\n  addr: {REGISTRY}\n",
+            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp:\n  addr: 0.0.0.0:5000\n",
             path("data").display()
         );
         if let Some((user, password)) = credentials {

@@ -6,6 +6,7 @@ mod concurrency;
 mod container_disks;
 mod crashes;
 mod deletion;
+mod disks;
 mod first_light;
 mod foreign_guest;
 mod guests;

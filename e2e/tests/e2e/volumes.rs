@@ -1,7 +1,10 @@
 //! Volumes on a machine without a cluster.
 
 use anyhow::{Context as _, ensure};
-use berth_e2e::{Target, manifest, wait_for};
+use berth_e2e::{
+    Machine, MachineOptions, Need, REGISTRY, Registry, Target, Web, manifest, run, small_guest,
+    wait_for,
+};
 
 use crate::stories::{BOOT, MEMORY, SOON, volumes};
 use crate::{machine_with_guest, story};
@@ -158,6 +161,96 @@ spec:
         Ok(())
     })?;
     machine.kubectl(&["delete", "pv", "--all"])?.ok()?;
+    machine.wait_nothing_left(SOON)?;
+    Ok(())
+}
+
+/// Many at once, from both kinds of servers, and copies of them: each is the disk, and no other.
+#[test]
+fn twenty_are_filled_at_once() -> anyhow::Result<()> {
+    const TEST: &str = "twenty_are_filled_at_once";
+    if berth_e2e::missing(
+        TEST,
+        &[Need::Root, Need::Qemu, Need::SmallGuest, Need::Registry],
+    ) {
+        return Ok(());
+    }
+    let machine = Machine::start_with(MachineOptions {
+        arguments: vec![
+            "--insecure-registry".to_owned(),
+            "10.98.0.1:5000".to_owned(),
+        ],
+        ..MachineOptions::default()
+    })?;
+    let _registry = Registry::on(&machine, None)?;
+    let image = format!("{REGISTRY}/guests/small:1");
+    machine.build_image(&image, &small_guest())?;
+    machine
+        .berth(&[
+            "image",
+            "push",
+            "--plain-http",
+            &image,
+            "--root",
+            &machine.state().join("images").to_string_lossy(),
+        ])?
+        .ok()?;
+    let web = Web::on(&machine)?;
+    std::fs::copy(small_guest(), web.dir().join("guest.qcow2"))?;
+    let mut all = String::new();
+    for number in 0..20 {
+        let source = match number % 3 {
+            0 => format!("http: {{url: \"{}/guest.qcow2\"}}", web.url),
+            1 => "registry: {url: \"docker://10.98.0.1:5000/guests/small:1\"}".to_owned(),
+            _ => format!("pvc: {{name: disk-{}}}", number - 1),
+        };
+        all += &format!(
+            "apiVersion: cdi.kubevirt.io/v1beta1\nkind: DataVolume\nmetadata: {{name: disk-{number}}}\nspec:\n  source:\n    {source}\n  storage: {{resources: {{requests: {{storage: 64Mi}}}}}}\n---\n"
+        );
+    }
+    machine.apply(&all)?;
+    let waited = wait_for("all are filled", SOON * 6, || {
+        let phases = machine
+            .kubectl(&["get", "dv", "-o", "jsonpath={.items[*].status.phase}"])?
+            .ok()?;
+        let done = phases
+            .split(' ')
+            .filter(|phase| *phase == "Succeeded")
+            .count();
+        ensure!(done == 20, "{phases}");
+        Ok(())
+    });
+    waited.with_context(|| machine.log_tail())?;
+    let right = web.dir().join("right.raw");
+    let mut convert = std::process::Command::new("qemu-img");
+    run(
+        convert
+            .args(["convert", "-O", "raw"])
+            .arg(small_guest())
+            .arg(&right),
+        "",
+    )?
+    .ok()?;
+    let mut right = std::fs::read(&right)?;
+    right.resize(64 << 20, 0);
+    let volumes = machine
+        .kubectl(&["get", "pv", "-o", "jsonpath={.items[*].metadata.name}"])?
+        .ok()?;
+    let names: Vec<&str> = volumes.split(' ').collect();
+    ensure!(names.len() == 20, "{volumes}");
+    for name in names {
+        let disk = machine.state().join("volumes").join(name).join("disk.img");
+        let content = std::fs::read(&disk).with_context(|| disk.display().to_string())?;
+        ensure!(content == right, "{} is another disk", disk.display());
+    }
+    machine.kubectl(&["delete", "dv", "--all"])?.ok()?;
+    wait_for("all are gone", SOON, || {
+        let left = machine
+            .kubectl(&["get", "dv,pvc,pv,pods", "-o", "name"])?
+            .ok()?;
+        ensure!(left.trim().is_empty(), "{left}");
+        Ok(())
+    })?;
     machine.wait_nothing_left(SOON)?;
     Ok(())
 }

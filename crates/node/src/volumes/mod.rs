@@ -207,10 +207,11 @@ pub(crate) fn hand_over(
     user: u32,
     group: u32,
 ) -> io::Result<()> {
-    if attached.block || attached.read_only {
+    let is_ours = attached.source.starts_with(driver.root());
+    // Who only reads gets a volume of ours as it is for all, and one that was made by hand as it is.
+    if attached.block || (attached.read_only && !is_ours) {
         return Ok(());
     }
-    let is_ours = attached.source.starts_with(driver.root());
     let hand = |file: &std::fs::File, mode: u32| {
         // Volumes of ours are reached through the pods that have them only, and more than one may.
         if is_ours {
