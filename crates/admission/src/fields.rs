@@ -185,7 +185,7 @@ fn hint(path: &str, name: &str) -> &'static str {
         return match name {
             "registryDisk" => "use containerDisk",
             _ => {
-                "the volume sources that berth has are containerDisk, persistentVolumeClaim, dataVolume, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI"
+                "the volume sources that berth has are containerDisk, persistentVolumeClaim, dataVolume, ephemeral, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI"
             }
         };
     }

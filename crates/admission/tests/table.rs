@@ -200,7 +200,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/volumes/0/hostDisk",
             json!({"path": "/etc/shadow", "type": "Disk"}),
-            "spec.volumes[0].hostDisk: Unsupported value: this field is not supported by berth: the volume sources that berth has are containerDisk, persistentVolumeClaim, dataVolume, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI",
+            "spec.volumes[0].hostDisk: Unsupported value: this field is not supported by berth: the volume sources that berth has are containerDisk, persistentVolumeClaim, dataVolume, ephemeral, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap and downwardAPI",
         ),
         (
             "/domain/cpu",
@@ -420,7 +420,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/volumes/0/containerDisk",
             Value::Null,
-            "spec.volumes[0]: Required value: must have a source: containerDisk, persistentVolumeClaim, dataVolume, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap or downwardAPI",
+            "spec.volumes[0]: Required value: must have a source: containerDisk, persistentVolumeClaim, dataVolume, ephemeral, cloudInitNoCloud, cloudInitConfigDrive, emptyDisk, secret, configMap or downwardAPI",
         ),
         (
             "/volumes/0/containerDisk",

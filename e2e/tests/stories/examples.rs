@@ -9,7 +9,7 @@ use super::machines::{berth, wait_status};
 use super::{BOOT, SOON};
 
 /// What is there of a machine that an example names and that is not: the reason of its waiting.
-const WAITS: [&str; 2] = ["FailedPvcNotFound", "Unschedulable"];
+const WAITS: [&str; 3] = ["FailedPvcNotFound", "DataVolumeNotReady", "Unschedulable"];
 
 /// Each is run as far as this machine can, or refused for a field that it has.
 pub(crate) fn of_upstream(target: &dyn Target) -> anyhow::Result<()> {

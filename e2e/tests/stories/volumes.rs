@@ -339,6 +339,26 @@ pub(crate) fn empty_disks_and_copies(target: &dyn Target, class: Class<'_>) -> a
     ensure!(sectors.contains(&(512 * 2048).to_string()), "{sectors}");
     drop(console);
     target.delete("copied", SOON * 2)?;
+    // Two machines start from one disk, and neither changes it.
+    for name in ["one", "other"] {
+        let machine = manifest(name, "unused", MEMORY).replace(
+            "    containerDisk:\n      image: unused\n",
+            "    ephemeral:\n      persistentVolumeClaim: {claimName: golden}\n",
+        );
+        target.apply(&machine)?;
+    }
+    for name in ["one", "other"] {
+        target.wait_phase(name, "Running", SOON * 2)?;
+        target.wait_prompt(name, BOOT)?;
+        let mut console = target.console(name)?;
+        console.log_in(BOOT)?;
+        let mark = "dd if=/dev/vda bs=1M skip=500 count=1 2>/dev/null | head -c 4; echo; echo m'i'ne | dd of=/dev/vda bs=1M seek=500 conv=notrunc,fsync 2>/dev/null; dd if=/dev/vda bs=1M skip=500 count=1 2>/dev/null | head -c 4; echo";
+        let found = console.shell(mark, SOON)?;
+        ensure!(found.matches("mine").count() == 1, "{name}: {found}");
+    }
+    for name in ["one", "other"] {
+        target.delete(name, SOON * 2)?;
+    }
     target
         .kubectl(&["delete", "dv", "golden", "copy", "empty", "--timeout=90s"])?
         .ok()?;

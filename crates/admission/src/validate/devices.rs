@@ -383,6 +383,7 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
             volume.persistent_volume_claim.is_some(),
         ),
         ("dataVolume", volume.data_volume.is_some()),
+        ("ephemeral", volume.ephemeral.is_some()),
         ("cloudInitNoCloud", volume.cloud_init_no_cloud.is_some()),
         (
             "cloudInitConfigDrive",
@@ -398,14 +399,25 @@ fn check_volume(path: &str, volume: &Volume, causes: &mut Vec<Cause>) {
     if let Some(source) = &volume.container_disk {
         check_container_disk(&format!("{path}.containerDisk"), source, causes);
     }
+    if let Some(ephemeral) = &volume.ephemeral
+        && ephemeral.persistent_volume_claim.is_none()
+    {
+        let field = format!("{path}.ephemeral.persistentVolumeClaim");
+        causes.push(Cause::required(field, "the claim"));
+    }
     if let Some((name, _)) = volume.claim() {
         let (field, what) = if volume.persistent_volume_claim.is_some() {
             (
                 "persistentVolumeClaim.claimName",
                 "must be the name of a claim",
             )
-        } else {
+        } else if volume.data_volume.is_some() {
             ("dataVolume.name", "must be the name of a DataVolume")
+        } else {
+            (
+                "ephemeral.persistentVolumeClaim.claimName",
+                "must be the name of a claim",
+            )
         };
         let field = format!("{path}.{field}");
         if name.is_empty() {

@@ -102,7 +102,16 @@ pub fn launcher_pod(
                 device_path: format!("{DEVICES_DIR}/{volume}"),
             });
         } else {
-            mounts.push(mount(&name, &format!("{CLAIMS_DIR}/{volume}")));
+            // What is not to be written is not writable.
+            let ephemeral = vmi
+                .spec
+                .volumes
+                .iter()
+                .any(|v| v.name == volume && v.ephemeral.is_some());
+            mounts.push(core::VolumeMount {
+                read_only: ephemeral.then_some(true),
+                ..mount(&name, &format!("{CLAIMS_DIR}/{volume}"))
+            });
             if let Some(claim) = known {
                 sizes.0.insert(volume.to_owned(), claim.size);
             }

@@ -704,6 +704,12 @@ fn disks(vmi: &VirtualMachineInstance, pod: &PodLocation) -> Result<Vec<DiskBack
             if let Some((_, read_only)) = volume.claim() {
                 let disk = pod.claims.get(&volume.name).ok_or_else(missing)?;
                 // What may not be written gets an overlay, as an image does.
+                if volume.ephemeral.is_some() && disk.block {
+                    let name = &volume.name;
+                    return Err(SyncError::Pod(format!(
+                        "volume {name}: an ephemeral volume needs a claim with a file system"
+                    )));
+                }
                 let read_only = read_only && !disk.block;
                 return Ok(DiskBacking {
                     volume: volume.name.clone(),

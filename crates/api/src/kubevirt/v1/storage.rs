@@ -26,6 +26,9 @@ pub struct Volume {
     /// A disk on the claim of a DataVolume, which is waited for until it is filled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_volume: Option<DataVolumeVolumeSource>,
+    /// A disk on a claim that stays as it is: what the guest writes is lost when the machine ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<EphemeralVolumeSource>,
     /// What cloud-init is told, as a disk of its data source NoCloud (label `cidata`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init_no_cloud: Option<CloudInitSource>,
@@ -51,12 +54,18 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// The claim behind it, in either way, and whether the guest may only read it.
+    /// The claim behind it, in any way, and whether nothing may be written to it.
     #[must_use]
     pub fn claim(&self) -> Option<(&str, bool)> {
         let claim = self.persistent_volume_claim.as_ref();
         let claim = claim.map(|claim| (claim.claim_name.as_str(), claim.read_only == Some(true)));
-        claim.or_else(|| Some((self.data_volume.as_ref()?.name.as_str(), false)))
+        let ephemeral = || {
+            let source = self.ephemeral.as_ref()?.persistent_volume_claim.as_ref()?;
+            Some((source.claim_name.as_str(), true))
+        };
+        claim
+            .or_else(|| Some((self.data_volume.as_ref()?.name.as_str(), false)))
+            .or_else(ephemeral)
     }
 
     /// What cloud-init is told, in either way.
@@ -178,6 +187,15 @@ pub struct PersistentVolumeClaimSource {
     /// Whether the guest may not write; default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+}
+
+/// A disk on a claim that stays as it is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct EphemeralVolumeSource {
+    /// The claim; with a file system, for what is written goes to a file over `disk.img`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<PersistentVolumeClaimSource>,
 }
 
 /// A DataVolume of the same namespace.
