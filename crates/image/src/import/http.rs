@@ -23,7 +23,7 @@ use crate::format::HEAD;
 use crate::registry::client::chain;
 
 /// Bytes of one request.
-const CHUNK: u64 = 4 << 20;
+const CHUNK: u64 = 2 << 20;
 /// Chunks that are on the way or wait for the reader.
 const AHEAD: usize = 4;
 /// Holes in a plan up to this size are fetched: cheaper than another request.

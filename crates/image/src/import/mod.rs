@@ -11,7 +11,7 @@
 //! An image on a server that gives ranges is read in place: only its tables and the content of the disk are fetched. With a
 //! checksum every byte has to come by, so then, and where the image is packed or the server gives it whole only, it is read
 //! as a stream; what such a reader meets too early is kept in a file without a name, and [`Imported::spooled`] tells how much
-//! that was. Memory does not depend on any size: at most about 40 MiB of buffers.
+//! that was. Memory does not depend on any size: at most about 20 MiB of buffers.
 //!
 //! Guarantees: a file at the target's path is whole, was checked and is on disk; a failed import leaves none. A device has
 //! no such moment: whoever fills one has to remember that it is not ready yet.

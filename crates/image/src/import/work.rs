@@ -16,12 +16,12 @@ use crate::layout::{self, Codec, Extent, Layout, LayoutError};
 use crate::{Progress, Transferred};
 
 /// Bytes of the file that a worker gets at once.
-const JOB: u64 = 1 << 20;
+const JOB: u64 = 512 << 10;
 /// Bytes between two pieces that are read with them, rather than in two reads. None of a stream, where they may be a table
 /// that was read.
 const GAP: u64 = 4 << 10;
 /// Jobs that wait for a worker.
-const WAITING: usize = 4;
+const WAITING: usize = 3;
 const WORKERS: usize = 4;
 
 /// A piece of the file and what of the disk is in it.

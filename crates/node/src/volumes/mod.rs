@@ -54,6 +54,9 @@ pub(crate) struct Attached {
     pub(crate) read_only: bool,
     /// Whether the device was made for the pod, and goes with it.
     pub(crate) loops: bool,
+    /// Whether it is a directory of the machine that somebody named (`hostPath`), which stays whose it is.
+    #[serde(default)]
+    pub(crate) is_host_path: bool,
     /// How large the disk is to be that the launcher makes where there is none, in bytes.
     pub(crate) size: Option<u64>,
 }
@@ -140,6 +143,10 @@ pub(crate) async fn attach(
             .get(&name)
             .await
             .map_err(|e| problem(e.to_string()))?;
+        let is_host_path = volume
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.host_path.is_some());
         let (driver, block) = (driver.clone(), spec.volume_mode.as_deref() == Some(BLOCK));
         let found = crate::blocking(move || find(&volume, &driver, block)).await;
         let (source, loops) = found.map_err(|e| problem(format!("volume {name}: {e}")))?;
@@ -155,6 +162,7 @@ pub(crate) async fn attach(
                 block,
                 read_only: wanted.read_only,
                 loops,
+                is_host_path,
                 size: size.filter(|bytes| *bytes > 0),
             },
         ));
@@ -224,7 +232,9 @@ pub(crate) fn hand_over(
             rustix::fs::fchown(file, Some(user), Some(group))
         }
     };
-    hand(&std::fs::File::open(&attached.source)?, 0o777)?;
+    if !attached.is_host_path {
+        hand(&std::fs::File::open(&attached.source)?, 0o777)?;
+    }
     // Whoever had the volume before may have put anything there: no links, no pipes.
     let disk = attached.source.join(berth_api::launcher::CLAIM_DISK);
     let flags = rustix::fs::OFlags::RDONLY
