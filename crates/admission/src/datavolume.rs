@@ -10,7 +10,11 @@ use crate::{Admitted, fields, syntax};
 const KIND: &str = "DataVolume";
 
 /// A new DataVolume or a change of one, whose spec does not change.
-pub(crate) fn admit(object: &Value, old: Option<&Value>) -> Result<Admitted, Refusal> {
+pub(crate) fn admit(
+    namespace: &str,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<Admitted, Refusal> {
     let mut causes = Vec::new();
     fields::check_top(KIND, object, old, &mut causes);
     let mut object = object.clone();
@@ -29,6 +33,20 @@ pub(crate) fn admit(object: &Value, old: Option<&Value>) -> Result<Admitted, Ref
             fields::check(KIND, "spec", &spec, &mut causes);
             if causes.is_empty() {
                 check_value("spec", &spec, &mut causes);
+            }
+            // A pod can mount claims of its own namespace only.
+            let source = spec
+                .pointer("/source/pvc/namespace")
+                .and_then(Value::as_str);
+            if let Some(source) = source
+                && !source.is_empty()
+                && source != namespace
+            {
+                causes.push(Cause::invalid(
+                    "spec.source.pvc.namespace",
+                    source,
+                    format!("must be that of the DataVolume, {namespace}: claims of other namespaces are not copied yet"),
+                ));
             }
         }
     }

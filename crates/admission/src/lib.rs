@@ -100,7 +100,7 @@ pub fn admit(request: &Request<'_>) -> Result<Admitted, Refusal> {
             }
         }
         ("DataVolume", None, Some(object)) if request.operation != Operation::Delete => {
-            datavolume::admit(object, request.old_object)
+            datavolume::admit(request.namespace, object, request.old_object)
         }
         _ => Ok(unchanged()),
     }
