@@ -47,7 +47,8 @@ processes_of() {
         for process in /proc/[0-9]*; do
             command=$(tr '\0' ' ' <"$process/cmdline") || continue
             [[ $command != *"bash -s -- "* ]] || continue
-            about="$command $(tr '\0' ' ' <"$process/environ")"
+            # Whoever looks at a machine has its kubeconfig in the environment, and is nothing of it.
+            about="$command $(tr '\0' '\n' <"$process/environ" | grep -v '^KUBECONFIG=')"
             [ "$(readlink "$process/ns/mnt")" = "$own" ] || about+=$(cat "$process/mountinfo")
             for directory; do
                 if [[ $about = *"$directory"* ]]; then
