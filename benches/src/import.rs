@@ -8,11 +8,11 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
-use anyhow::{Context as _, bail};
-use berth_e2e::{berth_binary, run, wait_for};
+use anyhow::bail;
+use berth_e2e::{FileServer, berth_binary, run};
 
 use crate::figures::Figures;
 
@@ -39,7 +39,7 @@ pub(crate) fn run_all() -> anyhow::Result<()> {
     let raw = path("disk.raw");
     content(&raw)?;
     let images = images(dir.path())?;
-    let _server = Server::start(dir.path())?;
+    let _server = FileServer::on_loopback(dir.path(), PORT)?;
     println!(
         "\nimport: 4 GiB, 1 GiB of content (half of it noise), from a web server on this machine to a disk that is synced; {ROUNDS} rounds"
     );
@@ -263,32 +263,4 @@ fn same(one: &Path, other: &Path) -> anyhow::Result<()> {
     run(Command::new("cmp").arg(one).arg(other), "")?
         .ok()
         .map(drop)
-}
-
-/// A web server that gives ranges; killed when dropped.
-struct Server(Child);
-
-impl Server {
-    fn start(dir: &Path) -> anyhow::Result<Self> {
-        let address = format!("127.0.0.1:{PORT}");
-        let child = Command::new("busybox")
-            .args(["httpd", "-f", "-p", &address, "-h"])
-            .arg(dir)
-            .spawn()
-            .context("busybox httpd")?;
-        let server = Self(child);
-        wait_for("the web server answers", Duration::from_secs(10), || {
-            std::net::TcpStream::connect(&address)
-                .map(drop)
-                .context("not yet")
-        })?;
-        Ok(server)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

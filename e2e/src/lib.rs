@@ -29,7 +29,7 @@ pub use registry::{REGISTRY, Registry};
 pub use server::{Server, Side, reference_program};
 pub use skip::{Need, missing};
 pub use target::Target;
-pub use web::Web;
+pub use web::{FileServer, Web};
 
 use std::path::PathBuf;
 

@@ -1,14 +1,21 @@
 //! What the controllers of objects have in common: how they fail and try again, what a write comes to, and who wrote it.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use berth_api::labels;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
-use kube::api::{PatchParams, PostParams};
+use kube::api::{Api, PatchParams, PostParams};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, controller, watcher};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tracing::{debug, warn};
 
 use crate::written::Written;
 
@@ -93,6 +100,42 @@ impl Failures {
     pub(crate) fn forget(&self, uid: &str) {
         locked(&self.0).remove(uid);
     }
+}
+
+/// All objects of a kind, in a cache that the stream fills as it is read.
+pub(crate) fn watched<K>(
+    client: &Client,
+) -> (Store<K>, BoxStream<'static, Result<(), watcher::Error>>)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store::<K>();
+    let all = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    let events = reflector::reflector(writer, all.default_backoff()).map_ok(drop);
+    (store, events.boxed())
+}
+
+/// Says what became of the reconciles of the controller `what`, to their end.
+pub(crate) async fn report<K>(
+    what: &str,
+    outcomes: impl Stream<
+        Item = Result<(ObjectRef<K>, controller::Action), controller::Error<Error, watcher::Error>>,
+    >,
+) where
+    K: Resource<DynamicType = ()>,
+{
+    outcomes
+        .for_each(|outcome| async {
+            match outcome {
+                Ok(_) => {}
+                // An event of something that belongs to an object that is gone.
+                Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "{what}: gone"),
+                Err(error) => {
+                    warn!(error = %crate::chain(&error), "{what}: reconcile failed, will be tried again");
+                }
+            }
+        })
+        .await;
 }
 
 /// Locks a map. Nothing here panics while it holds one, so a poisoned map is still whole.

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::import::Target;
+use crate::sparse;
 use crate::{Progress, Transferred};
 
 /// How a copy was made.
@@ -191,15 +192,7 @@ fn piece_over(from: &File, to: &File, at: u64, length: u64) -> io::Result<u64> {
     use std::os::unix::fs::FileExt as _;
     let mut buffer = vec![0; wanted.min(1 << 20)];
     let n = from.read_at(&mut buffer, at)?;
-    let mut rest = &buffer[..n];
-    let mut place = at;
-    while !rest.is_empty() {
-        let zeros = crate::sparse::run(place, rest, true);
-        (place, rest) = (place + zeros as u64, &rest[zeros..]);
-        let data = crate::sparse::run(place, rest, false);
-        to.write_all_at(&rest[..data], place)?;
-        (place, rest) = (place + data as u64, &rest[data..]);
-    }
+    sparse::write(to, at, &buffer[..n])?;
     Ok(n as u64)
 }
 

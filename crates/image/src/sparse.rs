@@ -19,16 +19,9 @@ impl<'a> SparseWriter<'a> {
         Self { file, offset: 0 }
     }
 
-    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let zeros = run(self.offset, bytes, true);
-            self.offset += zeros as u64;
-            bytes = &bytes[zeros..];
-            let data = run(self.offset, bytes, false);
-            self.file.write_all_at(&bytes[..data], self.offset)?;
-            self.offset += data as u64;
-            bytes = &bytes[data..];
-        }
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        write(self.file, self.offset, bytes)?;
+        self.offset += bytes.len() as u64;
         Ok(())
     }
 
@@ -40,9 +33,25 @@ impl<'a> SparseWriter<'a> {
     }
 }
 
+/// Writes `bytes` at `at`, but for blocks of zeros; returns how many were written.
+pub(crate) fn write(file: &File, mut at: u64, mut bytes: &[u8]) -> io::Result<u64> {
+    let mut written = 0;
+    while !bytes.is_empty() {
+        let zeros = run(at, bytes, true);
+        at += zeros as u64;
+        bytes = &bytes[zeros..];
+        let data = run(at, bytes, false);
+        file.write_all_at(&bytes[..data], at)?;
+        written += data as u64;
+        at += data as u64;
+        bytes = &bytes[data..];
+    }
+    Ok(written)
+}
+
 /// How many bytes at the front of `bytes`, which are for the place `at` of a file, lie in blocks of it that are (or are not)
 /// all zeros. Cut at the borders of blocks, so that holes are whole ones.
-pub(crate) fn run(at: u64, bytes: &[u8], zeros: bool) -> usize {
+fn run(at: u64, bytes: &[u8], zeros: bool) -> usize {
     let mut length = 0;
     while length < bytes.len() {
         let position = at + length as u64;

@@ -2,40 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use berth_e2e::{Need, berth_binary, missing, run, wait_for};
-
-/// A web server on the loopback of this machine, for one test; killed when dropped.
-struct Loopback(Child);
-
-impl Loopback {
-    fn serve(dir: &Path, port: u16) -> anyhow::Result<Self> {
-        let address = format!("127.0.0.1:{port}");
-        let child = Command::new("busybox")
-            .args(["httpd", "-f", "-p", &address, "-h"])
-            .arg(dir)
-            .stderr(Stdio::null())
-            .spawn()
-            .context("busybox httpd")?;
-        let server = Self(child);
-        wait_for("the web server answers", Duration::from_secs(10), || {
-            std::net::TcpStream::connect(&address)
-                .map(drop)
-                .context("not yet")
-        })?;
-        Ok(server)
-    }
-}
-
-impl Drop for Loopback {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use berth_e2e::{FileServer, Need, berth_binary, missing, run};
 
 /// 48 MiB: noise, which nothing makes smaller, and a hole.
 fn disk_and_image(dir: &Path) -> anyhow::Result<()> {
@@ -78,7 +49,7 @@ fn disks_are_made_with_no_server() -> anyhow::Result<()> {
     let temporary = tempfile::tempdir()?;
     let dir = temporary.path();
     disk_and_image(dir)?;
-    let _server = Loopback::serve(dir, 8097)?;
+    let _server = FileServer::on_loopback(dir, 8097)?;
     let url = "http://127.0.0.1:8097/disk.qcow2";
     let told = berth(dir, &["image", "inspect", url])?.ok()?;
     for words in [
@@ -204,7 +175,7 @@ fn an_import_that_is_killed_leaves_no_half_disk() -> anyhow::Result<()> {
     let temporary = tempfile::tempdir()?;
     let dir = temporary.path();
     disk_and_image(dir)?;
-    let _server = Loopback::serve(dir, 8098)?;
+    let _server = FileServer::on_loopback(dir, 8098)?;
     let out = dir.join("out.raw");
     let start = || {
         Command::new(berth_binary())

@@ -35,11 +35,11 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::Settings;
 use crate::reconcile::{
-    Error, Failures, code, failed, full_name, is_owned, manager_patch, manager_post, now,
+    Error, Failures, code, failed, full_name, is_owned, manager_patch, manager_post, now, report,
 };
 use crate::volume::claims_of;
 
@@ -94,15 +94,7 @@ pub(crate) async fn run(
         queue,
         controller::Config::default().concurrency(8),
     );
-    outcomes
-        .for_each(|outcome| async {
-            match outcome {
-                Ok(_) => {}
-                Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "datavolume: gone"),
-                Err(error) => warn!(error = %crate::chain(&error), "datavolume: reconcile failed, will be tried again"),
-            }
-        })
-        .await;
+    report("datavolume", outcomes).await;
 }
 
 struct Controller {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use berth_api::events::Recorder;
 use berth_api::storage::SELECTED_NODE;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{
     Binding, Node, ObjectReference, PersistentVolumeClaim, Pod, PodCondition,
 };
@@ -26,12 +26,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::reconcile::watched;
 use crate::volume::claims_of;
 
 pub use place::{Committed, Resources, Unschedulable, bound_node, committed, is_over, place};
@@ -42,30 +42,11 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Runs the scheduler until `shutdown`.
 pub async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken) {
-    let (pods, pods_writer) = reflector::store::<Pod>();
-    let (nodes, nodes_writer) = reflector::store::<Node>();
-    let pod_events = reflector::reflector(
-        pods_writer,
-        watcher(Api::<Pod>::all(client.clone()), watcher::Config::default()).default_backoff(),
-    )
-    .map_ok(drop);
-    let node_events = reflector::reflector(
-        nodes_writer,
-        watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff(),
-    )
-    .map_ok(drop);
+    let (pods, pod_events) = watched::<Pod>(&client);
+    let (nodes, node_events) = watched::<Node>(&client);
+    let (claims, claim_events) = watched::<PersistentVolumeClaim>(&client);
     // Many events may be ready at once (the first list, a burst): one pass answers them all.
-    let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
-    let claim_events = reflector::reflector(
-        claims_writer,
-        watcher(Api::all(client.clone()), watcher::Config::default()).default_backoff(),
-    )
-    .map_ok(drop);
-    let all = [
-        pod_events.boxed(),
-        node_events.boxed(),
-        claim_events.boxed(),
-    ];
+    let all = [pod_events, node_events, claim_events];
     let mut changes = futures::stream::select_all(all).ready_chunks(256);
 
     let mut scheduler = Scheduler {

@@ -32,11 +32,11 @@ use kube::{Client, Resource, ResourceExt};
 use rand::Rng;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::info;
 
 use crate::reconcile::{
     ATTEMPTS, Error, Failures, Step, code, failed, full_name, is_owned, locked, manager_patch,
-    manager_post, now, stale_or,
+    manager_post, now, report, stale_or,
 };
 use crate::written::Written;
 use plan::{Action, Observed, plan};
@@ -85,18 +85,7 @@ pub async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken
         queue,
         controller::Config::default().concurrency(16),
     );
-    outcomes
-        .for_each(|outcome| async {
-            match outcome {
-                Ok(_) => {}
-                // An instance's event for a machine that is gone.
-                Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "vm: gone"),
-                Err(error) => {
-                    warn!(error = %crate::chain(&error), "vm: reconcile failed, will be tried again");
-                }
-            }
-        })
-        .await;
+    report("vm", outcomes).await;
 }
 
 struct Controller {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use berth_api::kubevirt::v1::{
     CPU, ContainerDiskSource, ResourceRequirements, VirtualMachineInstance,
-    VirtualMachineInstanceSpec, hostname,
+    VirtualMachineInstanceSpec, Volume, hostname,
 };
 use berth_api::launcher::{
     BOOT_INITRD, BOOT_KERNEL, CLAIM_PREFIX, CLAIM_SIZES, CLAIMS_DIR, ClaimSizes, DEVICES_DIR,
@@ -95,25 +95,20 @@ pub fn launcher_pod(
     let (mut devices, mut sizes) = (Vec::new(), ClaimSizes::default());
     for (volume, claim) in claimed(&vmi.spec) {
         let known = claims.get(claim).copied();
-        let name = format!("{CLAIM_PREFIX}{volume}");
+        let name = format!("{CLAIM_PREFIX}{}", volume.name);
         if known.is_some_and(|claim| claim.block) {
             devices.push(core::VolumeDevice {
                 name: name.clone(),
-                device_path: format!("{DEVICES_DIR}/{volume}"),
+                device_path: format!("{DEVICES_DIR}/{}", volume.name),
             });
         } else {
             // What is not to be written is not writable.
-            let ephemeral = vmi
-                .spec
-                .volumes
-                .iter()
-                .any(|v| v.name == volume && v.ephemeral.is_some());
             mounts.push(core::VolumeMount {
-                read_only: ephemeral.then_some(true),
-                ..mount(&name, &format!("{CLAIMS_DIR}/{volume}"))
+                read_only: volume.ephemeral.is_some().then_some(true),
+                ..mount(&name, &format!("{CLAIMS_DIR}/{}", volume.name))
             });
             if let Some(claim) = known {
-                sizes.0.insert(volume.to_owned(), claim.size);
+                sizes.0.insert(volume.name.clone(), claim.size);
             }
         }
         volumes.push(core::Volume {
@@ -428,9 +423,9 @@ pub fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
 }
 
 /// The volumes on claims, and the claims' names.
-pub fn claimed(spec: &VirtualMachineInstanceSpec) -> impl Iterator<Item = (&str, &str)> {
+pub fn claimed(spec: &VirtualMachineInstanceSpec) -> impl Iterator<Item = (&Volume, &str)> {
     let volumes = spec.volumes.iter();
-    volumes.filter_map(|volume| Some((volume.name.as_str(), volume.claim()?.0)))
+    volumes.filter_map(|volume| Some((volume, volume.claim()?.0)))
 }
 
 /// The container disks with the names of their volumes, and what the firmware starts, which comes the same way.

@@ -34,12 +34,12 @@ use rand::Rng;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::Settings;
 use crate::reconcile::{
     ATTEMPTS, Error, Failures, Step, code, failed, full_name, is_owned, locked, manager_patch,
-    manager_post, now, stale_or,
+    manager_post, now, report, stale_or,
 };
 use crate::written::Written;
 use launcher_pod::{Claim, Claims};
@@ -97,16 +97,7 @@ pub async fn run(
         // Machines start side by side; a slow answer for one does not hold up the others.
         controller::Config::default().concurrency(16),
     );
-    outcomes
-        .for_each(|outcome| async {
-            match outcome {
-                Ok(_) => {}
-                // A pod event for a machine that is gone.
-                Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "vmi: gone"),
-                Err(error) => warn!(error = %crate::chain(&error), "vmi: reconcile failed, will be tried again"),
-            }
-        })
-        .await;
+    report("vmi", outcomes).await;
 }
 
 struct Controller {
@@ -292,14 +283,16 @@ impl Controller {
         );
         let mut claims = Claims::new();
         for (volume, name) in launcher_pod::claimed(&vmi.spec) {
-            self.is_filled(vmi, volume, name).await?;
+            self.is_filled(vmi, &volume.name, name).await?;
             let found = api
                 .get_opt(name)
                 .await
                 .map_err(failed("read persistentvolumeclaim", vmi))?;
             let Some(found) = found else {
-                let message =
-                    format!("volume {volume}: there is no persistentvolumeclaim {name:?}");
+                let message = format!(
+                    "volume {}: there is no persistentvolumeclaim {name:?}",
+                    volume.name
+                );
                 self.recorder
                     .record(
                         vmi,

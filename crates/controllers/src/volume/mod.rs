@@ -19,18 +19,17 @@ use std::time::Duration;
 
 use berth_api::events::{EventType, Recorder};
 use berth_api::storage::CLAIM_PROTECTION;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, ListParams, Patch};
-use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::reflector::Store;
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::reconcile::{code, full_name, manager_patch};
+use crate::reconcile::{code, full_name, manager_patch, watched};
 use crate::scheduler::{is_filled, is_over};
 use plan::{Action, plan_claim, plan_volume};
 
@@ -41,30 +40,10 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs the controller until `shutdown`.
 pub(crate) async fn run(client: Client, recorder: Recorder, shutdown: CancellationToken) {
-    let (claims, claims_writer) = reflector::store::<PersistentVolumeClaim>();
-    let (volumes, volumes_writer) = reflector::store::<PersistentVolume>();
-    let (classes, classes_writer) = reflector::store::<StorageClass>();
-    let config = watcher::Config::default;
-    let claim_events = reflector::reflector(
-        claims_writer,
-        watcher(Api::all(client.clone()), config()).default_backoff(),
-    )
-    .map_ok(drop);
-    let volume_events = reflector::reflector(
-        volumes_writer,
-        watcher(Api::all(client.clone()), config()).default_backoff(),
-    )
-    .map_ok(drop);
-    let class_events = reflector::reflector(
-        classes_writer,
-        watcher(Api::all(client.clone()), config()).default_backoff(),
-    )
-    .map_ok(drop);
-    let all = [
-        claim_events.boxed(),
-        volume_events.boxed(),
-        class_events.boxed(),
-    ];
+    let (claims, claim_events) = watched::<PersistentVolumeClaim>(&client);
+    let (volumes, volume_events) = watched::<PersistentVolume>(&client);
+    let (classes, class_events) = watched::<StorageClass>(&client);
+    let all = [claim_events, volume_events, class_events];
     let mut changes = futures::stream::select_all(all).ready_chunks(256);
     let controller = Controller {
         client,

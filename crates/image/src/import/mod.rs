@@ -32,7 +32,7 @@ use thiserror::Error;
 use self::checksum::Seen;
 pub use self::checksum::{Checksum, InvalidChecksum};
 pub use self::http::Http;
-use self::image::{Image, Opened, Reader, open};
+use self::image::{Image, Opened, open};
 pub use self::source::SourceError;
 pub(crate) use self::target::Target;
 use self::work::Work;
@@ -223,10 +223,8 @@ pub fn inspect(from: From) -> Result<Inspected, Error> {
         MAX_VIRTUAL_SIZE,
         &std::env::temp_dir(),
     )?;
-    let virtual_size = match (image.format, &image.reader) {
-        (ImageFormat::Raw, Reader::Any(source)) => source.size(),
-        (ImageFormat::Raw, Reader::Stream(_)) if image.compression.is_none() => file_size,
-        (ImageFormat::Raw, Reader::Stream(_)) => None,
+    let virtual_size = match image.format {
+        ImageFormat::Raw => image.known_size(file_size),
         _ => Some(image.layout(MAX_VIRTUAL_SIZE)?.virtual_size()),
     };
     Ok(Inspected {
@@ -269,10 +267,8 @@ pub fn run(
     let spool = spool_dir(&request.target);
     let mut image = Image::of(opened, &seen, in_order, limit, &spool)?;
     let target = Target::open(&request.target).map_err(failed)?;
-    let limit = match target.device_size().map_err(failed)? {
-        Some(size) => limit.min(size),
-        None => limit,
-    };
+    let device = target.device_size().map_err(failed)?;
+    let limit = device.map_or(limit, |size| limit.min(size));
     let work = Work {
         target: &target,
         progress,
@@ -289,14 +285,10 @@ pub fn run(
         if let Some(size) = image.known_size(length) {
             check_room(size, limit).map_err(too_large)?;
         }
-        prepare(request.size.unwrap_or(0))?;
+        prepare(0)?;
         let size = work.raw(&mut image, limit).map_err(too_large)?;
-        if target.device_size().map_err(failed)?.is_none() {
-            let size = request.size.unwrap_or(0).max(size);
-            target.file().set_len(size).map_err(failed)?;
-            if request.preallocate {
-                target.prepare(size, true).map_err(failed)?;
-            }
+        if device.is_none() {
+            prepare(size)?;
         }
         size
     } else {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 
-use crate::sparse::run;
+use crate::sparse;
 
 /// What a file is called that is not whole yet: the name it gets, and this.
 const UNFINISHED: &str = ".importing";
@@ -103,21 +103,8 @@ impl Target {
     }
 
     /// Writes `bytes` at `at`, but for blocks of zeros; returns how many were written.
-    pub(crate) fn write(&self, mut at: u64, mut bytes: &[u8]) -> io::Result<u64> {
-        let mut written = 0;
-        while !bytes.is_empty() {
-            let zeros = run(at, bytes, true);
-            at += zeros as u64;
-            bytes = &bytes[zeros..];
-            let data = run(at, bytes, false);
-            if data > 0 {
-                self.file.write_all_at(&bytes[..data], at)?;
-                written += data as u64;
-            }
-            at += data as u64;
-            bytes = &bytes[data..];
-        }
-        Ok(written)
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> io::Result<u64> {
+        sparse::write(&self.file, at, bytes)
     }
 
     /// Waits until all is on disk, and shows the file under its name.
